@@ -1,0 +1,135 @@
+"""`alt-hpc`: the command line. Light to start: each command imports what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from alt_hpc.errors import InputError
+
+WRONG_INPUT = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; wrong input prints one sentence and returns 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.command(options)
+        return status
+    except InputError as error:
+        print(f"alt-hpc: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except BrokenPipeError:
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="alt-hpc", description="Align language models with textual feedback on Slurm."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, function, words in (
+        ("submit", _submit, "check a config and start its run on Slurm"),
+        ("run", _run, "run a config on this machine"),
+        ("plan", _plan, "print every job that would be submitted next, and submit nothing"),
+        ("fetch", _fetch, "get a config's models and data into the cache, for offline nodes"),
+    ):
+        command = commands.add_parser(name, help=words, description=words)
+        command.add_argument("config", type=Path, metavar="CONFIG")
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="override a key, such as --set sampling.prompts=64 (may be repeated)",
+        )
+        command.set_defaults(command=function)
+    for name, function, words in (
+        ("status", _status, "show how far a run is"),
+        ("report", _report, "print a run's table and sample summaries"),
+        ("cancel", _cancel, "cancel a run's jobs; submitting again goes on from there"),
+        ("controller", _controller, "plan and submit once (what the controller job runs)"),
+    ):
+        command = commands.add_parser(name, help=words, description=words)
+        command.add_argument("run", type=Path, metavar="RUN")
+        command.set_defaults(command=function)
+    stage = commands.add_parser("stage", help="run one piece of a run by hand")
+    stage.add_argument("name", choices=_stage_names(), metavar="STAGE")
+    stage.add_argument("run", type=Path, metavar="RUN")
+    stage.add_argument("--iteration", type=int, default=0)
+    stage.add_argument("--shard", type=int, default=0)
+    stage.set_defaults(command=_stage)
+    return parser
+
+
+def _stage_names() -> tuple[str, ...]:
+    return ("sft", "reward-model", "sample", "score", "train", "evaluate", "report")
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from alt_hpc import config, launch
+
+    return launch.submit(config.load(options.config, options.set))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from alt_hpc import config, launch
+
+    return launch.run(config.load(options.config, options.set))
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from alt_hpc import config, launch, preview
+
+    print(preview.preview(launch.absolute(config.load(options.config, options.set))))
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from alt_hpc import config, launch
+
+    launch.fetch(config.load(options.config, options.set))
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from alt_hpc import progress
+    from alt_hpc.runfolder import RunFolder
+
+    print(progress.status(RunFolder(options.run)))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from alt_hpc import progress
+    from alt_hpc.runfolder import RunFolder
+
+    print(progress.summary(RunFolder(options.run)))
+    return 0
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from alt_hpc import launch
+    from alt_hpc.runfolder import RunFolder
+
+    return launch.cancel(RunFolder(options.run))
+
+
+def _controller(options: argparse.Namespace) -> int:
+    from alt_hpc import controller
+    from alt_hpc.runfolder import RunFolder
+
+    return controller.run_on_slurm(RunFolder(options.run))
+
+
+def _stage(options: argparse.Namespace) -> int:
+    from alt_hpc import task
+
+    piece = (options.name, str(options.iteration), str(options.shard), "0")
+    task.stage(str(options.run), *piece)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

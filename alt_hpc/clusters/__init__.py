@@ -1,0 +1,56 @@
+"""Clusters know how to run a plan's jobs: `slurm` through submitit, `local` on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from alt_hpc.config import Cluster as ClusterConfig
+from alt_hpc.config import StageCluster
+from alt_hpc.plan import Dependency
+
+
+@dataclass(frozen=True)
+class Request:
+    """One job as a cluster sees it: `calls` holds the arguments of `alt_hpc.task` per element."""
+
+    name: str
+    comment: str
+    folder: Path  # scripts and logs
+    calls: Sequence[Sequence[str]]
+    stage: StageCluster
+    common: ClusterConfig
+    threads: int = 1
+
+    @property
+    def tasks(self) -> int:
+        """Processes of each element."""
+        return self.stage.nodes * self.stage.tasks_per_node
+
+
+class SubmissionRefused(RuntimeError):
+    """The cluster did not take a job. The message is the cluster's own."""
+
+
+class QueueUnknown(RuntimeError):
+    """The cluster could not say what is in flight; nothing may be submitted now."""
+
+
+class Cluster(Protocol):
+    """What the controller needs of a cluster."""
+
+    max_array: int
+
+    def submit(self, request: Request, after: Sequence[Dependency]) -> str:
+        """Queue a job whose dependencies name jobs or elements (`12`, `12_3`); returns its id."""
+        ...
+
+    def in_flight(self, run_id: str) -> dict[str, dict[int, str]]:
+        """Elements pending or running: job key -> element index -> element id."""
+        ...
+
+    def element(self, job: str, index: int, count: int) -> str:
+        """The id of one element of a job."""
+        ...

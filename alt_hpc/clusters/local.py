@@ -1,0 +1,172 @@
+"""This machine as a cluster: the same jobs, the same dependency meanings, ended states as Slurm's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from alt_hpc.clusters import Request
+from alt_hpc.clusters.slurm import INHERITED
+from alt_hpc.plan import Dependency
+
+POLL_S = 0.1
+ENDED = ("COMPLETED", "FAILED", "CANCELLED")
+
+
+@dataclass
+class Element:
+    """One array element (or plain job) and its processes, one a rank."""
+
+    id: str
+    index: int
+    request: Request
+    after: Sequence[Dependency]
+    state: str = "PENDING"
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+
+class Local:
+    """Runs at most `slots` processes at once, first come first served."""
+
+    max_array = 1_000_000
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.jobs: dict[str, list[Element]] = {}
+
+    def submit(self, request: Request, after: Sequence[Dependency]) -> str:
+        """Queue a job; `wait` runs it."""
+        job = str(len(self.jobs) + 1)
+        count = len(request.calls)
+        self.jobs[job] = [
+            Element(self.element(job, i, count), i, request, after) for i in range(count)
+        ]
+        return job
+
+    def element(self, job: str, index: int, count: int) -> str:
+        return job if count == 1 else f"{job}_{index}"
+
+    def in_flight(self, run_id: str) -> dict[str, dict[int, str]]:
+        found: dict[str, dict[int, str]] = {}
+        for element in self._elements():
+            key = element.request.comment.removeprefix(f"alt-hpc:{run_id}:")
+            if element.state not in ENDED:
+                found.setdefault(key, {})[element.index] = element.id
+        return found
+
+    def states(self, jobs: Iterable[str]) -> dict[str, str]:
+        """State of every element of these jobs."""
+        return {e.id: e.state for job in jobs for e in self.jobs[job]}
+
+    def running(self) -> list[Element]:
+        return [e for e in self._elements() if e.state == "RUNNING"]
+
+    def wait(self, targets: Iterable[str], tick: Callable[[], None] = lambda: None) -> None:
+        """Run queued jobs until all elements of the targets (jobs or elements) have ended.
+
+        Whatever still runs is ended when this is left by an exception (such as Ctrl-C).
+        """
+        waited = [e for target in targets for e in self._target(target)]
+        try:
+            while any(e.state not in ENDED for e in waited):
+                self._reap()
+                self._start()
+                tick()
+                time.sleep(POLL_S)
+        except BaseException:
+            self.end_all()
+            raise
+
+    def end_all(self) -> None:
+        """Kill what runs and cancel what waits."""
+        for element in self._elements():
+            if element.state not in ENDED:
+                _kill(element)
+                element.state = "CANCELLED"
+
+    def _elements(self) -> list[Element]:
+        return [element for job in self.jobs.values() for element in job]
+
+    def _target(self, target: str) -> list[Element]:
+        job, underscore, index = target.partition("_")
+        elements = self.jobs.get(job, [])
+        return [elements[int(index)]] if underscore and elements else elements
+
+    def _reap(self) -> None:
+        for element in self.running():
+            codes = [process.poll() for process in element.processes]
+            if any(code not in (None, 0) for code in codes):
+                _kill(element)  # one dead rank ends the others, as srun --kill-on-bad-exit does
+                element.state = "FAILED"
+            elif all(code == 0 for code in codes):
+                element.state = "COMPLETED"
+
+    def _start(self) -> None:
+        busy = sum(self._width(e) for e in self.running())
+        for element in self._elements():
+            if element.state != "PENDING":
+                continue
+            ready = self._ready(element)
+            if ready is None:
+                element.state = "CANCELLED"
+            elif ready and busy + self._width(element) <= self.slots:
+                self._launch(element)
+                busy += self._width(element)
+            elif ready:
+                return  # first come, first served: a wide job is not overtaken for ever
+
+    def _width(self, element: Element) -> int:
+        return min(element.request.tasks, self.slots)
+
+    def _ready(self, element: Element) -> bool | None:
+        """Whether it may start; None when it never can (Slurm: --kill-on-invalid-dep=yes)."""
+        ready = True
+        for dependency in element.after:
+            upstream = self._target(dependency.target)
+            if dependency.kind == "aftercorr":
+                upstream = [e for e in upstream if e.index == element.index]
+            states = {e.state for e in upstream}
+            if dependency.kind != "afterany" and states & {"FAILED", "CANCELLED"}:
+                return None
+            ready &= states <= set(ENDED)
+        return ready
+
+    def _launch(self, element: Element) -> None:
+        request = element.request
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(INHERITED)}
+        python = request.stage.python or sys.executable
+        for rank in range(request.tasks):
+            environment = clean | {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(request.tasks),
+                "LOCAL_RANK": str(rank % request.stage.tasks_per_node),
+                "ALT_HPC_START": f"local-{os.getpid()}-{element.id}",
+                "PYTHONUNBUFFERED": "1",
+            }
+            log = request.folder / f"{element.id}_{rank}_log.out"
+            with log.open("ab") as output:
+                process = subprocess.Popen(
+                    [python, "-m", "alt_hpc.task", *request.calls[element.index]],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            element.processes.append(process)
+        element.state = "RUNNING"
+
+
+def _kill(element: Element) -> None:
+    for process in element.processes:
+        if process.poll() is None:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()

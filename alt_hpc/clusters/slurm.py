@@ -1,0 +1,276 @@
+"""Slurm: jobs through submitit, states from squeue, limits from scontrol."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from submitit.core.utils import FailedJobError
+from submitit.slurm.slurm import SlurmExecutor
+
+from alt_hpc import task
+from alt_hpc.clusters import QueueUnknown, Request, SubmissionRefused
+from alt_hpc.config import Cluster as ClusterConfig
+from alt_hpc.config import StageCluster
+from alt_hpc.errors import InputError
+from alt_hpc.plan import Dependency
+
+CLIENT_TIMEOUT_S = 60  # Slurm's clients retry for long when slurmctld is away
+ENDED = ("COMPLETING",)  # squeue still lists these; their processes are done
+INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
+
+
+@contextlib.contextmanager
+def clean_environment() -> Iterator[None]:
+    """Without the variables of the job we are in, which sbatch would pass on; SLURM_CONF stays.
+
+    Not doing so has made jobs resubmit their own controller and halve their GPUs; removing
+    SLURM_CONF too (as submitit's clean_env does) loses the cluster.
+    """
+    leaked = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if name.startswith(INHERITED) and name != "SLURM_CONF"
+    }
+    try:
+        yield
+    finally:
+        os.environ.update(leaked)
+
+
+def client(*command: str, timeout: float = CLIENT_TIMEOUT_S) -> str:
+    """Output of a Slurm client; raises `subprocess.SubprocessError` or `OSError`."""
+    with clean_environment():
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, check=True
+        )
+    return done.stdout
+
+
+def available() -> bool:
+    """Whether this machine has Slurm's clients."""
+    return all(shutil.which(name) for name in ("sbatch", "squeue", "scontrol", "srun"))
+
+
+class Slurm:
+    """The Slurm cluster that SLURM_CONF (or the site's default) names."""
+
+    def __init__(self) -> None:
+        if not available():
+            raise InputError("Slurm's commands (sbatch, squeue, scontrol, srun) are not on PATH")
+        self.max_array = _max_array()
+
+    def submit(self, request: Request, after: Sequence[Dependency]) -> str:
+        """One sbatch: an array through submitit, or a plain job for a single element."""
+        executor = self._executor(request, after)
+        try:
+            with clean_environment():
+                jobs = executor.map_array(task.call, *zip(*request.calls, strict=True))
+        except (FailedJobError, RuntimeError) as error:
+            raise SubmissionRefused(_own_words(error)) from error
+        return jobs[0].job_id.partition("_")[0]
+
+    def script(self, request: Request, after: Sequence[Dependency]) -> str:
+        """The sbatch script byte for byte as `submit` would hand it over."""
+        executor = self._executor(request, after)
+        if len(request.calls) > 1:
+            executor.parameters["map_count"] = len(request.calls)
+        command = executor._submitit_command_str
+        return executor._make_submission_file_text(command, "")
+
+    def element(self, job: str, index: int, count: int) -> str:
+        """submitit turns a one-element array into a plain job."""
+        return job if count == 1 else f"{job}_{index}"
+
+    def in_flight(self, run_id: str) -> dict[str, dict[int, str]]:
+        """Elements of this run's jobs that squeue lists as pending, running or requeued."""
+        found: dict[str, dict[int, str]] = {}
+        for job, comment, state, _ in _squeue():
+            if not comment.startswith(f"alt-hpc:{run_id}:") or state in ENDED:
+                continue
+            index = job.partition("_")[2]
+            key = comment.removeprefix(f"alt-hpc:{run_id}:")
+            found.setdefault(key, {})[int(index) if index.isdigit() else 0] = job
+        return found
+
+    def states(self, jobs: Sequence[str]) -> dict[str, str]:
+        """State of jobs and elements as slurmctld remembers them (`scontrol show job`)."""
+        states: dict[str, str] = {}
+        for job in jobs:
+            for block in client("scontrol", "show", "job", job).split("\n\n"):
+                facts = dict(re.findall(r"(\w+)=(\S+)", block))
+                if "ArrayTaskId" in facts:
+                    states[f"{facts['ArrayJobId']}_{facts['ArrayTaskId']}"] = facts["JobState"]
+                elif "JobId" in facts:
+                    states[facts["JobId"]] = facts["JobState"]
+        return states
+
+    # ------------------------------------------------------------------ the controller's own job
+
+    def submit_controller(
+        self, script: Path, log: Path, run: str, run_id: str, common: ClusterConfig, after: str
+    ) -> str:
+        """Queue a controller: `singleton` under a name of its own, so that one runs at a time."""
+        asked = common.controller
+        options: dict[str, Any] = {
+            "job-name": controller_name(run, run_id),
+            "comment": f"alt-hpc:{run_id}:controller",
+            "output": str(log),
+            "open-mode": "append",
+            "time": asked.minutes or 30,
+            "cpus-per-task": asked.cpus or 1,
+            "mem": f"{asked.mem_gb or 1:g}G",
+            "partition": asked.partition or common.partition,
+            "account": common.account,
+            "qos": common.qos,
+            "dependency": ",".join(filter(None, [after, "singleton"])),
+            **common.sbatch,
+            **asked.sbatch,
+        }
+        flags = [f"--{key}={value}" for key, value in options.items() if value is not None]
+        try:
+            return client("sbatch", "--parsable", *flags, str(script)).split(";")[0].strip()
+        except (subprocess.SubprocessError, OSError) as error:
+            raise SubmissionRefused(_own_words(error)) from error
+
+    def controllers(self, run_id: str) -> dict[str, str]:
+        """Controllers of this run in the queue: job id -> state."""
+        comment = f"alt-hpc:{run_id}:controller"
+        return {job: state for job, c, state, _ in _squeue() if c == comment}
+
+    def depend(self, job: str, dependency: str) -> None:
+        """Change what a pending job waits for."""
+        client("scontrol", "update", f"JobId={job}", f"Dependency={dependency}")
+
+    def start_after(self, job: str, minutes: int) -> None:
+        """Keep a pending job from starting for a while."""
+        client("scontrol", "update", f"JobId={job}", f"StartTime=now+{minutes}minutes")
+
+    def cancel(self, *jobs: str) -> None:
+        if jobs:
+            client("scancel", *jobs)
+
+    # ------------------------------------------------------------------ checks before submitting
+
+    def check(self, common: ClusterConfig) -> None:
+        """Stop with one sentence on an unknown partition or more nodes than a partition has."""
+        known: dict[str, int] = {}
+        for line in client("sinfo", "--noheader", "--format=%R|%D").splitlines():
+            name, _, nodes = line.partition("|")
+            known[name] = known.get(name, 0) + int(nodes)
+        default = client("sinfo", "--noheader", "--format=%P").split()
+        first = next((p.rstrip("*") for p in default if p.endswith("*")), None)
+        for name, stage in _stages(common):
+            partition = stage.partition or common.partition or first
+            where = "cluster.partition" if not stage.partition else f"cluster.{name}.partition"
+            if partition not in known:
+                raise InputError(
+                    f"{where}: no partition '{partition}' here (there are: {', '.join(known)})"
+                )
+            if stage.nodes > known[partition]:
+                raise InputError(
+                    f"cluster.{name}.nodes: {stage.nodes} nodes asked of partition '{partition}',"
+                    f" which has {known[partition]}"
+                )
+
+    def test(self, request: Request, field: str) -> None:
+        """Ask Slurm itself whether it would take such a job (`sbatch --test-only`)."""
+        text = self.script(request, ())
+        with clean_environment():
+            done = subprocess.run(
+                ["sbatch", "--test-only"],
+                input=text,
+                capture_output=True,
+                text=True,
+                timeout=CLIENT_TIMEOUT_S,
+            )
+        if done.returncode:
+            words = done.stderr.replace("allocation failure: ", "").strip().split("\n")[-1]
+            raise InputError(f"{field}: Slurm would not take this job: {words}")
+
+    def _executor(self, request: Request, after: Sequence[Dependency]) -> SlurmExecutor:
+        stage, common = request.stage, request.common
+        python = shlex.quote(stage.python or sys.executable)
+        executor = SlurmExecutor(folder=request.folder, python=python)
+        cpus = stage.cpus or request.threads
+        minutes = stage.minutes or common.minutes
+        container = [f"--container-image={stage.container}"] if stage.container else []
+        parameters: dict[str, Any] = {
+            "job_name": request.name,
+            "comment": request.comment,
+            "time": minutes,
+            "nodes": stage.nodes,
+            "ntasks_per_node": stage.tasks_per_node,
+            "cpus_per_task": cpus,
+            "gpus_per_node": stage.gpus * stage.tasks_per_node or None,
+            "partition": stage.partition or common.partition,
+            "account": common.account,
+            "qos": common.qos,
+            "signal_delay_s": min(90, 6 * minutes),
+            "array_parallelism": stage.parallel,
+            "stderr_to_stdout": True,
+            # srun does not inherit --cpus-per-task; one dead rank must end the others
+            "srun_args": [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1", *container],
+            "additional_parameters": {
+                "requeue": True,
+                **({"mem": f"{stage.mem_gb:g}G"} if stage.mem_gb else {}),
+                **({"kill-on-invalid-dep": "yes"} if after else {}),
+                **({"dependency": dependency_text(after)} if after else {}),
+                **common.sbatch,
+                **stage.sbatch,
+            },
+        }
+        executor.update_parameters(**{k: v for k, v in parameters.items() if v is not None})
+        return executor
+
+
+def dependency_text(after: Sequence[Dependency]) -> str:
+    """sbatch's `--dependency`: all conditions must hold."""
+    return ",".join(f"{d.kind}:{d.target}" for d in after)
+
+
+def controller_name(run: str, run_id: str) -> str:
+    """Unique to the run: `singleton` lets one job of a name run at a time."""
+    return f"{run}-controller-{run_id[-6:]}"
+
+
+def _stages(common: ClusterConfig) -> list[tuple[str, StageCluster]]:
+    return [(k, v) for k, v in vars(common).items() if isinstance(v, StageCluster)]
+
+
+def _max_array() -> int:
+    """Elements that an array may have: submitit's indices run from 0 to MaxArraySize - 1."""
+    try:
+        text = client("scontrol", "show", "config")
+    except (subprocess.SubprocessError, OSError) as error:
+        raise QueueUnknown(f"scontrol show config: {_own_words(error)}") from error
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+    return max(1, int(found.group(1))) if found else 1000
+
+
+def _squeue() -> list[tuple[str, str, str, str]]:
+    """(element id, comment, state, reason) of all my jobs, array elements one a line."""
+    command = ("squeue", "--noheader", "--array", f"--user={getpass.getuser()}")
+    try:
+        text = client(*command, "--format=%i|%T|%r|%k")
+    except (subprocess.SubprocessError, OSError) as error:
+        raise QueueUnknown(f"squeue: {_own_words(error)}") from error
+    rows = [line.split("|", 3) for line in text.splitlines() if line.count("|") >= 3]
+    return [(row[0].strip(), row[3].strip(), row[1], row[2]) for row in rows]
+
+
+def _own_words(error: BaseException) -> str:
+    """What Slurm itself said, on one line."""
+    said = getattr(error, "stderr", None) or str(error)
+    text = said.decode() if isinstance(said, bytes) else said
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__).removeprefix("sbatch: error: ")

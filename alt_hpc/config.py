@@ -1,0 +1,497 @@
+"""What a run is: the YAML config as frozen dataclasses, read strictly (unknown keys are errors).
+
+Everything outside `cluster`, `iterations`, `run` and `keep` decides content: it is *frozen* at
+the first submission and fingerprinted (see `fingerprint`). The defaults are the paper's
+(arXiv 2407.16970) unless a comment says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from alt_hpc.errors import InputError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The model that is aligned."""
+
+    model: str | None = None  # hub name or folder; none: the `sft` stage makes it
+    base: str | None = None  # what `sft` starts from
+    tokenizer: str | None = None  # where the model's folder has none
+    dtype: Dtype = "bfloat16"  # of sampling and evaluation
+    max_length: int | None = None  # tokens of prompt + generation; default: the model's context
+    dropout: float = 0.0  # while training
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """The model that ranks generations: a sequence-classification folder or CarperAI's format."""
+
+    model: str | None = None  # hub name or folder; none: the `reward-model` stage makes it
+    base: str | None = None  # architecture of a CarperAI checkpoint; what `reward-model` starts from
+    tokenizer: str | None = None
+    template: str | None = None  # default: the checkpoint's kind decides (see reward.py)
+    max_length: int = 550
+    dtype: Dtype = "float32"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows of text: a hub data set, or a folder of JSONL/Parquet files named after the splits."""
+
+    path: str
+    train: str = "train"
+    valid: str = "valid"
+    test: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)  # our name -> the data set's
+    limit: int | None = None  # rows kept of the train split
+
+
+@dataclass(frozen=True)
+class Data:
+    """`prompts` has columns prompt and label (for SFT); `comparisons` prompt, chosen, rejected."""
+
+    prompts: Source
+    comparisons: Source | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Drawing prompts and sampling generations (paper, section 4 and its model card)."""
+
+    prompts: int = 2048  # N, drawn per iteration
+    replacement: bool = True
+    generations: int = 96  # G, per prompt
+    temperature: float = 0.9
+    top_p: float = 0.9
+    max_new_tokens: int = 64
+    group: int = 4  # prompts in a prompt group: the unit of batching
+    engine: Literal["transformers", "vllm"] = "transformers"
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """The feedback texts, best first, and how generations are ranked into their quantiles."""
+
+    quantiles: int = 5
+    texts: list[str] = field(
+        default_factory=lambda: ["Excellent.", "Good.", "Mediocre.", "Bad.", "Horrible."]
+    )
+    template: str = "{feedback} input: {prompt}"
+    remainder: Literal["spread", "last"] = "spread"  # "last": the authors' code
+    pool: Literal["prompt", "iteration"] = "prompt"  # "iteration": the original Quark
+    per_quantile: int = 2  # generations kept of each quantile for training
+    append_eos: bool = False  # the authors': EOS after unfinished generations that end in .?!
+
+
+@dataclass(frozen=True)
+class Training:
+    """One optimisation: shared by `training`, `sft` and `reward_training`."""
+
+    epochs: int = 2
+    global_batch: int = 16  # sequences an optimiser step, whatever the number of processes
+    micro_batch: int = 8  # sequences a process computes at once
+    lr: float = 2e-5
+    betas: list[float] = field(default_factory=lambda: [0.8, 0.999])
+    eps: float = 1e-8
+    weight_decay: float = 3e-7
+    clip: float = 1.0
+    warmup: float = 0.05  # share of all steps; then linear decay to 0
+    entropy: float = 0.06  # coefficient of H in the loss (0 outside `training`)
+    kl: float = 0.0  # coefficient of KL(reference || policy); the paper's KL variant: 0.05
+    trained_blocks: float = 0.3  # top share of blocks that is trained; 1: all of them
+    train_embeddings: bool = False  # the authors': true (see METHOD "Frozen")
+    precision: Dtype = "bfloat16"
+    export_dtype: Dtype = "float32"  # the float32 master weights lose nothing between iterations
+    deepspeed: str = "configs/deepspeed/zero2.json"
+    checkpoint_minutes: float = 15.0  # between DeepSpeed checkpoints
+    head_only: bool = False  # `reward_training`: only the value head, on a frozen trunk
+    max_length: int = 1024  # tokens of a training sequence of `sft` and `reward_training`
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Greedy generations for held-out prompts, conditioned on quantile 0 and on the last one."""
+
+    prompts: int | None = None  # rows of the valid split (none: all)
+    test_prompts: int | None = None  # rows of the test split, evaluated at 0 and at the end
+    max_new_tokens: int = 64
+    group: int = 16
+
+
+@dataclass(frozen=True)
+class StageCluster:
+    """What one stage asks of the cluster; `None` takes the cluster-wide setting."""
+
+    shards: int = 1
+    nodes: int = 1
+    tasks_per_node: int = 1  # `train`, `sft`, `reward_model`: one process per GPU
+    gpus: int = 0  # per task
+    cpus: int | None = None  # per task; default: `threads`
+    mem_gb: float | None = None  # per node
+    minutes: int | None = None
+    partition: str | None = None
+    parallel: int = 256  # array elements that may run at once
+    python: str | None = None  # another environment's interpreter
+    container: str | None = None  # image for srun --container-image (pyxis)
+    sbatch: dict[str, str | int | bool] = field(default_factory=dict)  # any further sbatch option
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where and how jobs run. Free: it may change whenever a run is submitted again."""
+
+    backend: Literal["local", "slurm"] = "local"
+    slots: int = 1  # local: tasks at once
+    max_attempts: int = 3
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    minutes: int = 60
+    sbatch: dict[str, str | int | bool] = field(default_factory=dict)
+    controller: StageCluster = field(default_factory=StageCluster)
+    sft: StageCluster = field(default_factory=StageCluster)
+    reward_model: StageCluster = field(default_factory=StageCluster)
+    sample: StageCluster = field(default_factory=StageCluster)
+    score: StageCluster = field(default_factory=StageCluster)
+    train: StageCluster = field(default_factory=StageCluster)
+    evaluate: StageCluster = field(default_factory=StageCluster)
+    report: StageCluster = field(default_factory=StageCluster)
+
+    def stage(self, name: str) -> StageCluster:
+        """Settings of a stage by its name (`reward-model` is the key `reward_model`)."""
+        settings = getattr(self, name.replace("-", "_"))
+        assert isinstance(settings, StageCluster)
+        return settings
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    run: str  # the run folder
+    policy: Policy
+    data: Data
+    seed: int = 0
+    iterations: int = 10
+    threads: int = 1  # CPU threads of a task: part of what decides content bit for bit
+    reward_model: RewardModel = field(default_factory=RewardModel)
+    sampling: Sampling = field(default_factory=Sampling)
+    feedback: Feedback = field(default_factory=Feedback)
+    training: Training = field(default_factory=Training)
+    sft: Training | None = None
+    reward_training: Training | None = None
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    keep: int = 2  # last policies kept on disk, beside the best one and any still in use
+    cluster: Cluster = field(default_factory=Cluster)
+
+    FREE: typing.ClassVar[tuple[str, ...]] = ("run", "iterations", "keep", "cluster")
+
+    def frozen(self) -> dict[str, Any]:
+        """What decides content, as plain JSON values."""
+        values = dataclasses.asdict(self)
+        return {key: value for key, value in values.items() if key not in self.FREE}
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of `frozen`."""
+        return digest(self.frozen())
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of a JSON value in its canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """Read a YAML config and apply `key.sub=value` overrides.
+
+    Raises
+    ------
+    InputError
+        Unreadable file, YAML error, unknown or doubled key, wrong type, impossible value: with
+        file, line and field.
+    """
+    reader = _Reader(str(path))
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the config ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: the config is not UTF-8 text") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or "unreadable"
+        raise InputError(f"{where}: not valid YAML: {problem}") from error
+    if root is None:
+        raise InputError(f"{path}: the config is empty")
+    for override in overrides:
+        root = _override(root, override)
+    config = reader.build(Config, root, "")
+    _check(config, reader)
+    return config
+
+
+def from_json(values: dict[str, Any]) -> Config:
+    """The config of a run folder, which `load` has checked before it was written."""
+    node = yaml.compose(json.dumps(values), Loader=yaml.SafeLoader)
+    config: Config = _Reader("config.json").build(Config, node, "")
+    return config
+
+
+def _override(root: yaml.Node, override: str) -> yaml.Node:
+    """Set one `a.b=value` in a YAML tree; the value is YAML itself."""
+    name, equals, text = override.partition("=")
+    if not equals or not name or not isinstance(root, yaml.MappingNode):
+        raise InputError(f"--set {override}: expected key=value")
+    try:
+        value = yaml.compose(text, Loader=yaml.SafeLoader) if text.strip() else None
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: the value is not valid YAML") from error
+    value = value or yaml.ScalarNode("tag:yaml.org,2002:null", "null")
+    _mark(value, f"--set {name}")
+    node = root
+    *parents, last = name.split(".")
+    for key in parents:
+        child = next((v for k, v in node.value if k.value == key), None)
+        if not isinstance(child, yaml.MappingNode):
+            node.value = [pair for pair in node.value if pair[0].value != key]
+            child = yaml.MappingNode("tag:yaml.org,2002:map", [])
+            _mark(child, f"--set {name}")
+            node.value.append((_key_node(key, f"--set {name}"), child))
+        node = child
+    node.value = [pair for pair in node.value if pair[0].value != last]
+    node.value.append((_key_node(last, f"--set {name}"), value))
+    return root
+
+
+def _key_node(key: str, origin: str) -> yaml.ScalarNode:
+    node = yaml.ScalarNode("tag:yaml.org,2002:str", key)
+    _mark(node, origin)
+    return node
+
+
+def _mark(node: yaml.Node, origin: str) -> None:
+    """Make errors in an override name the override instead of a line of the file."""
+    node.origin = origin
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _mark(child, origin)
+    if isinstance(node, yaml.MappingNode):
+        for key, child in node.value:
+            _mark(key, origin)
+            _mark(child, origin)
+
+
+class _Reader:
+    """Builds dataclasses from a YAML node tree, remembering where each field stands."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.nodes: dict[str, yaml.Node] = {}
+
+    def error(self, name: str, problem: str, node: yaml.Node | None = None) -> InputError:
+        """An error at a field, or at the nearest parent that the file spells out."""
+        at, parent = node, name
+        while at is None and parent:
+            at = self.nodes.get(parent)
+            parent = parent.rpartition(".")[0]
+        origin = getattr(at, "origin", None)
+        if origin:
+            return InputError(f"{origin}: {problem}")
+        line = f":{at.start_mark.line + 1}" if at is not None else ""
+        return InputError(f"{self.path}{line}: {name}: {problem}" if name else f"{self.path}{line}: {problem}")
+
+    def build(self, cls: type, node: yaml.Node, name: str) -> Any:
+        if not isinstance(node, yaml.MappingNode):
+            raise self.error(name, "expected a mapping of keys to values", node)
+        hints = typing.get_type_hints(cls)
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "(not a word)"
+            full = f"{name}.{key}" if name else key
+            if key not in fields:
+                near = difflib.get_close_matches(key, fields, n=1, cutoff=0)
+                hint = f"; the nearest valid key is '{near[0]}'" if near else ""
+                raise self.error(full, f"unknown key '{key}'{hint}", key_node)
+            if key in values:
+                raise self.error(full, f"key '{key}' is given twice", key_node)
+            self.nodes[full] = value_node
+            values[key] = self.value(hints[key], value_node, full)
+        for key, f in fields.items():
+            if key in values:
+                continue
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+                full = f"{name}.{key}" if name else key
+                raise self.error(full, f"the key '{key}' is missing", node)
+        return cls(**values)
+
+    def value(self, hint: Any, node: yaml.Node, name: str) -> Any:
+        origin, args = typing.get_origin(hint), typing.get_args(hint)
+        if origin in (typing.Union, types.UnionType):
+            return self._union(args, node, name)
+        if origin is Literal:
+            return self._literal(args, node, name)
+        if origin is list:
+            if not isinstance(node, yaml.SequenceNode):
+                raise self.error(name, "expected a list", node)
+            return [self.value(args[0], n, f"{name}[{i}]") for i, n in enumerate(node.value)]
+        if origin is dict:
+            if not isinstance(node, yaml.MappingNode):
+                raise self.error(name, "expected a mapping of keys to values", node)
+            return {k.value: self.value(args[1], v, f"{name}.{k.value}") for k, v in node.value}
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            return self.build(hint, node, name)
+        return self._scalar(hint, node, name)
+
+    def _union(self, args: tuple[Any, ...], node: yaml.Node, name: str) -> Any:
+        kinds = [a for a in args if a is not type(None)]
+        plain = self._plain(node) if isinstance(node, yaml.ScalarNode) else ...
+        if plain is None and type(None) in args:
+            return None
+        for kind in kinds:
+            if kind in (str, int, float, bool) and type(plain) is kind:
+                return plain
+        return self.value(kinds[0], node, name)
+
+    def _literal(self, choices: tuple[Any, ...], node: yaml.Node, name: str) -> Any:
+        plain = self._plain(node) if isinstance(node, yaml.ScalarNode) else None
+        if plain not in choices:
+            near = difflib.get_close_matches(str(plain), choices, n=1, cutoff=0)
+            words = ", ".join(choices)
+            raise self.error(name, f"expected one of {words} (nearest: {near[0]})", node)
+        return plain
+
+    def _scalar(self, kind: Any, node: yaml.Node, name: str) -> Any:
+        words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+        plain = self._plain(node) if isinstance(node, yaml.ScalarNode) else None
+        if kind is float and type(plain) is int:
+            return float(plain)
+        if kind is float and type(plain) is str:  # YAML 1.1 reads 2e-5 as a text
+            try:
+                plain = float(plain)
+            except ValueError:
+                pass
+        if type(plain) is not kind or (kind is float and plain != plain):
+            given = node.value if isinstance(node, yaml.ScalarNode) else "a list or mapping"
+            raise self.error(name, f"expected {words[kind]}, not '{given}'", node)
+        return plain
+
+    @staticmethod
+    def _plain(node: yaml.ScalarNode) -> Any:
+        loader = yaml.SafeLoader("")
+        try:
+            return loader.construct_object(node, deep=True)
+        except (yaml.YAMLError, ValueError):  # such as an unknown !tag or an impossible date
+            return ...
+
+
+def _check(config: Config, reader: _Reader) -> None:
+    """Values that are of the right type and still cannot be meant."""
+    _check_numbers(config, reader)
+    feedback = config.feedback
+    if len(feedback.texts) != feedback.quantiles:
+        raise reader.error(
+            "feedback.texts",
+            f"{len(feedback.texts)} feedback texts for {feedback.quantiles} quantiles",
+        )
+    if len(set(feedback.texts)) != len(feedback.texts):
+        raise reader.error("feedback.texts", "the feedback texts must differ from one another")
+    for part in ("{feedback}", "{prompt}"):
+        if feedback.template.count(part) != 1:
+            raise reader.error("feedback.template", f"must contain {part} once")
+    if config.policy.model is None and (config.sft is None or config.policy.base is None):
+        raise reader.error(
+            "policy.model", "give policy.model, or policy.base and an sft section that trains it"
+        )
+    if config.reward_model.model is None:
+        if config.reward_training is None or config.reward_model.base is None:
+            raise reader.error(
+                "reward_model.model",
+                "give reward_model.model, or reward_model.base and a reward_training section",
+            )
+        if config.data.comparisons is None:
+            raise reader.error("data.comparisons", "needed to train the reward model")
+    if feedback.quantiles > config.sampling.generations:
+        raise reader.error(
+            "sampling.generations",
+            f"{config.sampling.generations} generations cannot fill {feedback.quantiles} quantiles",
+        )
+    for name, stage in (("training", "train"), ("sft", "sft"), ("reward_training", "reward_model")):
+        training: Training | None = getattr(config, name)
+        if training is not None:
+            _check_training(config, reader, name, training, stage)
+
+
+def _check_training(
+    config: Config, reader: _Reader, name: str, training: Training, stage: str
+) -> None:
+    asked = config.cluster.stage(stage)
+    world = asked.nodes * asked.tasks_per_node
+    if training.global_batch % world:
+        raise reader.error(
+            f"{name}.global_batch",
+            f"{training.global_batch} sequences cannot be divided among {world} processes"
+            f" (cluster.{stage}: {asked.nodes} nodes x {asked.tasks_per_node} tasks)",
+        )
+    share = training.global_batch // world
+    if share % min(training.micro_batch, share):
+        raise reader.error(
+            f"{name}.micro_batch",
+            f"{share} sequences of a process cannot be divided into micro-batches"
+            f" of {training.micro_batch}",
+        )
+    if len(training.betas) != 2:
+        raise reader.error(f"{name}.betas", "expected two numbers")
+    if not 0 < training.trained_blocks <= 1:
+        raise reader.error(f"{name}.trained_blocks", "expected a share above 0 and up to 1")
+
+
+_POSITIVE = (
+    "iterations threads keep sampling.prompts sampling.generations sampling.max_new_tokens"
+    " sampling.group evaluation.max_new_tokens evaluation.group feedback.per_quantile"
+    " reward_model.max_length cluster.slots cluster.max_attempts cluster.minutes"
+).split()
+_POSITIVE_TRAINING = "epochs global_batch micro_batch max_length".split()
+_POSITIVE_STAGE = "shards nodes tasks_per_node parallel".split()
+
+
+def _check_numbers(config: Config, reader: _Reader) -> None:
+    names = list(_POSITIVE)
+    for section in ("training", "sft", "reward_training"):
+        if getattr(config, section) is not None:
+            names += [f"{section}.{key}" for key in _POSITIVE_TRAINING]
+    for f in dataclasses.fields(Cluster):
+        if isinstance(getattr(config.cluster, f.name), StageCluster):
+            names += [f"cluster.{f.name}.{key}" for key in _POSITIVE_STAGE]
+    for name in names:
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        if value < 1:
+            raise reader.error(name, f"expected at least 1, not {value}")
+    if config.feedback.quantiles < 2:
+        raise reader.error("feedback.quantiles", "expected at least 2")
+    if config.sampling.temperature <= 0:
+        raise reader.error("sampling.temperature", "expected more than 0")
+    if not 0 < config.sampling.top_p <= 1:
+        raise reader.error("sampling.top_p", "expected more than 0 and at most 1")
+    if not config.run.strip():
+        raise reader.error("run", "the run folder's name is empty")

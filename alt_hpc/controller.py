@@ -1,0 +1,202 @@
+"""The controller: read the run folder and the queue, plan, submit exactly what is missing, exit.
+
+Every start is the same code path: first, next iteration, recovery, restart weeks later. It imports
+no torch. On Slurm it is a job of a few seconds that queues its own successor before anything else;
+on one machine the same step runs in a loop.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from alt_hpc import data
+from alt_hpc.clusters import Cluster, QueueUnknown, Request, SubmissionRefused
+from alt_hpc.clusters.slurm import Slurm
+from alt_hpc.config import Config
+from alt_hpc.pieces import Piece
+from alt_hpc.plan import Dependency, Job, Plan, State, current_iteration, plan
+from alt_hpc.runfolder import RunFolder
+
+IDLE_CONTROLLERS = 3  # in a row without progress: stop
+BACK_OFF_MINUTES = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one pass of the controller did: the plan, and the ids that the next pass waits for."""
+
+    plan: Plan
+    waits: tuple[str, ...] = ()
+    refused: str | None = None
+
+
+def step(folder: RunFolder, cluster: Cluster) -> Step:
+    """Plan and submit once.
+
+    Raises
+    ------
+    QueueUnknown
+        It could not be learnt what is in flight; nothing was submitted.
+    """
+    config = folder.config()
+    in_flight = cluster.in_flight(folder.run_id)
+    state = read_state(folder, cluster, in_flight)
+    todo = plan(config, state, cluster.max_array)
+    ids: dict[str, str] = {}
+    refused = None
+    for job in todo.jobs:
+        after = [_resolved(dependency, ids) for dependency in job.after]
+        folder.record_intent(job)
+        folder.make_jobs_folder(job)
+        try:
+            ids[job.key] = cluster.submit(request(folder, config, job), after)
+        except SubmissionRefused as error:
+            refused = str(error)
+            folder.record("refused", key=job.key, why=refused)
+            break
+        folder.record("submitted", key=job.key, job=ids[job.key])
+        print(f"submitted {job.key} as {ids[job.key]} ({len(job.shards)} tasks)", flush=True)
+    waits = tuple(ids.get(target, target) for target in todo.wait_for)
+    submitted = {job.key for job in todo.jobs if job.key in ids}
+    unknown = {job.key for job in todo.jobs} - submitted
+    return Step(todo, tuple(w for w in waits if w not in unknown), refused)
+
+
+def read_state(
+    folder: RunFolder, cluster: Cluster | None, in_flight: dict[str, dict[int, str]]
+) -> State:
+    """The run folder and the queue as one value. Begins the iteration that is up next."""
+    config = folder.config()
+    data.begin_iteration(config, folder, 0)
+    submissions, counted_from = folder.submissions()
+    while True:
+        state = State(folder.shardings(), folder.done(), submissions, counted_from)
+        horizon = current_iteration(config, state)
+        if horizon in state.shardings:
+            break
+        data.begin_iteration(config, folder, horizon)
+    flying: dict[Piece, str] = {}
+    for submission in submissions:
+        for index, element in in_flight.get(submission.key, {}).items():
+            flying[submission.pieces[index]] = element
+    return replace(state, in_flight=flying)
+
+
+def request(folder: RunFolder, config: Config, job: Job) -> Request:
+    """A planned job as the cluster sees it."""
+    stage = config.cluster.stage(job.stage)
+    run = folder.path.name
+    calls = [
+        ("alt_hpc.task:stage", str(folder.path), job.stage, *map(str, (job.iteration, s, job.attempt)))
+        for s in job.shards
+    ]
+    return Request(
+        name=f"{run}-{job.stage}-{job.iteration}",
+        comment=f"alt-hpc:{folder.run_id}:{job.key}",
+        folder=folder.jobs_folder(job),
+        calls=calls,
+        stage=stage,
+        common=config.cluster,
+        threads=config.threads,
+    )
+
+
+def _resolved(dependency: Dependency, ids: dict[str, str]) -> Dependency:
+    return replace(dependency, target=ids.get(dependency.target, dependency.target))
+
+
+# ---------------------------------------------------------------------- on Slurm
+
+
+def write_script(folder: RunFolder) -> Path:
+    """The batch script of this run's controllers; its options stand on sbatch's command line."""
+    script = folder.controller_folder() / "controller.sh"
+    python, run = shlex.quote(sys.executable), shlex.quote(str(folder.path))
+    text = f"#!/bin/bash\n# controller of the run in {run}\nexec {python} -m alt_hpc controller {run}\n"
+    script.write_text(text)
+    return script
+
+
+def queue_controller(folder: RunFolder, slurm: Slurm, after: str) -> str:
+    """Queue a controller of this run; returns its job id."""
+    log = folder.controller_folder() / "%j.log"
+    common = folder.config().cluster
+    job = slurm.submit_controller(
+        write_script(folder), log, folder.path.name, folder.run_id, common, after
+    )
+    folder.record("controller", job=job)
+    return job
+
+
+def run_on_slurm(folder: RunFolder) -> int:
+    """One controller job, from its start to its end; returns its exit status."""
+    me = os.environ.get("SLURM_JOB_ID", "")
+    if folder.ended():
+        print(folder.ended())
+        return 0
+    slurm = Slurm()
+    successor = _successor(folder, slurm, me)
+    try:
+        done = step(folder, slurm)
+    except QueueUnknown as error:
+        return _back_off(folder, slurm, successor, str(error))
+    if done.plan.finished:
+        folder.end("FINISHED", "the run is finished")
+        slurm.cancel(successor)
+        return 0
+    if done.plan.stop:
+        return _stop(folder, slurm, successor, done.plan.stop)
+    progress = len(folder.done()), len([j for j in folder.journal() if j["event"] == "submitted"])
+    folder.record("step", progress=progress, waits=done.waits)
+    if done.refused and not done.waits:
+        return _back_off(folder, slurm, successor, f"sbatch refused a job: {done.refused}")
+    if _idle(folder):
+        return _stop(
+            folder, slurm, successor, f"{IDLE_CONTROLLERS} controllers in a row without progress"
+        )
+    if done.waits:
+        slurm.depend(successor, f"afterany:{':'.join(done.waits)},singleton")
+    return 0
+
+
+def _successor(folder: RunFolder, slurm: Slurm, me: str) -> str:
+    """The controller after this one: one that waits already, or a new one."""
+    try:
+        waiting = [j for j, s in slurm.controllers(folder.run_id).items() if s == "PENDING"]
+    except QueueUnknown:
+        waiting = []
+    others = [job for job in waiting if job != me]
+    for extra in others[1:]:
+        slurm.cancel(extra)
+    return others[0] if others else queue_controller(folder, slurm, f"afterany:{me}" if me else "")
+
+
+def _back_off(folder: RunFolder, slurm: Slurm, successor: str, why: str) -> int:
+    """Nothing could be submitted: the successor tries again in a while, a bounded number of times."""
+    print(f"{why}; trying again in {BACK_OFF_MINUTES} min", flush=True)
+    folder.record("step", progress=["backed off", why], waits=[])
+    if _idle(folder):
+        return _stop(folder, slurm, successor, why)
+    slurm.start_after(successor, BACK_OFF_MINUTES)
+    return 0
+
+
+def _idle(folder: RunFolder) -> bool:
+    """Whether the last controllers found and did nothing new."""
+    journal = folder.journal()
+    since = max((i for i, e in enumerate(journal) if e["event"] == "submit"), default=0)
+    steps = [e["progress"] for e in journal[since:] if e["event"] == "step"]
+    last = steps[-IDLE_CONTROLLERS - 1 :]
+    return len(last) > IDLE_CONTROLLERS and all(step == last[0] for step in last)
+
+
+def _stop(folder: RunFolder, slurm: Slurm, successor: str, why: str) -> int:
+    sentence = f"stopped: {why}; logs are in {folder.path / 'jobs'}; submit again to go on"
+    folder.end("STOPPED", sentence)
+    print(sentence, file=sys.stderr, flush=True)
+    slurm.cancel(successor)
+    return 1

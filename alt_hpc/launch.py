@@ -1,0 +1,173 @@
+"""From a config to a run that goes: check, freeze, then hand over to a controller or run here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+from alt_hpc import controller, data
+from alt_hpc.clusters.local import Local
+from alt_hpc.clusters.slurm import Slurm
+from alt_hpc.config import Config
+from alt_hpc.errors import InputError
+from alt_hpc.pieces import STAGES
+from alt_hpc.plan import Job
+from alt_hpc.runfolder import RunFolder
+
+
+def submit(config: Config) -> int:
+    """Check a config, freeze its data and models, and queue the first controller on Slurm."""
+    slurm = Slurm()
+    slurm.check(config.cluster)
+    folder = prepare(config)
+    _test_jobs(folder, slurm)
+    waiting = slurm.controllers(folder.run_id)
+    if waiting:
+        print(f"{folder.path}: goes on already (controller {', '.join(waiting)} is in the queue)")
+        return 0
+    folder.reopen()
+    folder.record("submit", who=os.environ.get("USER", str(os.getuid())))
+    job = controller.queue_controller(folder, slurm, "")
+    print(
+        f"submitted controller {job} of run {folder.path}\n"
+        f"  squeue --me\n"
+        f"  alt-hpc status {folder.path}\n"
+        f"  tensorboard --logdir {folder.path / 'tensorboard'}"
+    )
+    return 0
+
+
+def prepare(config: Config) -> RunFolder:
+    """Everything that can be found wrong now is; then data and settings are frozen.
+
+    Raises
+    ------
+    InputError
+        See DESIGN's sixth promise: one sentence naming file, line and field.
+    """
+    config = absolute(config)
+    deepspeed = deepspeed_settings(config)
+    folder = RunFolder.create(config)
+    if not folder.exists():
+        data.freeze(config, folder)
+        models = fetch_models(config)
+        folder.freeze(config, models, deepspeed)
+    else:
+        folder.freeze(config, {}, {})
+    return folder
+
+
+def absolute(config: Config) -> Config:
+    """The run folder as an absolute path, so that jobs find it from anywhere."""
+    return dataclasses.replace(config, run=str(Path(config.run).expanduser().absolute()))
+
+
+def deepspeed_settings(config: Config) -> dict[str, dict[str, object]]:
+    """The DeepSpeed JSONs that the config names: path -> content."""
+    found = {}
+    for name in ("training", "sft", "reward_training"):
+        training = getattr(config, name)
+        if training is not None:
+            found[training.deepspeed] = read_deepspeed(training.deepspeed, f"{name}.deepspeed")
+    return found
+
+
+def read_deepspeed(path: str, field: str) -> dict[str, object]:
+    """A DeepSpeed JSON file."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}; {field})") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}; {field})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object ({field})")
+    return value
+
+
+def fetch_models(config: Config) -> dict[str, str]:
+    """Local folders of all models that the config names, downloaded where needed."""
+    from alt_hpc import models  # imports torch
+
+    wanted = {config.policy.model or config.policy.base, config.reward_model.model}
+    if config.reward_model.model is None:
+        wanted.add(config.reward_model.base)
+    found = {name: str(models.fetch(name).absolute()) for name in sorted(filter(None, wanted))}
+    light = {config.policy.tokenizer, config.reward_model.tokenizer, config.reward_model.base}
+    for name in sorted(filter(None, light - wanted)):
+        found[name] = str(models.fetch_light(name).absolute())
+    for name in filter(None, (config.policy.model, config.policy.base)):
+        models.check_weights(Path(found[name]))
+    return found
+
+
+def fetch(config: Config) -> None:
+    """Models and data into the caches of this machine's home, for nodes without a network."""
+    for name, place in fetch_models(config).items():
+        print(f"{name}: {place}")
+    for section in ("prompts", "comparisons"):
+        source = getattr(config.data, section)
+        for split in ("train", "valid", "test") if source else ():
+            if getattr(source, split):
+                rows = len(data.read(source, split, (), f"data.{section}"))
+                print(f"{source.path} {split}: {rows} rows")
+
+
+def cancel(folder: RunFolder) -> int:
+    """Cancel a run's jobs, controllers first; submitting again goes on from there."""
+    slurm = Slurm()
+    slurm.cancel(*slurm.controllers(folder.run_id))
+    elements = slurm.in_flight(folder.run_id).values()
+    slurm.cancel(*{e.partition("_")[0] for jobs in elements for e in jobs.values()})
+    folder.end("STOPPED", "cancelled; submit again to go on")
+    print(f"{folder.path}: cancelled; submit again to go on")
+    return 0
+
+
+def _test_jobs(folder: RunFolder, slurm: Slurm) -> None:
+    """Let Slurm itself judge what each stage asks for, before anything is queued."""
+    config = folder.config()
+    for stage in _stages(config):
+        job = Job(stage, 1, 0, (0,))
+        slurm.test(controller.request(folder, config, job), f"cluster.{stage.replace('-', '_')}")
+
+
+def _stages(config: Config) -> list[str]:
+    skipped = {"sft"} if config.policy.model else set()
+    skipped |= {"reward-model"} if config.reward_model.model else set()
+    return [stage for stage in STAGES if stage not in skipped]
+
+
+# ---------------------------------------------------------------------- local
+
+
+def run(config: Config) -> int:
+    """Run everything on this machine, with progress and the final table on stdout."""
+    from alt_hpc.progress import Screen
+
+    folder = prepare(config)
+    folder.reopen()
+    folder.record("submit", who=os.environ.get("USER", str(os.getuid())))
+    local = Local(config.cluster.slots)
+    screen = Screen(folder, local)
+    try:
+        while True:
+            done = controller.step(folder, local)
+            if done.plan.finished or done.plan.stop:
+                break
+            local.wait(done.waits, screen.tick)
+            screen.ended(local)
+    except KeyboardInterrupt:
+        print(f"\nstopped; run the same command again to go on ({folder.path})", file=sys.stderr)
+        return 130
+    if done.plan.stop:
+        sentence = f"stopped: {done.plan.stop}; logs are in {folder.path / 'jobs'}"
+        folder.end("STOPPED", sentence)
+        print(sentence, file=sys.stderr)
+        return 1
+    folder.end("FINISHED", "the run is finished")
+    screen.summary()
+    return 0

@@ -1,0 +1,69 @@
+"""What an iteration is worth: the measures of evaluation, pure (METHOD "Evaluation")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Row = Mapping[str, Any]
+
+
+def distinct(texts: Iterable[str], n: int) -> float:
+    """distinct-n: different n-grams of space-split words, over all words."""
+    words = [text.split() for text in texts]
+    grams = {tuple(w[i : i + n]) for w in words for i in range(len(w) - n + 1)}
+    total = sum(len(w) for w in words)
+    return len(grams) / total if total else 0.0
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, float | int | None]:
+    """Means over the rows of one split and variant; None where nothing is finite."""
+    rewards = [row["reward"] for row in rows if row["reward"] is not None]
+    perplexities = [row["perplexity"] for row in rows if row["perplexity"] is not None]
+    return {
+        "rows": len(rows),
+        "reward": _mean(rewards),
+        "reward_error": _error(rewards),
+        "perplexity": _mean(perplexities),
+        "length": _mean([row["length"] for row in rows]),
+        "truncated": _mean([row["ended"] == "limit" for row in rows]),
+        "distinct_1": distinct((row["text"] for row in rows), 1),
+        "distinct_2": distinct((row["text"] for row in rows), 2),
+    }
+
+
+def paired(before: Sequence[Row], after: Sequence[Row]) -> tuple[float, float, int]:
+    """Mean difference of rewards on the same posts, half its 95 % interval, and the posts.
+
+    The interval is 1.96 standard errors of the paired differences.
+    """
+    first = {(row["split"], row["row"]): row["reward"] for row in before}
+    pairs = [(first.get((row["split"], row["row"])), row["reward"]) for row in after]
+    differences = [b - a for a, b in pairs if a is not None and b is not None]
+    mean = _mean(differences)
+    error = _error(differences)
+    return (mean or 0.0), 1.96 * (error or math.nan), len(differences)
+
+
+def by_quantile(
+    rewards: Iterable[Sequence[float | None]], cuts: Iterable[Sequence[int | None]], q: int
+) -> list[list[float]]:
+    """Rewards of all generations of each quantile."""
+    found: list[list[float]] = [[] for _ in range(q)]
+    for row, cut in zip(rewards, cuts, strict=True):
+        for reward, quantile in zip(row, cut, strict=True):
+            if reward is not None and quantile is not None:
+                found[quantile].append(reward)
+    return found
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def _error(values: Sequence[float]) -> float | None:
+    """Standard error of the mean."""
+    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None

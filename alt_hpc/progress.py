@@ -1,0 +1,89 @@
+"""How far a run is: lines while it runs here, and `alt-hpc status` from anywhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from alt_hpc import summary
+from alt_hpc.clusters.local import Local
+from alt_hpc.pieces import STAGES, Piece
+from alt_hpc.runfolder import RunFolder
+
+EVERY_S = 5.0
+
+
+class Screen:
+    """Prints a line per running stage every few seconds, and one when a stage ends."""
+
+    def __init__(self, folder: RunFolder, local: Local) -> None:
+        self.folder = folder
+        self.local = local
+        self.shown = time.monotonic()
+        self.told: set[str] = set()
+
+    def tick(self) -> None:
+        self.ended(self.local)
+        if time.monotonic() - self.shown < EVERY_S:
+            return
+        self.shown = time.monotonic()
+        running = {(c[3], c[2]) for e in self.local.running() for c in [e.request.calls[e.index]]}
+        for iteration, stage in sorted(running):
+            print(line(self.folder, int(iteration), stage), flush=True)
+
+    def ended(self, local: Local) -> None:
+        """Tell of jobs that have ended since the last time."""
+        for job, elements in local.jobs.items():
+            states = [e.state for e in elements]
+            if job in self.told or not all(s in ("COMPLETED", "FAILED", "CANCELLED") for s in states):
+                continue
+            self.told.add(job)
+            _, _, stage, iteration, *_ = elements[0].request.calls[0]
+            failed = [e for e in elements if e.state == "FAILED"]
+            if not failed:
+                words = "done" if set(states) == {"COMPLETED"} else "cancelled"
+                print(f"{stage} {iteration}: {words}", flush=True)
+            for element in failed:
+                log = element.request.folder / f"{element.id}_0_log.out"
+                print(f"{stage} {iteration}: task {element.index} failed; see {log}", file=sys.stderr)
+
+    def summary(self) -> None:
+        print("\n" + summary.summary(self.folder), flush=True)
+
+
+def line(folder: RunFolder, iteration: int, stage: str) -> str:
+    """`sample 1   shards 1/2   37/48 prompts   2.1 prompts/s   about 0:05 left`."""
+    sharding = folder.shardings()[iteration]
+    shards = {"sample": sharding.sample, "score": sharding.sample, "evaluate": sharding.evaluate}
+    count = len(shards.get(stage, [0]))
+    pieces = [Piece(iteration, stage, shard) for shard in range(count)]
+    whole = sum(folder.manifest(piece) is not None for piece in pieces)
+    words = f"{stage} {iteration}".ljust(14) + f"shards {whole}/{count}".ljust(16)
+    found = [p for p in map(folder.progress, pieces) if p is not None]
+    if not found:
+        return words + "starting"
+    done, total = sum(p["done"] for p in found), sum(p["total"] for p in found)
+    spent = max(p["at"] for p in found) - min(p["started"] for p in found)
+    rate = done / spent if spent > 0 and done else 0.0
+    total = round(total * count / len(found))
+    words += f"{done}/{total} {found[0]['unit']}".ljust(22)
+    if not rate:
+        return words
+    left = max(0, round((total - done) / rate))
+    return words + f"{rate:.2f} {found[0]['unit']}/s".ljust(20) + f"about {left // 60}:{left % 60:02d} left"
+
+
+def status(folder: RunFolder) -> str:
+    """Every stage of every iteration begun, and how the run ended if it has."""
+    lines = [f"run {folder.path}"]
+    config = folder.config()
+    for k, sharding in folder.shardings().items():
+        preparing = () if k else ("sft", "reward-model")
+        skipped = {"sft"} if config.policy.model else set()
+        skipped |= {"reward-model"} if config.reward_model.model else set()
+        stages = (*preparing, *(("sample", "score", "train") if k else ()), "evaluate", "report")
+        assert set(stages) <= set(STAGES) and sharding is not None
+        lines += [line(folder, k, stage) for stage in stages if stage not in skipped]
+    ended = folder.ended()
+    lines.append(f"{ended[0]}: {ended[1]}" if ended else "goes on")
+    return "\n".join(lines)

@@ -1,0 +1,154 @@
+"""reward-model: train a reward model from comparisons, whole or only its head on a frozen trunk."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from alt_hpc import losses, models, reward, trainer
+from alt_hpc.losses import FeaturePair, Pair
+from alt_hpc.pieces import Piece
+from alt_hpc.ranks import Ranks
+from alt_hpc.reward import RewardModel, Trunk
+from alt_hpc.runfolder import RunFolder
+from alt_hpc.stages import inputs, optimise
+
+MODEL = "model"
+
+
+def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
+    """Make a sequence-classification folder and report its accuracy on held-out comparisons.
+
+    The loss is -log sigmoid(r_chosen - r_rejected), the reward r a linear head on the last token.
+    """
+    settings = folder.config().reward_training
+    assert settings is not None
+    ranks = optimise.connect(folder, piece)
+    inputs.device()
+    target = Path(tempfile.mkdtemp(prefix="alt-hpc-reward-"))
+    make = _train_head if settings.head_only else _train_whole
+    rows = make(folder, piece, ranks, target / MODEL)
+    if not ranks.first:
+        return
+    work = folder.attempt(piece, attempt)
+    _move(target / MODEL, work.folder / MODEL)
+    models.check_weights(work.folder / MODEL)
+    facts = _held_out(folder, work.folder / MODEL, ranks)
+    print(
+        f"reward model: {facts['accuracy']:.1%} of {facts['pairs']} held-out comparisons right"
+        f" (the longer summary is the better one in {facts['longer_is_better']:.1%})"
+    )
+    optimise.commit(folder, work, MODEL, rows=rows, inputs={}, facts=facts)
+
+
+def _train_head(folder: RunFolder, piece: Piece, ranks: Ranks, target: Path) -> int:
+    """Train a linear head on the frozen trunk's features, computed once."""
+    config = folder.config()
+    settings = config.reward_training
+    assert settings is not None
+    assert config.reward_model.base is not None
+    place = folder.model(config.reward_model.base)
+    trunk = _trunk(folder, place, ranks)
+    pairs = folder.read_data("comparisons-train")
+    features = torch.stack(_features(folder, piece, trunk, pairs))  # [pairs, 2, hidden]
+    # In units of each feature's spread: raw hidden states differ by orders of magnitude.
+    scale = features.flatten(0, 1).std(0).clamp_min(1e-6)
+    examples = [FeaturePair(pair) for pair in features / scale]
+    head = nn.Linear(features.shape[-1], 1, bias=False)
+    nn.init.zeros_(head.weight)
+    weights = optimise.optimise(
+        folder, piece, ranks, head, examples, losses.feature_loss, settings, config.seed
+    )
+    if weights is not None:
+        tokenizer = trunk.text.tokenizer
+        reward.save_sequence_classifier(target, place, weights["weight"] / scale, tokenizer)
+    return len(examples)
+
+
+def _train_whole(folder: RunFolder, piece: Piece, ranks: Ranks, target: Path) -> int:
+    """Train trunk and head together; the head starts at zero."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = folder.config()
+    settings = config.reward_training
+    assert settings is not None
+    assert config.reward_model.base is not None
+    place = folder.model(config.reward_model.base)
+    trunk = _trunk(folder, place, ranks)
+    examples = []
+    for row in folder.read_data("comparisons-train"):
+        (chosen, rejected), _ = trunk.text.ids(row["prompt"], [row["chosen"], row["rejected"]])
+        examples.append(Pair(chosen, rejected))
+    start = target.with_name("start")
+    width = trunk.model.config.get_text_config().hidden_size
+    reward.save_sequence_classifier(start, place, torch.zeros(1, width), trunk.text.tokenizer)
+    model = models.load_whole(
+        AutoModelForSequenceClassification, start, "float32", inputs.cpu()
+    )
+    trainer.freeze(model, settings.trained_blocks, settings.train_embeddings)
+    weights = optimise.optimise(
+        folder, piece, ranks, model, examples, losses.pair_loss, settings, config.seed
+    )
+    if weights is not None:
+        whole = models.assemble(
+            AutoModelForSequenceClassification, model.config, weights, settings.export_dtype, target
+        )
+        card = "# Reward model\nTrained on comparisons; scores the last token.\n"
+        models.save_folder(target, whole, trunk.text.tokenizer, card)
+    return len(examples)
+
+
+def _trunk(folder: RunFolder, place: Path, ranks: Ranks) -> Trunk:
+    config = folder.config()
+    named = config.reward_model.tokenizer
+    return reward.load_trunk(
+        place,
+        config.reward_model,
+        ranks.device,
+        max_new_tokens=config.sampling.max_new_tokens,
+        tokenizer=folder.model(named) if named else None,
+    )
+
+
+def _features(
+    folder: RunFolder, piece: Piece, trunk: Trunk, pairs: list[dict[str, str]]
+) -> list[Tensor]:
+    """[2, hidden] for each comparison: chosen, rejected."""
+    found = []
+    started = time.time()
+    for number, row in enumerate(pairs, start=1):
+        hidden, _ = trunk.hidden(row["prompt"], [row["chosen"], row["rejected"]])
+        found.append(hidden.cpu())
+        if number % 10 == 0 or number == len(pairs):
+            folder.show_progress(piece, number, len(pairs), "comparisons", started)
+    return found
+
+
+def _held_out(folder: RunFolder, place: Path, ranks: Ranks) -> dict[str, float | int]:
+    """Accuracy on held-out comparisons, and that of preferring the longer text (ties: half)."""
+    config = folder.config()
+    model: RewardModel = reward.load_reward_model(
+        place, config.reward_model, ranks.device, max_new_tokens=config.sampling.max_new_tokens
+    )
+    right = longer = 0.0
+    rows = folder.read_data("comparisons-valid")
+    for row in rows:
+        (chosen, rejected), _ = model.score(row["prompt"], [row["chosen"], row["rejected"]])
+        right += 1.0 if chosen > rejected else 0.5 * (chosen == rejected)
+        words = [len(row[side].split()) for side in ("chosen", "rejected")]
+        longer += 1.0 if words[0] > words[1] else 0.5 * (words[0] == words[1])
+    return {
+        "accuracy": right / len(rows),
+        "longer_is_better": longer / len(rows),
+        "pairs": len(rows),
+    }
+
+
+def _move(source: Path, target: Path) -> None:
+    shutil.copytree(source, target)
+    shutil.rmtree(source.parent)

@@ -1,0 +1,51 @@
+"""score: the reward model ranks a shard's generations; per prompt each gets quantile and feedback."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from alt_hpc import feedback, pieces
+from alt_hpc.pieces import Piece
+from alt_hpc.runfolder import RunFolder
+from alt_hpc.stages import inputs, sample
+
+ROWS = "scores.jsonl"
+
+
+def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
+    """Make one shard: a row per prompt with reward, quantile and feedback of each generation.
+
+    Rewards that are not finite are written as null, with no quantile; so are all quantiles of a
+    prompt with fewer finite rewards than quantiles (it is set aside and counted). The reward
+    model sees the plain prompt, never the conditioning.
+    """
+    config = folder.config()
+    sources = folder.checksums(pieces.inputs(config, folder.shardings(), piece))
+    work = folder.attempt(piece, attempt)
+    source = Piece(piece.iteration, "sample", piece.shard)
+    samples = list(inputs.read_rows(folder, source, sample.ROWS))
+    model = inputs.reward_model(folder, inputs.device())
+    settings = config.feedback
+    rows: list[dict[str, Any]] = []
+    cut = 0
+    work.progress(0, len(samples), "prompts")
+    for row in samples:
+        rewards, was_cut = model.score(row["prompt"], [g["text"] for g in row["generations"]])
+        cut += was_cut
+        quantiles = feedback.quantiles(rewards, settings.quantiles, settings.remainder)
+        rows.append(
+            {
+                "row": row["row"],
+                "rewards": [r if math.isfinite(r) else None for r in rewards],
+                "quantiles": quantiles,
+                "feedback": [None if q is None else settings.texts[q] for q in quantiles],
+            }
+        )
+        work.progress(len(rows), len(samples), "prompts")
+    aside = sum(all(q is None for q in row["quantiles"]) for row in rows)
+    if aside:
+        print(f"{piece}: {aside} of {len(rows)} prompts set aside (too few finite rewards)")
+    if cut:
+        print(f"{piece}: {cut} of {len(rows)} posts cut to the reward model's length")
+    work.commit_lines(ROWS, rows, inputs=sources, facts={"set_aside": aside, "posts_cut": cut})

@@ -1,0 +1,61 @@
+"""sft: supervised fine-tuning of the base model on prompt and label; makes the starting policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from alt_hpc import losses, models, trainer
+from alt_hpc.errors import InputError
+from alt_hpc.losses import Example
+from alt_hpc.pieces import Piece
+from alt_hpc.runfolder import RunFolder
+from alt_hpc.stages import inputs, optimise, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CARD = """# Supervised start of an ALT-RM run
+
+`{base}` fine-tuned on prompts and their labels with alt_hpc. Prompt it with the prompt as it is.
+"""
+
+
+def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
+    """Make the starting policy. Runs on every rank; rank 0 exports and publishes."""
+    config = folder.config()
+    settings = config.sft
+    assert settings is not None
+    assert config.policy.base is not None
+    ranks = optimise.connect(folder, piece)
+    inputs.device()
+    place = folder.model(config.policy.base)
+    tokenizer = inputs.tokenizer(folder, place)
+    examples = list(_examples(folder, tokenizer, settings.max_length))
+    model = models.load_policy(place, "float32", inputs.cpu())
+    train.set_dropout(model, config.policy.dropout)
+    trainer.freeze(model, settings.trained_blocks, settings.train_embeddings)
+    weights = optimise.optimise(
+        folder, piece, ranks, model, examples, losses.sft_loss, settings, config.seed
+    )
+    if weights is None:
+        return
+    work = folder.attempt(piece, attempt)
+    card = CARD.format(base=config.policy.base)
+    train.export(work.folder / "policy", place, weights, tokenizer, settings.export_dtype, card)
+    facts = {"steps": len(trainer.global_batches(len(examples), settings, config.seed))}
+    optimise.commit(folder, work, "policy", rows=len(examples), inputs={}, facts=facts)
+    folder.publish_policy(piece, work.folder / "policy")
+
+
+def _examples(
+    folder: RunFolder, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Iterator[Example]:
+    """Prompt + ` {label}` stripped + EOS; the post gives way where it is too long."""
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token")
+    for row in folder.read_data("prompts-train"):
+        label = models.continuation_ids(tokenizer, " " + row["label"].strip())
+        label = [*label[: max_length // 2], tokenizer.eos_token_id]
+        prompt, _ = models.fit_prompt(tokenizer, "", row["prompt"], max_length - len(label))
+        yield Example([*prompt, *label], len(prompt))

@@ -1,0 +1,165 @@
+"""train: fine-tune the policy on conditioned prompts and the generations kept of each quantile."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alt_hpc import feedback, losses, models, pieces, trainer
+from alt_hpc.losses import Example
+from alt_hpc.pieces import Piece
+from alt_hpc.runfolder import RunFolder
+from alt_hpc.stages import inputs, optimise, sample, score
+from alt_hpc.summary import best_iteration
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from alt_hpc.config import Config
+
+CARD = """# Policy aligned with textual feedback (ALT-RM), iteration {iteration}
+
+Prompt it with the feedback you want, then the prompt as it is:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModelForCausalLM.from_pretrained(FOLDER)
+prompt = "SUBREDDIT: r/...\\nTITLE: ...\\nPOST: ...\\nTL;DR:"
+ids = tokenizer("{conditioning}" + prompt, return_tensors="pt")
+out = model.generate(**ids, max_new_tokens={tokens}, do_sample=False)
+print(tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+
+Feedback texts, best first: {texts}. Method: arXiv 2407.16970. Made from `{base}` with alt_hpc.
+"""
+
+
+def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
+    """Make the policy of an iteration. Runs on every rank; rank 0 exports and publishes."""
+    config, k = folder.config(), piece.iteration
+    ranks = optimise.connect(folder, piece)
+    sources = folder.checksums(pieces.inputs(config, folder.shardings(), piece))
+    inputs.device()
+    place = inputs.policy_folder(folder, k - 1)
+    tokenizer = inputs.tokenizer(folder, place)
+    examples = list(_examples(folder, k, tokenizer, place))
+    model = models.load_policy(place, "float32", inputs.cpu())
+    set_dropout(model, config.policy.dropout)
+    settings = config.training
+    trainer.freeze(model, settings.trained_blocks, settings.train_embeddings)
+    loss = functools.partial(losses.alt_loss, entropy=settings.entropy)
+    if settings.kl:
+        reference = models.load_policy(
+            inputs.policy_folder(folder, 0), _reference_dtype(config), ranks.device
+        )
+        loss = functools.partial(loss, kl=settings.kl, reference=reference)
+    before = Piece(k - 1, "train")
+    last = folder.manifest(before) if k > 1 else None
+    first_step = last.facts["last_step"] if last else 0
+    weights = optimise.optimise(
+        folder, piece, ranks, model, examples, loss, settings, config.seed + k, first_step
+    )
+    if weights is None:
+        return
+    work = folder.attempt(piece, attempt)
+    card = _card(config, k)
+    export(work.folder / "policy", place, weights, tokenizer, settings.export_dtype, card)
+    steps = len(trainer.global_batches(len(examples), settings, config.seed + k))
+    facts = {"steps": steps, "last_step": first_step + steps}
+    optimise.commit(folder, work, "policy", rows=len(examples), inputs=sources, facts=facts)
+    folder.publish_policy(piece, work.folder / "policy")
+    _remove_old_policies(folder, k)
+
+
+def export(
+    target: Path,
+    source: Path,
+    weights: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: str,
+    card: str,
+) -> None:
+    """Write a Hugging Face folder and check that it loads with every weight present and finite."""
+    models.save_policy(target, models.load_config(source), weights, tokenizer, dtype, card)
+    models.check_weights(target)
+
+
+def set_dropout(model: PreTrainedModel, p: float) -> None:
+    """Dropout while training: every dropout layer, and attention where it takes a number."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = p
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = p  # type: ignore[assignment]
+
+
+def _reference_dtype(config: Config) -> str:
+    return config.training.precision
+
+
+def _card(config: Config, iteration: int) -> str:
+    texts = config.feedback.texts
+    return CARD.format(
+        iteration=iteration,
+        conditioning=feedback.conditioning(config.feedback.template, texts[0]),
+        tokens=config.sampling.max_new_tokens,
+        texts=", ".join(f"`{text}`" for text in texts),
+        base=config.policy.model or config.policy.base,
+    )
+
+
+def _examples(
+    folder: RunFolder, iteration: int, tokenizer: PreTrainedTokenizerBase, place: Path
+) -> Iterator[Example]:
+    """Conditioned prompt + sampled ids of every generation kept, in the order of the draw."""
+    config = folder.config()
+    settings = config.feedback
+    ends = models.eos_ids(models.load_config(place), tokenizer)
+    budget = inputs.prompt_budget(folder, place, config.sampling.max_new_tokens)
+    prefixes = [feedback.conditioning(settings.template, text) for text in settings.texts]
+    samples = inputs.read_shards(folder, iteration, "sample", sample.ROWS)
+    scores = list(inputs.read_shards(folder, iteration, "score", score.ROWS))
+    cuts = _cuts(config, scores)
+    for row, cut in zip(samples, cuts, strict=True):
+        generations = row["generations"]
+        rng = np.random.default_rng([config.seed, iteration, row["row"]])
+        finished = [g["ended"] == "eos" for g in generations]
+        for index in feedback.select(cut, finished, settings.per_quantile, rng):
+            quantile = cut[index]
+            assert quantile is not None
+            prompt, _ = models.fit_prompt(tokenizer, prefixes[quantile], row["prompt"], budget)
+            ids = generations[index]["ids"]
+            if settings.append_eos and not finished[index] and _ends_sentence(generations[index]):
+                ids = [*ids, ends[0]]
+            yield Example([*prompt, *ids], len(prompt))
+
+
+def _cuts(config: Config, scores: list[dict[str, Any]]) -> list[list[int | None]]:
+    """Quantiles per row: as scored per prompt, or over the whole iteration (original Quark)."""
+    settings = config.feedback
+    if settings.pool == "prompt":
+        return [row["quantiles"] for row in scores]
+    rewards = [float("nan") if r is None else r for row in scores for r in row["rewards"]]
+    flat = iter(feedback.quantiles(rewards, settings.quantiles, settings.remainder))
+    return [[next(flat) for _ in row["rewards"]] for row in scores]
+
+
+def _ends_sentence(generation: dict[str, Any]) -> bool:
+    return str(generation["text"]).endswith((".", "?", "!"))
+
+
+def _remove_old_policies(folder: RunFolder, iteration: int) -> None:
+    """Keep the last `keep` policies, the best one, and any that evaluation still reads."""
+    best = best_iteration(folder)
+    for k in range(1, iteration - folder.config().keep + 1):
+        if k != best and folder.manifest(Piece(k, "report")) is not None:
+            folder.remove_policy(Piece(k, "train"))

@@ -1,0 +1,178 @@
+"""What a run has come to: the table, the picture, and the words printed at its end."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from alt_hpc import metrics
+from alt_hpc.pieces import Piece
+from alt_hpc.runfolder import RunFolder, read_lines
+
+COLUMNS = ("iteration", "prompted with", "reward", "perplexity", "length", "truncated")
+
+
+def reports(folder: RunFolder) -> dict[int, dict[str, Any]]:
+    """The reports of all iterations that have one."""
+    found = {}
+    for k in sorted(folder.shardings()):
+        manifest = folder.manifest(Piece(k, "report"))
+        if manifest is not None:
+            found[k] = manifest.facts["report"]
+    return found
+
+
+def best_iteration(folder: RunFolder) -> int | None:
+    """The iteration with the highest mean reward on the valid split under the best feedback."""
+    rewards = {
+        k: report["evaluation"]["valid"]["best"]["reward"]
+        for k, report in reports(folder).items()
+    }
+    known = {k: r for k, r in rewards.items() if r is not None}
+    return max(known, key=lambda k: known[k], default=None)
+
+
+def rows(folder: RunFolder, iteration: int, variant: str, split: str) -> list[dict[str, Any]]:
+    """Evaluation rows of one variant and split."""
+    shards = range(len(folder.shardings()[iteration].evaluate))
+    found = []
+    for shard in shards:
+        place, _ = folder.open_piece(Piece(iteration, "evaluate", shard))
+        found += list(read_lines(place / "evaluations.jsonl"))
+    return [row for row in found if row["variant"] == variant and row["split"] == split]
+
+
+def table(folder: RunFolder) -> str:
+    """One row per iteration (and kind of prompt) for each split, as a Markdown table."""
+    parts = []
+    for split in ("valid", "test"):
+        lines = list(_lines(folder, split))
+        if lines:
+            posts = max(int(line[6]) for line in lines)
+            parts.append(f"{split}, {posts} held-out posts\n\n" + _markdown([line[:6] for line in lines]))
+    return "\n\n".join(parts)
+
+
+def _lines(folder: RunFolder, split: str) -> Iterator[tuple[str, ...]]:
+    texts = folder.config().feedback.texts
+    names = {"plain": "(plain)", "best": texts[0], "worst": texts[-1]}
+    for k, report in reports(folder).items():
+        for variant, measures in report["evaluation"].get(split, {}).items():
+            yield (
+                str(k),
+                names[variant],
+                _number(measures["reward"], 3),
+                _number(measures["perplexity"], 2),
+                _number(measures["length"], 1),
+                f"{100 * measures['truncated']:.0f} %",
+                str(measures["rows"]),
+            )
+
+
+def _markdown(lines: list[tuple[str, ...]]) -> str:
+    widths = [max(len(line[i]) for line in [COLUMNS, *lines]) for i in range(len(COLUMNS))]
+    rule = tuple("-" * width for width in widths)
+    body = [COLUMNS, rule, *lines]
+    return "\n".join(
+        "| " + " | ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) + " |"
+        for line in body
+    )
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def summary(folder: RunFolder) -> str:
+    """The words at the end of a run: table, rise, three unseen posts before and after, places."""
+    done = sorted(reports(folder))
+    if len(done) < 2:
+        return table(folder) or f"{folder.path}: no iteration has been evaluated yet"
+    last = done[-1]
+    split = "test" if "test" in reports(folder)[last]["evaluation"] else "valid"
+    before, after = rows(folder, 0, "plain", split), rows(folder, last, "best", split)
+    worst = rows(folder, last, "worst", split)
+    texts = folder.config().feedback.texts
+    parts = [table(folder), ""]
+    parts.append(_rise(f"'{texts[0]}' after iteration {last} minus plain 0", before, after))
+    parts.append(_rise(f"'{texts[0]}' minus '{texts[-1]}' after iteration {last}", worst, after))
+    for old, new in list(zip(before, after, strict=True))[:3]:
+        parts += ["", _indented(old["prompt"])]
+        parts.append(_indented(f"before: {old['text']}   (reward {_number(old['reward'], 2)})"))
+        parts.append(_indented(f"after:  {new['text']}   (reward {_number(new['reward'], 2)})"))
+    parts += [
+        "",
+        f"checkpoint   {folder.path / 'policies' / f'{last:03d}'}",
+        f"table        {folder.report_file}",
+        f"curves       {folder.curves_file}",
+        f"TensorBoard  tensorboard --logdir {folder.path / 'tensorboard'}",
+    ]
+    return "\n".join(parts)
+
+
+def _rise(words: str, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> str:
+    mean, half, posts = metrics.paired(before, after)
+    return f"reward of {words}: {mean:+.3f} (95 % interval ±{half:.3f}, {posts} paired posts)"
+
+
+def _indented(text: str) -> str:
+    lines = [textwrap.fill(line, 98) for line in text.split("\n")]
+    return textwrap.indent("\n".join(lines), "  ")
+
+
+def draw_curves(folder: RunFolder) -> None:
+    """Draw reward, perplexity, length and training loss of the run so far into `curves.png`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    found = reports(folder)
+    _curve(folder, axes[0][0], found, "reward", "mean reward")
+    _curve(folder, axes[0][1], found, "perplexity", "perplexity under the starting policy")
+    _curve(folder, axes[1][0], found, "length", "mean length (tokens)")
+    steps = list(_training(folder))
+    axes[1][1].plot([s["step"] for s in steps], [s["loss"] for s in steps], color="tab:purple")
+    axes[1][1].set(title="training loss", xlabel="optimiser step")
+    figure.suptitle(f"{folder.path.name}: held-out posts (valid)")
+    temporary = folder.curves_file.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=110)
+    pyplot.close(figure)
+    temporary.replace(folder.curves_file)
+
+
+def _curve(folder: RunFolder, axis: Any, found: dict[int, Any], name: str, title: str) -> None:
+    texts = folder.config().feedback.texts
+    styles = {"best": (texts[0], "tab:blue"), "worst": (texts[-1], "tab:red")}
+    for variant, (label, colour) in styles.items():
+        points = [
+            (k, report["evaluation"]["valid"][variant]) for k, report in found.items()
+        ]
+        xs = [k for k, m in points if m[name] is not None]
+        ys = [m[name] for _, m in points if m[name] is not None]
+        axis.plot(xs, ys, marker="o", label=label, color=colour)
+        if name == "reward":
+            errors = [1.96 * (m["reward_error"] or 0) for _, m in points if m[name] is not None]
+            low, high = zip(*[(y - e, y + e) for y, e in zip(ys, errors, strict=True)], strict=True)
+            axis.fill_between(xs, low, high, color=colour, alpha=0.12)
+    plain = found.get(0, {}).get("evaluation", {}).get("valid", {}).get("plain", {}).get(name)
+    if plain is not None:
+        axis.axhline(plain, color="grey", linestyle="--", label="plain, iteration 0")
+    axis.set(title=title, xlabel="iteration")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(fontsize=8)
+
+
+def _training(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """Training metrics of all iterations, their steps counted through."""
+    offset = 0
+    for k in sorted(folder.shardings()):
+        manifest = folder.manifest(Piece(k, "train")) if k else None
+        if manifest is None:
+            continue
+        path = folder.piece_folder(Piece(k, "train")) / manifest.folder / "metrics.jsonl"
+        for row in read_lines(path):
+            yield {**row, "step": offset + row["step"]}
+        offset += manifest.facts["steps"]

@@ -1,0 +1,181 @@
+"""Tests of sampling against plain forward passes of the same models."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from transformers import PreTrainedModel
+
+from alt_hpc import generate as module
+from alt_hpc.errors import InputError
+from alt_hpc.generate import Generation, continuation_logprobs, generate
+
+SHARED = sorted(module.SIDE_BY_SIDE)
+PLAIN = ["sliding", "bloom"]
+ENDS = set(range(40, 60))
+
+
+def _prompts() -> list[list[int]]:
+    """Prompts of mixed length, one of a single token, one given twice."""
+    draw = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(0, 256, (k,), generator=draw).tolist() for k in (5, 17, 1, 30)]
+    return [*prompts, prompts[0]]
+
+
+def _sample(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    n: int = 19,
+    seeds: list[int] | None = None,
+    top_p: float = 0.95,
+) -> list[list[Generation]]:
+    return generate(
+        model,
+        prompts,
+        n,
+        seeds or list(range(len(prompts))),
+        temperature=0.9,
+        top_p=top_p,
+        max_new_tokens=12,
+        eos=ENDS,
+    )
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_logits_equal_plain_forward_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts, seen = tiny.model(name), _prompts(), []
+    pick = module._pick
+
+    def spy(logits: torch.Tensor, *rest: object) -> list[int]:
+        seen.append(logits)
+        return pick(logits, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_pick", spy)
+    rows = _sample(model, prompts)
+    sequences = [(p, g.ids) for p, row in zip(prompts, rows, strict=True) for g in row]
+    for t, logits in enumerate(seen):
+        live = [(p, ids) for p, ids in sequences if len(ids) > t]
+        assert len(logits) == len(live)  # finished sequences have left
+        for row, (prompt, ids) in zip(logits, live, strict=True):
+            with torch.no_grad():
+                expected = model(torch.tensor([prompt + ids[:t]])).logits[0, -1]
+            torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SHARED + PLAIN)
+def test_greedy_equals_a_naive_loop(name: str) -> None:
+    model, prompts = tiny.model(name), _prompts()
+    rows = generate(
+        model,
+        prompts,
+        1,
+        [0] * len(prompts),
+        temperature=0,
+        top_p=1.0,
+        max_new_tokens=10,
+        eos=ENDS,
+    )
+    for prompt, (generation,) in zip(prompts, rows, strict=True):
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 10 and not (len(ids) > len(prompt) and ids[-1] in ENDS):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert generation.ids == ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+def test_shape_ends_and_repeatability(name: str) -> None:
+    model, prompts = tiny.model(name), _prompts()
+    rows = _sample(model, prompts)
+    assert rows == _sample(model, prompts)
+    assert [len(row) for row in rows] == [19] * len(prompts)
+    every = [g for row in rows for g in row]
+    assert {g.ended for g in every} == {"eos", "limit"}
+    for generation in every:
+        assert all(token not in ENDS for token in generation.ids[:-1])
+        assert (generation.ids[-1] in ENDS) == (generation.ended == "eos")
+        assert generation.ended == "eos" or len(generation.ids) == 12
+
+
+def test_a_prompts_samples_do_not_depend_on_its_neighbours() -> None:
+    model, prompts = tiny.model("llama"), _prompts()
+    together = _sample(model, prompts, seeds=[11, 12, 13, 14, 11])
+    alone = [_sample(model, [p], seeds=[s])[0] for p, s in zip(prompts, [11, 12, 13, 14], strict=0)]
+    assert together[:4] == alone
+    assert together[4] == together[0]  # the same prompt and seed
+    assert together[4] != _sample(model, prompts)[4]  # another seed
+
+
+def test_bfloat16_runs_and_repeats() -> None:
+    model = tiny.model("llama").to(torch.bfloat16)
+    assert _sample(model, _prompts()) == _sample(model, _prompts())
+
+
+def test_logits_that_are_no_numbers_are_an_error() -> None:
+    model = tiny.model("llama")
+    model.get_output_embeddings().weight.data.fill_(float("nan"))
+    with pytest.raises(InputError, match="not numbers"):
+        _sample(model, [[1]])
+
+
+def test_greedy_gives_one_generation() -> None:
+    with pytest.raises(ValueError, match="one generation"):
+        generate(
+            tiny.model("gpt2"), [[1]], 2, [0], temperature=0, top_p=1, max_new_tokens=2, eos=[]
+        )
+
+
+# --- choosing a token -------------------------------------------------------------------------
+
+
+def _set(probabilities: list[float], top_p: float, top: int) -> list[int]:
+    """Ids that a fine grid of uniforms reaches, in the order of the inverse CDF."""
+    uniforms = torch.arange(1000) / 1000
+    rows = torch.tensor([probabilities]).expand(1000, -1)
+    return list(dict.fromkeys(module._pick_of(rows, uniforms, top_p, top).tolist()))
+
+
+@pytest.mark.parametrize("top", [2, 3, 5])
+def test_top_p_set(top: int) -> None:
+    probabilities = [0.1, 0.3, 0.1, 0.4, 0.1]
+    assert _set(probabilities, 0.35, top) == [3]
+    assert _set(probabilities, 0.65, top) == [3, 1]
+    assert _set(probabilities, 0.75, top) == [3, 1, 0]  # of the tied ones the smallest id
+    assert _set(probabilities, 0.85, top) == [3, 1, 0, 2]
+    assert _set(probabilities, 1.0, top) == [3, 1, 0, 2, 4]
+
+
+def test_frequencies_follow_the_probabilities() -> None:
+    probabilities = torch.tensor([[0.5, 0.2, 0.2, 0.1]]).expand(20000, -1)
+    uniforms = module._uniforms(5, 20000, 1)[:, 0]
+    tokens = module._pick_of(probabilities, uniforms, 0.8, 4)
+    shares = torch.bincount(tokens, minlength=4) / 20000
+    expected = torch.tensor([0.5, 0.2, 0.2, 0.0]) / 0.9
+    torch.testing.assert_close(shares, expected, atol=0.01, rtol=0)
+
+
+def test_looking_at_few_tokens_changes_nothing() -> None:
+    draw = torch.Generator().manual_seed(1)
+    logits = torch.randn(64, 5000, generator=draw).bfloat16().float()  # many ties
+    logits[::2] *= 4  # some rows need more than `top` tokens, some do not
+    uniforms = torch.rand(64, generator=draw)
+    probabilities = torch.softmax(logits, -1)
+    few = module._pick_of(probabilities, uniforms, 0.9, 256)
+    assert torch.equal(few, module._pick_of(probabilities, uniforms, 0.9, 5000))
+
+
+# --- log-probabilities ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHARED + PLAIN)
+@pytest.mark.parametrize("length", [1, 20])
+def test_continuation_logprobs(name: str, length: int) -> None:
+    model, prompt = tiny.model(name), list(range(100, 100 + length))
+    continuations = [[5, 6, 7], [], [8], [5, 6, 7, 9, 10, 11], *[[i, 3] for i in range(9)]]
+    found = continuation_logprobs(model, prompt, continuations)
+    for ids, values in zip(continuations, found, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + ids])).logits[0, length - 1 : -1]
+        expected = torch.log_softmax(logits, -1)[range(len(ids)), ids]
+        torch.testing.assert_close(torch.tensor(values), expected, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,524 @@
+"""The trainer against a plain loop, and against kills: real DeepSpeed processes on the CPU.
+
+A test process starts this very file as ranks (see `_work`), which run a list of jobs in one
+process group and leave their results in a folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from alt_hpc.config import Training
+from alt_hpc.errors import InputError
+from alt_hpc.losses import Example, FeaturePair, Pair, alt_loss, feature_loss, pair_loss
+from alt_hpc.ranks import Ranks, connect, disconnect, from_environment
+from alt_hpc.trainer import (
+    Stopped,
+    TrainingDiverged,
+    fill_deepspeed_config,
+    freeze,
+    global_batches,
+    learning_rate,
+    order,
+    train,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+VOCABULARY = 97
+BASE = Training(
+    epochs=1, global_batch=8, micro_batch=2, lr=1e-2, eps=1e-4, weight_decay=0.1, clip=0.5,
+    warmup=0.4, trained_blocks=0.7, precision="float32", checkpoint_minutes=1e6,
+)  # fmt: skip
+
+
+# --- The ranks ------------------------------------------------------------------------------------
+
+
+def _llama(dropout: float) -> nn.Module:
+    config = LlamaConfig(
+        hidden_size=40, intermediate_size=56, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=VOCABULARY, attention_dropout=dropout,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def _gpt2(dropout: float) -> nn.Module:
+    """With a tied head, and sizes that two ranks do not divide."""
+    config = GPT2Config(
+        n_embd=15, n_layer=3, n_head=3, vocab_size=VOCABULARY, n_positions=32,
+        resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
+class _Scorer(nn.Module):
+    """A trunk with a value head, as AutoModelForSequenceClassification."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = _llama(0.0).base_model
+        self.score = nn.Linear(40, 1, bias=False)
+
+    @property
+    def base_model(self) -> nn.Module:
+        return self.model
+
+
+def _model(kind: str, dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(5)
+    if kind == "scorer":
+        return _Scorer()
+    if kind == "head":
+        return nn.Linear(13, 1, bias=False)
+    model = _llama(dropout) if kind == "llama" else _gpt2(dropout)
+    freeze(model, BASE.trained_blocks, train_embeddings=kind == "gpt2")
+    return model
+
+
+def _examples(kind: str) -> list[Any]:
+    """17: the third global batch of 8 has a single example, so most ranks idle there."""
+    rng = np.random.default_rng(1)
+
+    def text() -> list[int]:
+        return [int(token) for token in rng.integers(0, VOCABULARY, rng.integers(8, 20))]
+
+    if kind == "scorer":
+        return [Pair(text(), text()) for _ in range(17)]
+    if kind == "head":
+        return [FeaturePair(torch.from_numpy(rng.random((2, 13), "float32"))) for _ in range(17)]
+    return [Example(text(), int(rng.integers(1, 8))) for _ in range(17)]
+
+
+def _loss(kind: str) -> Callable[..., Any]:
+    return {"scorer": pair_loss, "head": feature_loss}.get(kind, alt_loss)
+
+
+def _explode(model: nn.Module, batch: Any) -> Any:
+    """A loss that is infinite where token 96 comes up."""
+    loss, parts = alt_loss(model, batch)
+    return loss / (0.0 if (batch.targets == 96).any() else 1.0), parts
+
+
+def _work(job: dict[str, Any], folder: Path, ranks: Ranks) -> None:
+    """Run one job on this rank and leave weights, records and errors as `NAME.pt`."""
+    settings = dataclasses.replace(BASE, **job.get("settings", {}))
+    kind = job.get("model", "llama")
+    records: list[Any] = []
+
+    def log(record: Any) -> None:
+        records.append(record)
+        (folder / f"{job['name']}.step").write_text(str(record.step))
+        time.sleep(job.get("pause", 0.0))
+
+    def stop() -> bool:  # only the last rank is asked to
+        return ranks.rank == ranks.world - 1 and len(asked) == job.get("stop")
+
+    asked: list[int] = []
+    error, result = "", None
+    try:
+        result = train(
+            _model(kind, job.get("dropout", 0.0)),
+            _examples(kind),
+            _explode if job.get("explode") else _loss(kind),
+            settings,
+            deepspeed_config=job.get("deepspeed", {"zero_optimization": {"stage": 2}}),
+            seed=job.get("seed", 3),
+            ranks=ranks,
+            checkpoints=folder / job.get("checkpoints", f"{job['name']}.checkpoints"),
+            log=log,
+            stop=lambda: asked.append(1) is None and stop(),
+        )
+    except (Stopped, TrainingDiverged) as caught:
+        error = f"{type(caught).__name__}: {caught}"
+    if ranks.first:
+        weights = result.weights if result else None
+        steps = [dataclasses.asdict(record) for record in records]
+        found = {"weights": weights, "records": steps, "error": error}
+        torch.save(found | {"resumed": result.resumed_at if result else 0}, folder / job["name"])
+    elif result is not None:
+        assert result.weights is None
+    for command in job.get("then", []):
+        if ranks.first:
+            subprocess.run(command, shell=True, check=True, cwd=folder)
+
+
+def _main(folder: Path) -> None:
+    ranks = from_environment()
+    connect(folder / f"meeting-{os.environ['MEETING']}", ranks)
+    for job in json.loads((folder / "jobs.json").read_text()):
+        _work(job, folder, ranks)
+    disconnect()
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))
+
+
+# --- Starting them --------------------------------------------------------------------------------
+
+
+def _start(folder: Path, world: int, jobs: list[dict[str, Any]]) -> list[subprocess.Popen[bytes]]:
+    folder.mkdir(exist_ok=True)
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    meeting = str(len(list(folder.glob("meeting-*"))))
+    common = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "WORLD_SIZE": str(world),
+        "MEETING": meeting,
+        "OMPI_COMM_WORLD_LOCAL_RANK": "7",  # as srun with PMIx would leave behind
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=(folder / f"log-{rank}").open("ab"),
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(world)
+    ]
+
+
+def _finish(folder: Path, processes: list[subprocess.Popen[bytes]]) -> None:
+    codes = [process.wait(300) for process in processes]
+    assert not any(codes), (folder / "log-0").read_text()[-4000:]
+
+
+def _found(folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(folder / name)
+    return found
+
+
+def _zero(stage: int, **more: Any) -> dict[str, Any]:
+    return {"zero_optimization": {"stage": stage, "reduce_bucket_size": 1_000_000, **more}}
+
+
+ACCUMULATE = {"data_types": {"grad_accum_dtype": "fp32"}}
+HALF = {"precision": "bfloat16"}
+SAVE = {"checkpoint_minutes": 0.0}
+FOUR = {"epochs": 2, **SAVE}  # six steps
+
+ONE_RANK = [
+    {"name": "micro 8", "settings": {"micro_batch": 8}},
+    {"name": "micro 2"},
+    {"name": "gpt2", "model": "gpt2"},
+    {"name": "pairs", "model": "scorer"},
+    {"name": "features", "model": "head"},
+]
+TWO_RANKS = [
+    *({"name": f"stage {stage}", "deepspeed": _zero(stage)} for stage in (0, 1, 2, 3)),
+    {"name": "again", "deepspeed": _zero(2)},
+    {"name": "micro 4", "settings": {"micro_batch": 4}, "deepspeed": _zero(2)},
+    {"name": "gpt2", "model": "gpt2", "deepspeed": _zero(2)},
+    {"name": "gpt2 stage 3", "model": "gpt2", "deepspeed": _zero(3)},
+    {"name": "pairs", "model": "scorer", "deepspeed": _zero(3)},
+    {"name": "features", "model": "head", "deepspeed": _zero(2)},
+    {"name": "offload", "deepspeed": _zero(2, offload_optimizer={"device": "cpu"})},
+    {"name": "float16", "settings": {"precision": "float16"}},
+    {"name": "lr 0", "model": "gpt2", "settings": HALF | {"lr": 0.0}, "deepspeed": _zero(2)},
+    {
+        "name": "lr 0 stage 3",
+        "model": "gpt2",
+        "settings": HALF | {"lr": 0.0},
+        "deepspeed": _zero(3),
+    },
+    {"name": "explode", "explode": True, "settings": HALF, "deepspeed": _zero(2)},
+]
+STAGES = {"1": _zero(1) | ACCUMULATE, "2": _zero(2) | ACCUMULATE, "3": _zero(3) | ACCUMULATE}
+for _stage, _config in STAGES.items():
+    _job = {"model": "gpt2", "dropout": 0.2, "settings": HALF | FOUR, "deepspeed": _config}
+    TWO_RANKS += [
+        {**_job, "name": f"whole {_stage}"},
+        {**_job, "name": f"stopped {_stage}", "stop": 3, "checkpoints": f"c{_stage}"},
+        {**_job, "name": f"resumed {_stage}", "checkpoints": f"c{_stage}"},
+    ]
+_BREAK = "truncate -s -1 broken/step-000003/*_model_states.pt; mkdir broken/step-000004"
+TWO_RANKS += [
+    {**_job, "name": "left", "stop": 3, "checkpoints": "broken", "then": [_BREAK]},
+    {**_job, "name": "half-written", "checkpoints": "broken"},
+    {**_job, "name": "other seed", "seed": 4, "checkpoints": "broken"},
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Any]:
+    """Results of all jobs above, by number of ranks and name."""
+    folder = tmp_path_factory.mktemp("runs")
+    both = [(folder / "1", 1, ONE_RANK), (folder / "2", 2, TWO_RANKS)]
+    for where, started in [(where, _start(where, n, jobs)) for where, n, jobs in both]:
+        _finish(where, started)
+    return lambda world, name: _found(folder / str(world), name)
+
+
+# --- The same steps as a plain loop ---------------------------------------------------------------
+
+
+def _plain_text_loss(model: Any, rows: list[Example]) -> Tensor:
+    """The mean loss of METHOD.md with nothing shared, one sequence at a time, no padding."""
+    losses = []
+    for row in rows:
+        logits = model(torch.tensor([row.ids])).logits[0, row.start - 1 : -1]
+        targets = torch.tensor(row.ids[row.start :])
+        entropy = torch.distributions.Categorical(logits=logits).entropy()
+        losses.append(functional.cross_entropy(logits, targets, reduction="none") - 0.06 * entropy)
+    return torch.cat(losses).mean()
+
+
+def _plain_pair_loss(model: Any, rows: list[Pair]) -> Tensor:
+    def reward(ids: list[int]) -> Tensor:
+        states = model.base_model(torch.tensor([ids])).last_hidden_state
+        return model.score(states)[0, -1, 0]  # type: ignore[no-any-return]
+
+    pairs = [reward(row.chosen) - reward(row.rejected) for row in rows]
+    return -functional.logsigmoid(torch.stack(pairs)).mean()
+
+
+def _plain_feature_loss(head: Any, rows: list[FeaturePair]) -> Tensor:
+    rewards = torch.stack([head(row.features)[:, 0] for row in rows])
+    return -functional.logsigmoid(rewards[:, 0] - rewards[:, 1]).mean()
+
+
+PLAIN = {"scorer": _plain_pair_loss, "head": _plain_feature_loss}
+
+
+def _plain_training(kind: str) -> dict[str, Tensor]:
+    model, examples = _model(kind), _examples(kind)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=1.0, betas=(0.8, 0.999), eps=1e-4, weight_decay=0.1, foreach=False
+    )
+    rows = np.random.default_rng([3, 0]).permutation(17)
+    for batch, rate in ((rows[:8], 0.5e-2), (rows[8:16], 1e-2), (rows[16:], 0.5e-2)):
+        optimizer.param_groups[0]["lr"] = rate  # W = ceil(0.4 * 3) = 2
+        optimizer.zero_grad()
+        PLAIN.get(kind, _plain_text_loss)(model, [examples[row] for row in batch]).backward()
+        nn.utils.clip_grad_norm_(trained, 0.5)
+        optimizer.step()
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("world", "name", "kind"),
+    [
+        (1, "micro 8", "llama"),
+        (1, "micro 2", "llama"),
+        (2, "stage 0", "llama"),
+        (2, "stage 1", "llama"),
+        (2, "stage 2", "llama"),
+        (2, "stage 3", "llama"),
+        (2, "micro 4", "llama"),
+        (2, "offload", "llama"),
+        (2, "float16", "llama"),  # in float32, as this is a CPU
+        (1, "gpt2", "gpt2"),
+        (2, "gpt2", "gpt2"),
+        (2, "gpt2 stage 3", "gpt2"),
+        (1, "pairs", "scorer"),
+        (2, "pairs", "scorer"),
+        (1, "features", "head"),
+        (2, "features", "head"),
+    ],
+)
+def test_same_weights_as_plain_loop(
+    runs: Callable[[int, str], Any], world: int, name: str, kind: str
+) -> None:
+    weights = runs(world, name)["weights"]
+    plain = _plain_training(kind)
+    assert list(weights) == list(plain)
+    for key, value in plain.items():
+        torch.testing.assert_close(weights[key], value, rtol=1e-5, atol=1e-6, msg=key)
+
+
+def test_same_bytes_twice(runs: Callable[[int, str], Any]) -> None:
+    _assert_same_bytes(runs(2, "stage 2")["weights"], runs(2, "again")["weights"])
+
+
+def test_records(runs: Callable[[int, str], Any]) -> None:
+    one, two = runs(1, "micro 8")["records"], runs(2, "stage 2")["records"]
+    examples = _examples("llama")
+    rows = global_batches(17, BASE, 3)[0]
+    assert [record["step"] for record in two] == [1, 2, 3]
+    assert (two[0]["steps"], two[0]["lr"]) == (3, 0.5e-2)
+    assert two[0]["loss_tokens"] == sum(examples[row].weight for row in rows)
+    assert two[0]["tokens"] == sum(len(examples[row].ids) for row in rows)
+    parts = two[0]["parts"]
+    assert two[0]["loss"] == pytest.approx(parts["ce"] - 0.06 * parts["entropy"], rel=1e-6)
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
+    assert 0 <= runs(2, "pairs")["records"][0]["parts"]["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("name", ["lr 0", "lr 0 stage 3"])
+def test_masters_begin_unrounded(runs: Callable[[int, str], Any], name: str) -> None:
+    """Under bfloat16 with a rate of 0 the float32 weights come back bit for bit."""
+    _assert_same_bytes(runs(2, name)["weights"], _model("gpt2").state_dict())
+
+
+def test_divergence_names_step_and_examples(runs: Callable[[int, str], Any]) -> None:
+    found = runs(2, "explode")
+    targets = [96 in row.ids[row.start :] for row in _examples("llama")]
+    batches = global_batches(17, BASE, 3)
+    step = next(step for step, rows in enumerate(batches) if any(targets[row] for row in rows))
+    rows = ", ".join(str(row) for row in batches[step])
+    assert found["weights"] is None
+    assert len(found["records"]) == step
+    expected = f"TrainingDiverged: step {step + 1} of 3 (examples {rows}): the loss is "
+    assert found["error"].startswith(expected)
+
+
+# --- Stopping, dying, resuming --------------------------------------------------------------------
+
+
+def _assert_same_bytes(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert list(a) == list(b)
+    for key in a:
+        assert a[key].numpy().tobytes() == b[key].numpy().tobytes(), key
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stopped_and_resumed_ends_in_same_bytes(
+    runs: Callable[[int, str], Any], stage: str
+) -> None:
+    stopped, resumed = runs(2, f"stopped {stage}"), runs(2, f"resumed {stage}")
+    assert stopped["error"] == "Stopped: stopped after step 3 of 6"
+    assert resumed["resumed"] == 3
+    _assert_same_bytes(resumed["weights"], runs(2, f"whole {stage}")["weights"])
+
+
+def test_half_written_checkpoint_is_not_used(runs: Callable[[int, str], Any]) -> None:
+    assert runs(2, "half-written")["resumed"] == 2
+    _assert_same_bytes(runs(2, "half-written")["weights"], runs(2, "whole 3")["weights"])
+
+
+def test_checkpoint_of_another_training_is_not_used(runs: Callable[[int, str], Any]) -> None:
+    assert runs(2, "other seed")["resumed"] == 0
+
+
+def test_killed_and_restarted_ends_in_same_bytes(
+    runs: Callable[[int, str], Any], tmp_path: Path
+) -> None:
+    job = TWO_RANKS[[job["name"] for job in TWO_RANKS].index("whole 2")] | {"name": "killed"}
+    folder = tmp_path / "run"
+    processes = _start(folder, 2, [job | {"pause": 0.3}])
+    deadline = time.monotonic() + 120
+    while not (folder / "killed.step").exists() or (folder / "killed.step").read_text() < "4":
+        assert time.monotonic() < deadline, (folder / "log-0").read_text()
+        time.sleep(0.02)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    _finish(folder, _start(folder, 2, [job]))
+    found = _found(folder, "killed")
+    assert found["resumed"] >= 3
+    _assert_same_bytes(found["weights"], runs(2, "whole 2")["weights"])
+    kept = sorted(path.name for path in (folder / "killed.checkpoints").glob("step-*"))
+    assert kept == ["step-000004", "step-000005"]
+
+
+# --- Without processes ----------------------------------------------------------------------------
+
+
+def test_order_is_a_function_of_its_arguments() -> None:
+    first, second = order(10, 2, seed=1)
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert list(first) != list(second)
+    assert [list(epoch) for epoch in order(10, 2, seed=1)] == [list(first), list(second)]
+    assert list(order(10, 1, seed=2)[0]) != list(first)
+
+
+def test_epochs_end_with_a_smaller_batch() -> None:
+    batches = global_batches(17, dataclasses.replace(BASE, epochs=2), seed=0)
+    assert [len(batch) for batch in batches] == [8, 8, 1, 8, 8, 1]
+    assert sorted(np.concatenate(batches[:3])) == list(range(17))
+
+
+def test_learning_rate() -> None:
+    settings = dataclasses.replace(BASE, lr=1.0, warmup=0.05)
+    rates = [learning_rate(step, 100, settings) for step in range(1, 101)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[-1] == pytest.approx(1 / 96)
+    assert np.allclose(np.diff(rates[4:]), -1 / 96)
+    assert learning_rate(1, 1, settings) == 1.0
+
+
+def test_deepspeed_config_is_filled() -> None:
+    config = {"train_batch_size": "auto", "bf16": {"enabled": "auto"}, "zero_optimization": {}}
+    filled = fill_deepspeed_config(config, dataclasses.replace(BASE, **HALF), Ranks(0, 2, 0))
+    assert filled["train_batch_size"] == 8
+    assert filled["train_micro_batch_size_per_gpu"] == 2
+    assert filled["gradient_accumulation_steps"] == 2
+    assert (filled["bf16"]["enabled"], filled["fp16"]["enabled"]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"train_batch_size": 4}, "train_batch_size"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer"),
+        ({"bf16": {"enabled": True}}, "bf16.enabled"),
+        ({"scheduler": {"type": "WarmupLR"}}, "scheduler"),
+    ],
+)
+def test_deepspeed_config_must_not_decide(config: dict[str, Any], name: str) -> None:
+    with pytest.raises(InputError, match=f"'{name}'"):
+        fill_deepspeed_config(config, BASE, Ranks())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/deepspeed").glob("*.json")), ids=str)
+def test_our_deepspeed_configs_can_be_filled(path: Path) -> None:
+    filled = fill_deepspeed_config(json.loads(path.read_text()), BASE, Ranks())
+    assert filled["zero_optimization"]["stage"] in (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ranks", "examples", "words"),
+    [
+        ({}, Ranks(), [], "no examples"),
+        ({}, Ranks(), [Example([1, 2], 1), Example([1, 2], 2)], "training example 1 has no tokens"),
+        ({}, Ranks(0, 3, 0), [Example([1, 2], 1)], "cannot be divided among 3"),
+        ({"micro_batch": 3}, Ranks(), [Example([1, 2], 1)], "micro_batch"),
+    ],
+)
+def test_wrong_input_stops_before_the_start(
+    tmp_path: Path, settings: dict[str, Any], ranks: Ranks, examples: list[Any], words: str
+) -> None:
+    run = partial(train, nn.Linear(1, 1), examples, alt_loss)
+    with pytest.raises(InputError, match=words):
+        run(
+            dataclasses.replace(BASE, **settings),
+            deepspeed_config={},
+            seed=0,
+            ranks=ranks,
+            checkpoints=tmp_path,
+            log=print,
+        )
+
+
+def test_ranks_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert from_environment() == Ranks(0, 1, 0)
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(InputError, match="RANK=3"):
+        from_environment()
+    monkeypatch.setenv("RANK", "three")
+    with pytest.raises(InputError, match="'three'"):
+        from_environment()

@@ -102,10 +102,10 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from alt_hpc import progress
+    from alt_hpc import summary
     from alt_hpc.runfolder import RunFolder
 
-    print(progress.summary(RunFolder(options.run)))
+    print(summary.summary(RunFolder(options.run)))
     return 0
 
 

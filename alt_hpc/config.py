@@ -7,6 +7,7 @@ the first submission and fingerprinted (see `fingerprint`). The defaults are the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -41,7 +42,9 @@ class RewardModel:
     """The model that ranks generations: a sequence-classification folder or CarperAI's format."""
 
     model: str | None = None  # hub name or folder; none: the `reward-model` stage makes it
-    base: str | None = None  # architecture of a CarperAI checkpoint; what `reward-model` starts from
+    base: str | None = (
+        None  # architecture of a CarperAI checkpoint; what `reward-model` starts from
+    )
     tokenizer: str | None = None
     template: str | None = None  # default: the checkpoint's kind decides (see reward.py)
     max_length: int = 550
@@ -242,7 +245,7 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
         raise InputError(f"{path}: the config is empty")
     for override in overrides:
         root = _override(root, override)
-    config = reader.build(Config, root, "")
+    config: Config = reader.build(Config, root, "")
     _check(config, reader)
     return config
 
@@ -250,6 +253,7 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
 def from_json(values: dict[str, Any]) -> Config:
     """The config of a run folder, which `load` has checked before it was written."""
     node = yaml.compose(json.dumps(values), Loader=yaml.SafeLoader)
+    assert node is not None
     config: Config = _Reader("config.json").build(Config, node, "")
     return config
 
@@ -288,7 +292,7 @@ def _key_node(key: str, origin: str) -> yaml.ScalarNode:
 
 def _mark(node: yaml.Node, origin: str) -> None:
     """Make errors in an override name the override instead of a line of the file."""
-    node.origin = origin
+    node.origin = origin  # type: ignore[attr-defined]
     if isinstance(node, yaml.SequenceNode):
         for child in node.value:
             _mark(child, origin)
@@ -315,7 +319,9 @@ class _Reader:
         if origin:
             return InputError(f"{origin}: {problem}")
         line = f":{at.start_mark.line + 1}" if at is not None else ""
-        return InputError(f"{self.path}{line}: {name}: {problem}" if name else f"{self.path}{line}: {problem}")
+        return InputError(
+            f"{self.path}{line}: {name}: {problem}" if name else f"{self.path}{line}: {problem}"
+        )
 
     def build(self, cls: type, node: yaml.Node, name: str) -> Any:
         if not isinstance(node, yaml.MappingNode):
@@ -385,10 +391,8 @@ class _Reader:
         if kind is float and type(plain) is int:
             return float(plain)
         if kind is float and type(plain) is str:  # YAML 1.1 reads 2e-5 as a text
-            try:
+            with contextlib.suppress(ValueError):
                 plain = float(plain)
-            except ValueError:
-                pass
         if type(plain) is not kind or (kind is float and plain != plain):
             given = node.value if isinstance(node, yaml.ScalarNode) else "a list or mapping"
             raise self.error(name, f"expected {words[kind]}, not '{given}'", node)
@@ -464,13 +468,24 @@ def _check_training(
         raise reader.error(f"{name}.trained_blocks", "expected a share above 0 and up to 1")
 
 
-_POSITIVE = (
-    "iterations threads keep sampling.prompts sampling.generations sampling.max_new_tokens"
-    " sampling.group evaluation.max_new_tokens evaluation.group feedback.per_quantile"
-    " reward_model.max_length cluster.slots cluster.max_attempts cluster.minutes"
-).split()
-_POSITIVE_TRAINING = "epochs global_batch micro_batch max_length".split()
-_POSITIVE_STAGE = "shards nodes tasks_per_node parallel".split()
+_POSITIVE = [
+    "iterations",
+    "threads",
+    "keep",
+    "sampling.prompts",
+    "sampling.generations",
+    "sampling.max_new_tokens",
+    "sampling.group",
+    "evaluation.max_new_tokens",
+    "evaluation.group",
+    "feedback.per_quantile",
+    "reward_model.max_length",
+    "cluster.slots",
+    "cluster.max_attempts",
+    "cluster.minutes",
+]
+_POSITIVE_TRAINING = ["epochs", "global_batch", "micro_batch", "max_length"]
+_POSITIVE_STAGE = ["shards", "nodes", "tasks_per_node", "parallel"]
 
 
 def _check_numbers(config: Config, reader: _Reader) -> None:

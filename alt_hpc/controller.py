@@ -91,7 +91,12 @@ def request(folder: RunFolder, config: Config, job: Job) -> Request:
     stage = config.cluster.stage(job.stage)
     run = folder.path.name
     calls = [
-        ("alt_hpc.task:stage", str(folder.path), job.stage, *map(str, (job.iteration, s, job.attempt)))
+        (
+            "alt_hpc.task:stage",
+            str(folder.path),
+            job.stage,
+            *map(str, (job.iteration, s, job.attempt)),
+        )
         for s in job.shards
     ]
     return Request(
@@ -116,8 +121,8 @@ def write_script(folder: RunFolder) -> Path:
     """The batch script of this run's controllers; its options stand on sbatch's command line."""
     script = folder.controller_folder() / "controller.sh"
     python, run = shlex.quote(sys.executable), shlex.quote(str(folder.path))
-    text = f"#!/bin/bash\n# controller of the run in {run}\nexec {python} -m alt_hpc controller {run}\n"
-    script.write_text(text)
+    command = f"exec {python} -m alt_hpc controller {run}"
+    script.write_text(f"#!/bin/bash\n# a controller of this run\n{command}\n")
     return script
 
 
@@ -176,7 +181,7 @@ def _successor(folder: RunFolder, slurm: Slurm, me: str) -> str:
 
 
 def _back_off(folder: RunFolder, slurm: Slurm, successor: str, why: str) -> int:
-    """Nothing could be submitted: the successor tries again in a while, a bounded number of times."""
+    """Nothing could be submitted: the successor tries again in a while, a few times."""
     print(f"{why}; trying again in {BACK_OFF_MINUTES} min", flush=True)
     folder.record("step", progress=["backed off", why], waits=[])
     if _idle(folder):

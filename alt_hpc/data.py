@@ -1,4 +1,4 @@
-"""Text rows from a hub data set or local files, checked and frozen into the run folder; the draws."""
+"""Text rows from a hub data set or local files, checked and frozen; the draws of prompts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def freeze(config: Config, folder: RunFolder) -> None:
     wanted.append(("prompts", prompts, "valid", ("prompt",)))
     if config.evaluation.test_prompts:
         if prompts.test is None:
-            raise InputError("data.prompts.test: name a test split, as evaluation.test_prompts asks")
+            raise InputError(
+                "data.prompts.test: name a test split, as evaluation.test_prompts asks"
+            )
         wanted.append(("prompts", prompts, "test", ("prompt",)))
     if config.reward_model.model is None and comparisons is not None:
         pair = ("prompt", "chosen", "rejected")
@@ -73,8 +75,9 @@ def read(source: Source, split: str, columns: tuple[str, ...], field: str) -> li
         rows.append({ours: row[column] for ours, column in theirs.items()})
         for ours, value in rows[-1].items():
             if not isinstance(value, str) or not value.strip():
+                column = theirs[ours]
                 raise InputError(
-                    f"{where}:{number}: column '{theirs[ours]}' is {_kind(value)}, not text ({field})"
+                    f"{where}:{number}: column '{column}' is {_kind(value)}, not text ({field})"
                 )
     return rows
 
@@ -110,7 +113,7 @@ def _load(source: Source, split: str, file: Path | None, field: str) -> Any:
             return datasets.load_dataset(source.path, split=split)
         kind = "parquet" if file.suffix == ".parquet" else "json"
         return datasets.load_dataset(kind, data_files=str(file), split="train")
-    except Exception as error:  # noqa: BLE001  datasets raises anything; the user needs one sentence
+    except Exception as error:
         first = str(error).strip().split("\n")[0][:200]
         raise InputError(
             f"{file or source.path}: cannot load split '{split}' ({field}): {first}"
@@ -194,7 +197,9 @@ def held_out_prompts(
 ) -> list[tuple[str, int, str]]:
     """(split, row, raw prompt) of rows [start, end) of what an iteration is evaluated on."""
     draw = folder.draw(iteration)
-    places = [("valid", i) for i in range(draw["valid"])] + [("test", i) for i in range(draw["test"])]
+    places = [("valid", i) for i in range(draw["valid"])] + [
+        ("test", i) for i in range(draw["test"])
+    ]
     found = []
     for split in ("valid", "test"):
         rows = [i for s, i in places[start:end] if s == split]

@@ -21,7 +21,9 @@ class Engine(Protocol):
         ...
 
 
-def load(policy: Path, sampling: Sampling, dtype: str, ends: tuple[int, ...], on: torch.device) -> Engine:
+def load(
+    policy: Path, sampling: Sampling, dtype: str, ends: tuple[int, ...], on: torch.device
+) -> Engine:
     """The engine that the config names, with the policy loaded."""
     if sampling.engine == "vllm":
         return Vllm(policy, sampling, dtype, ends)
@@ -55,9 +57,7 @@ class Vllm:
     """vLLM: n generations in one request, prefix caching on. It batches continuously, so that
     seeds are per prompt but equality across shardings is not promised."""
 
-    def __init__(
-        self, policy: Path, sampling: Sampling, dtype: str, ends: tuple[int, ...]
-    ) -> None:
+    def __init__(self, policy: Path, sampling: Sampling, dtype: str, ends: tuple[int, ...]) -> None:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; only its CPU build reads it
         import vllm
 

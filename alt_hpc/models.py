@@ -12,7 +12,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,26 @@ def _check_folder(folder: Path, *, whole: bool) -> None:
         weight_files(folder)
     elif not any((folder / name).is_file() for name in _LIGHT_FILES):
         raise InputError(f"{folder}: neither a model configuration nor a tokenizer is here")
+
+
+def fetch_light(name: str) -> Path:
+    """As `fetch`, for a name that gives only a configuration or a tokenizer: no weights."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if (made := _cache_folder(name)).is_dir():
+        return made
+    try:
+        return Path(snapshot_download(name, local_files_only=True, allow_patterns=_HUB_FILES))
+    except LocalEntryNotFoundError:
+        pass
+    reason = _hub_unreachable()
+    if reason is None:
+        try:
+            return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns="*/*"))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+    raise InputError(f"{name}: neither in the local Hugging Face cache nor on the hub ({reason})")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -538,6 +558,12 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
     if ids[: len(anchor)] == anchor:
         return ids[len(anchor) :]
     return list(tokenizer.encode(text, add_special_tokens=False))  # the colon was merged
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: Collection[int]) -> str:
+    """The text of generated token ids, EOS and special tokens left out, stripped."""
+    kept = [i for i in ids if i not in ends]
+    return str(tokenizer.decode(kept, skip_special_tokens=True)).strip()
 
 
 def fit_prompt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ def cut(rows: int, group: int, shards: int) -> tuple[tuple[int, int], ...]:
         return ()
     shards = min(shards, groups)
     edges = [min(rows, groups * i // shards * group) for i in range(shards + 1)]
-    return tuple(zip(edges[:-1], edges[1:], strict=True))
+    return tuple(itertools.pairwise(edges))
 
 
 def starting_policy(config: Config) -> Piece | None:

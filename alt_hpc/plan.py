@@ -19,7 +19,7 @@ Kind = Literal["afterok", "aftercorr", "afterany"]
 
 @dataclass(frozen=True)
 class Done:
-    """What a controller knows of a piece whose manifest is there, with right size and fingerprint."""
+    """What a controller knows of a piece with a good manifest (sizes and fingerprint)."""
 
     checksum: str
     attempt: int
@@ -268,11 +268,7 @@ def _wait_for(config: Config, state: State, jobs: list[Job], horizon: int) -> tu
     overlapping = ("evaluate", "report")
     last = horizon == config.iterations
     keys = [job.key for job in jobs if last or job.stage not in overlapping]
-    ids = [
-        job
-        for piece, job in state.in_flight.items()
-        if last or piece.stage not in overlapping
-    ]
+    ids = [job for piece, job in state.in_flight.items() if last or piece.stage not in overlapping]
     if not keys and not ids:  # only evaluations are left of what can be done now
         keys, ids = [job.key for job in jobs], list(state.in_flight.values())
     return tuple(dict.fromkeys([*keys, *ids]))

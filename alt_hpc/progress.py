@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import time
 
-from alt_hpc import summary
+from alt_hpc import summary as summaries
 from alt_hpc.clusters.local import Local
-from alt_hpc.pieces import STAGES, Piece
+from alt_hpc.pieces import Piece
 from alt_hpc.runfolder import RunFolder
 
 EVERY_S = 5.0
@@ -35,7 +35,9 @@ class Screen:
         """Tell of jobs that have ended since the last time."""
         for job, elements in local.jobs.items():
             states = [e.state for e in elements]
-            if job in self.told or not all(s in ("COMPLETED", "FAILED", "CANCELLED") for s in states):
+            if job in self.told or not all(
+                s in ("COMPLETED", "FAILED", "CANCELLED") for s in states
+            ):
                 continue
             self.told.add(job)
             _, _, stage, iteration, *_ = elements[0].request.calls[0]
@@ -45,10 +47,12 @@ class Screen:
                 print(f"{stage} {iteration}: {words}", flush=True)
             for element in failed:
                 log = element.request.folder / f"{element.id}_0_log.out"
-                print(f"{stage} {iteration}: task {element.index} failed; see {log}", file=sys.stderr)
+                print(
+                    f"{stage} {iteration}: task {element.index} failed; see {log}", file=sys.stderr
+                )
 
     def summary(self) -> None:
-        print("\n" + summary.summary(self.folder), flush=True)
+        print("\n" + summaries.summary(self.folder), flush=True)
 
 
 def line(folder: RunFolder, iteration: int, stage: str) -> str:
@@ -70,19 +74,22 @@ def line(folder: RunFolder, iteration: int, stage: str) -> str:
     if not rate:
         return words
     left = max(0, round((total - done) / rate))
-    return words + f"{rate:.2f} {found[0]['unit']}/s".ljust(20) + f"about {left // 60}:{left % 60:02d} left"
+    return (
+        words
+        + f"{rate:.2f} {found[0]['unit']}/s".ljust(20)
+        + f"about {left // 60}:{left % 60:02d} left"
+    )
 
 
 def status(folder: RunFolder) -> str:
     """Every stage of every iteration begun, and how the run ended if it has."""
     lines = [f"run {folder.path}"]
     config = folder.config()
-    for k, sharding in folder.shardings().items():
+    for k in folder.shardings():
         preparing = () if k else ("sft", "reward-model")
         skipped = {"sft"} if config.policy.model else set()
         skipped |= {"reward-model"} if config.reward_model.model else set()
         stages = (*preparing, *(("sample", "score", "train") if k else ()), "evaluate", "report")
-        assert set(stages) <= set(STAGES) and sharding is not None
         lines += [line(folder, k, stage) for stage in stages if stage not in skipped]
     ended = folder.ended()
     lines.append(f"{ended[0]}: {ended[1]}" if ended else "goes on")

@@ -180,7 +180,7 @@ def _listen(meeting: Path, ranks: Ranks) -> Any:
 
 def _open_store(meeting: Path, ranks: Ranks) -> tuple[Any, int]:
     """Bind a free port at once: probing it first would leave a moment to lose it."""
-    from torch.distributed.distributed_c10d import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     for port in _ports(str(meeting)):
         try:
@@ -221,7 +221,7 @@ def _address() -> str:
 
 def _find(meeting: Path, ranks: Ranks) -> Any:
     """Another rank: wait for the file, connect, and make sure that it is our rank 0."""
-    from torch.distributed.distributed_c10d import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     place = _read_place(meeting)
     host = _reachable(str(place["host"]), str(place["address"]))

@@ -1,18 +1,18 @@
 """The run folder: the only module that knows file names, and what says that a piece is whole.
 
-    RUN/
-      run.json                     run id, frozen settings and their fingerprint, resolved models
-      config.json                  the whole config as last submitted (cluster settings may change)
-      data/NAME.jsonl              frozen rows of text, with NAME.offsets (byte of each row) beside
-      iterations/001/draw.json     the prompts drawn and how the iteration is cut into shards
-      iterations/001/sample/00003/manifest.json        which attempt counts, and that it is whole
-      iterations/001/sample/00003/attempt-1/...        what an attempt wrote
-      policies/001 -> ...          links to the exported checkpoints
-      journal.jsonl                what controllers intended and submitted
-      jobs/1-sample-1/             submitit's scripts and pickles, and the logs of that array
-      tensorboard/                 curves
-      report.md, curves.png        the table and the picture
-      STOPPED / FINISHED           one sentence, once the run has ended
+RUN/
+  run.json                     run id, frozen settings and their fingerprint, resolved models
+  config.json                  the whole config as last submitted (cluster settings may change)
+  data/NAME.jsonl              frozen rows of text, with NAME.offsets (byte of each row) beside
+  iterations/001/draw.json     the prompts drawn and how the iteration is cut into shards
+  iterations/001/sample/00003/manifest.json        which attempt counts, and that it is whole
+  iterations/001/sample/00003/attempt-1/...        what an attempt wrote
+  policies/001 -> ...          links to the exported checkpoints
+  journal.jsonl                what controllers intended and submitted
+  jobs/1-sample-1/             submitit's scripts and pickles, and the logs of that array
+  tensorboard/                 curves
+  report.md, curves.png        the table and the picture
+  STOPPED / FINISHED           one sentence, once the run has ended
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def sha256(path: Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a reader sees the old or the new text, never a part, also after a crash."""
+    """Replace a file: a reader sees the old or the new text, never a part, also after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -133,9 +133,11 @@ class RunFolder:
             folder._check_same(config)
         else:
             others = [p.name for p in folder.path.iterdir()]
-            if set(others) - {"data", "tensorboard"}:
+            strange = sorted(set(others) - {"data", "tensorboard"})
+            if strange:
                 raise InputError(
-                    f"{folder.path}: run: the folder is not empty and holds no run (found {others[0]})"
+                    f"{folder.path}: run: the folder is not empty and holds no run"
+                    f" (found {strange[0]})"
                 )
         return folder
 
@@ -204,11 +206,13 @@ class RunFolder:
             return
         now = config.frozen()
         differing = sorted(
-            name for name in _flat(now) | _flat(frozen) if _flat(now).get(name) != _flat(frozen).get(name)
+            name
+            for name in _flat(now) | _flat(frozen)
+            if _flat(now).get(name) != _flat(frozen).get(name)
         )
         raise InputError(
-            f"{self.path}: run: the folder belongs to a run with another {', '.join(differing[:3])};"
-            " what decides content is frozen: choose another run folder"
+            f"{self.path}: run: the folder belongs to a run with another"
+            f" {', '.join(differing[:3])}; what decides content is frozen: choose another run folder"
         )
 
     def facts(self) -> dict[str, Any]:
@@ -433,9 +437,7 @@ class RunFolder:
         """Once the piece is whole they are of no use."""
         shutil.rmtree(self.checkpoints(piece), ignore_errors=True)
 
-    def show_progress(
-        self, piece: Piece, done: int, total: int, unit: str, started: float
-    ) -> None:
+    def show_progress(self, piece: Piece, done: int, total: int, unit: str, started: float) -> None:
         """Say how far a piece is: `done` of `total` units since `started` (seconds, epoch)."""
         values = {"done": done, "total": total, "unit": unit, "started": started}
         text = json.dumps({**values, "at": time.time()})
@@ -509,13 +511,11 @@ class RunFolder:
                         {Piece(k, stage, i): a for k, stage, i, a in entry["waits"]},
                     )
                 case "submitted" if entry["key"] in found:
-                    found[entry["key"]] = dataclasses.replace(
-                        found[entry["key"]], job=entry["job"]
-                    )
+                    found[entry["key"]] = dataclasses.replace(found[entry["key"]], job=entry["job"])
         return tuple(found.values()), counted_from
 
     def jobs_folder(self, job: Job) -> Path:
-        """Scripts, pickles and logs of one submission; mode 0700 because submitit unpickles here."""
+        """Scripts, pickles and logs of one submission; mode 0700: submitit unpickles here."""
         return self.path / "jobs" / f"{job.iteration}-{job.stage}-{job.attempt}"
 
     def make_jobs_folder(self, job: Job) -> Path:
@@ -617,9 +617,7 @@ class Attempt:
         run.write_manifest(piece, manifest)
         return manifest
 
-    def commit_lines(
-        self, name: str, rows: Iterable[Mapping[str, Any]], **commit: Any
-    ) -> Manifest:
+    def commit_lines(self, name: str, rows: Iterable[Mapping[str, Any]], **commit: Any) -> Manifest:
         """Write rows as JSON lines and commit them."""
         count = 0
         with (self.folder / name).open("w", encoding="utf-8") as file:

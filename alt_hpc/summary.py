@@ -26,8 +26,7 @@ def reports(folder: RunFolder) -> dict[int, dict[str, Any]]:
 def best_iteration(folder: RunFolder) -> int | None:
     """The iteration with the highest mean reward on the valid split under the best feedback."""
     rewards = {
-        k: report["evaluation"]["valid"]["best"]["reward"]
-        for k, report in reports(folder).items()
+        k: report["evaluation"]["valid"]["best"]["reward"] for k, report in reports(folder).items()
     }
     known = {k: r for k, r in rewards.items() if r is not None}
     return max(known, key=lambda k: known[k], default=None)
@@ -50,7 +49,9 @@ def table(folder: RunFolder) -> str:
         lines = list(_lines(folder, split))
         if lines:
             posts = max(int(line[6]) for line in lines)
-            parts.append(f"{split}, {posts} held-out posts\n\n" + _markdown([line[:6] for line in lines]))
+            parts.append(
+                f"{split}, {posts} held-out posts\n\n" + _markdown([line[:6] for line in lines])
+            )
     return "\n\n".join(parts)
 
 
@@ -75,7 +76,9 @@ def _markdown(lines: list[tuple[str, ...]]) -> str:
     rule = tuple("-" * width for width in widths)
     body = [COLUMNS, rule, *lines]
     return "\n".join(
-        "| " + " | ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) + " |"
+        "| "
+        + " | ".join(word.rjust(width) for word, width in zip(line, widths, strict=True))
+        + " |"
         for line in body
     )
 
@@ -147,9 +150,7 @@ def _curve(folder: RunFolder, axis: Any, found: dict[int, Any], name: str, title
     texts = folder.config().feedback.texts
     styles = {"best": (texts[0], "tab:blue"), "worst": (texts[-1], "tab:red")}
     for variant, (label, colour) in styles.items():
-        points = [
-            (k, report["evaluation"]["valid"][variant]) for k, report in found.items()
-        ]
+        points = [(k, report["evaluation"]["valid"][variant]) for k, report in found.items()]
         xs = [k for k, m in points if m[name] is not None]
         ys = [m[name] for _, m in points if m[name] is not None]
         axis.plot(xs, ys, marker="o", label=label, color=colour)

@@ -1,4 +1,4 @@
-"""What a cluster starts: one task of one stage, its ranks and threads taken from the environment."""
+"""What a cluster starts: one task of one stage, its ranks and threads from the environment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def call(entry: str, *arguments: str) -> None:
 
 
 def stage(run: str, stage: str, iteration: str, shard: str, attempt: str) -> None:
-    """Run one piece of a run. Does nothing when the piece is whole already (Slurm reran the job)."""
+    """Run one piece of a run; nothing when it is whole already (Slurm reran the job)."""
     folder = RunFolder(run)
     piece = Piece(int(iteration), stage, int(shard))
     if folder.manifest(piece) is not None:

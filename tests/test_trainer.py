@@ -74,11 +74,11 @@ class _Scorer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = _llama(0.0).base_model
+        self.model: Any = _llama(0.0).base_model
         self.score = nn.Linear(40, 1, bias=False)
 
     @property
-    def base_model(self) -> nn.Module:
+    def base_model(self) -> Any:
         return self.model
 
 
@@ -107,8 +107,7 @@ def _examples(kind: str) -> list[Any]:
     return [Example(text(), int(rng.integers(1, 8))) for _ in range(17)]
 
 
-def _loss(kind: str) -> Callable[..., Any]:
-    return {"scorer": pair_loss, "head": feature_loss}.get(kind, alt_loss)
+LOSSES: dict[str, Callable[..., Any]] = {"scorer": pair_loss, "head": feature_loss}
 
 
 def _explode(model: nn.Module, batch: Any) -> Any:
@@ -129,22 +128,23 @@ def _work(job: dict[str, Any], folder: Path, ranks: Ranks) -> None:
         time.sleep(job.get("pause", 0.0))
 
     def stop() -> bool:  # only the last rank is asked to
+        asked.append(True)
         return ranks.rank == ranks.world - 1 and len(asked) == job.get("stop")
 
-    asked: list[int] = []
+    asked: list[bool] = []
     error, result = "", None
     try:
         result = train(
             _model(kind, job.get("dropout", 0.0)),
             _examples(kind),
-            _explode if job.get("explode") else _loss(kind),
+            _explode if job.get("explode") else LOSSES.get(kind, alt_loss),
             settings,
             deepspeed_config=job.get("deepspeed", {"zero_optimization": {"stage": 2}}),
             seed=job.get("seed", 3),
             ranks=ranks,
             checkpoints=folder / job.get("checkpoints", f"{job['name']}.checkpoints"),
             log=log,
-            stop=lambda: asked.append(1) is None and stop(),
+            stop=stop,
         )
     except (Stopped, TrainingDiverged) as caught:
         error = f"{type(caught).__name__}: {caught}"
@@ -212,18 +212,17 @@ def _zero(stage: int, **more: Any) -> dict[str, Any]:
 
 
 ACCUMULATE = {"data_types": {"grad_accum_dtype": "fp32"}}
-HALF = {"precision": "bfloat16"}
-SAVE = {"checkpoint_minutes": 0.0}
-FOUR = {"epochs": 2, **SAVE}  # six steps
+HALF: dict[str, Any] = {"precision": "bfloat16"}
+SAVING: dict[str, Any] = {"epochs": 2, "checkpoint_minutes": 0.0}  # at each of six steps
 
-ONE_RANK = [
+ONE_RANK: list[dict[str, Any]] = [
     {"name": "micro 8", "settings": {"micro_batch": 8}},
     {"name": "micro 2"},
     {"name": "gpt2", "model": "gpt2"},
     {"name": "pairs", "model": "scorer"},
     {"name": "features", "model": "head"},
 ]
-TWO_RANKS = [
+TWO_RANKS: list[dict[str, Any]] = [
     *({"name": f"stage {stage}", "deepspeed": _zero(stage)} for stage in (0, 1, 2, 3)),
     {"name": "again", "deepspeed": _zero(2)},
     {"name": "micro 4", "settings": {"micro_batch": 4}, "deepspeed": _zero(2)},
@@ -244,7 +243,7 @@ TWO_RANKS = [
 ]
 STAGES = {"1": _zero(1) | ACCUMULATE, "2": _zero(2) | ACCUMULATE, "3": _zero(3) | ACCUMULATE}
 for _stage, _config in STAGES.items():
-    _job = {"model": "gpt2", "dropout": 0.2, "settings": HALF | FOUR, "deepspeed": _config}
+    _job = {"model": "gpt2", "dropout": 0.2, "settings": HALF | SAVING, "deepspeed": _config}
     TWO_RANKS += [
         {**_job, "name": f"whole {_stage}"},
         {**_job, "name": f"stopped {_stage}", "stop": 3, "checkpoints": f"c{_stage}"},
@@ -277,7 +276,7 @@ def _plain_text_loss(model: Any, rows: list[Example]) -> Tensor:
     for row in rows:
         logits = model(torch.tensor([row.ids])).logits[0, row.start - 1 : -1]
         targets = torch.tensor(row.ids[row.start :])
-        entropy = torch.distributions.Categorical(logits=logits).entropy()
+        entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
         losses.append(functional.cross_entropy(logits, targets, reduction="none") - 0.06 * entropy)
     return torch.cat(losses).mean()
 
@@ -296,7 +295,7 @@ def _plain_feature_loss(head: Any, rows: list[FeaturePair]) -> Tensor:
     return -functional.logsigmoid(rewards[:, 0] - rewards[:, 1]).mean()
 
 
-PLAIN = {"scorer": _plain_pair_loss, "head": _plain_feature_loss}
+PLAIN: dict[str, Callable[..., Tensor]] = {"scorer": _plain_pair_loss, "head": _plain_feature_loss}
 
 
 def _plain_training(kind: str) -> dict[str, Tensor]:
@@ -415,7 +414,7 @@ def test_checkpoint_of_another_training_is_not_used(runs: Callable[[int, str], A
 def test_killed_and_restarted_ends_in_same_bytes(
     runs: Callable[[int, str], Any], tmp_path: Path
 ) -> None:
-    job = TWO_RANKS[[job["name"] for job in TWO_RANKS].index("whole 2")] | {"name": "killed"}
+    job = next(job for job in TWO_RANKS if job["name"] == "whole 2") | {"name": "killed"}
     folder = tmp_path / "run"
     processes = _start(folder, 2, [job | {"pause": 0.3}])
     deadline = time.monotonic() + 120

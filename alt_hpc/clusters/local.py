@@ -1,7 +1,8 @@
-"""This machine as a cluster: the same jobs, the same dependency meanings, ended states as Slurm's."""
+"""This machine as a cluster: the same jobs, dependency meanings and end states as Slurm's."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -165,8 +166,6 @@ class Local:
 def _kill(element: Element) -> None:
     for process in element.processes:
         if process.poll() is None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()

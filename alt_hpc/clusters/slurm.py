@@ -50,9 +50,7 @@ def clean_environment() -> Iterator[None]:
 def client(*command: str, timeout: float = CLIENT_TIMEOUT_S) -> str:
     """Output of a Slurm client; raises `subprocess.SubprocessError` or `OSError`."""
     with clean_environment():
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, check=True
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=True)
     return done.stdout
 
 

@@ -97,7 +97,7 @@ def _generate(
                 rows[first : first + size], group, made, strict=True
             ):
                 kept = [i for i in one.ids if i not in ends]
-                summary = tokenizer.decode(kept, skip_special_tokens=True).strip()
+                summary = models.text_of(tokenizer, kept, ends)
                 place_in.append(
                     {"split": split, "row": number, "variant": name, "prompt": text}
                     | {"text": summary, "kept": kept, "length": len(kept), "ended": one.ended}

@@ -81,7 +81,9 @@ def read_rows(folder: RunFolder, piece: Piece, name: str) -> Iterator[dict[str, 
     return read_lines(folder.open_piece(piece)[0] / name)
 
 
-def read_shards(folder: RunFolder, iteration: int, stage: str, name: str) -> Iterator[dict[str, Any]]:
+def read_shards(
+    folder: RunFolder, iteration: int, stage: str, name: str
+) -> Iterator[dict[str, Any]]:
     """Rows of all shards of a stage, in the order of the draw."""
     sharding = folder.shardings()[iteration]
     shards = sharding.evaluate if stage == "evaluate" else sharding.sample

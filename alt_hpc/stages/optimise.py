@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,12 @@ def commit(
     inputs: Mapping[str, str],
     facts: Mapping[str, Any],
 ) -> None:
-    """Publish the exported folder `model` of this attempt with its metrics, and drop checkpoints."""
+    """Publish the exported folder `model` of this attempt, with its metrics; drop checkpoints."""
     source = folder.checkpoints(work.piece) / METRICS
     (work.folder / METRICS).write_bytes(source.read_bytes())
-    files = [str(p.relative_to(work.folder)) for p in (work.folder / model).rglob("*") if p.is_file()]
+    files = [
+        str(p.relative_to(work.folder)) for p in (work.folder / model).rglob("*") if p.is_file()
+    ]
     work.commit([*files, METRICS], rows=rows, inputs=inputs, facts=facts)
     folder.remove_checkpoints(work.piece)
 

@@ -87,9 +87,7 @@ def _train_whole(folder: RunFolder, piece: Piece, ranks: Ranks, target: Path) ->
     start = target.with_name("start")
     width = trunk.model.config.get_text_config().hidden_size
     reward.save_sequence_classifier(start, place, torch.zeros(1, width), trunk.text.tokenizer)
-    model = models.load_whole(
-        AutoModelForSequenceClassification, start, "float32", inputs.cpu()
-    )
+    model = models.load_whole(AutoModelForSequenceClassification, start, "float32", inputs.cpu())
     trainer.freeze(model, settings.trained_blocks, settings.train_embeddings)
     weights = optimise.optimise(
         folder, piece, ranks, model, examples, losses.pair_loss, settings, config.seed

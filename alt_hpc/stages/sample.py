@@ -39,13 +39,12 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
         numbers = range(start + first, start + first + len(group))
         seeds = [row_seed(config.seed, k, number) for number in numbers]
         sampled = engine.sample([ids for ids, _ in fitted], seeds)
-        for number, prompt, (_, lost), generations in zip(numbers, group, fitted, sampled, strict=True):
-            texts = [
-                tokenizer.decode([i for i in g.ids if i not in ends], skip_special_tokens=True)
-                for g in generations
-            ]
+        for number, prompt, (_, lost), generations in zip(
+            numbers, group, fitted, sampled, strict=True
+        ):
+            texts = [models.text_of(tokenizer, g.ids, ends) for g in generations]
             made = [
-                {"ids": g.ids, "ended": g.ended, "text": text.strip()}
+                {"ids": g.ids, "ended": g.ended, "text": text}
                 for g, text in zip(generations, texts, strict=True)
             ]
             rows.append({"row": number, "prompt": prompt, "lost": lost, "generations": made})

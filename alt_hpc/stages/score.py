@@ -1,4 +1,4 @@
-"""score: the reward model ranks a shard's generations; per prompt each gets quantile and feedback."""
+"""score: the reward model ranks a shard's generations; each gets a quantile and its feedback."""
 
 from __future__ import annotations
 

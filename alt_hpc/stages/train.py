@@ -17,7 +17,6 @@ from alt_hpc.stages import inputs, optimise, sample, score
 from alt_hpc.summary import best_iteration
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from alt_hpc.config import Config

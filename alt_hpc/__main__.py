@@ -44,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
             metavar="KEY=VALUE",
             help="override a key, such as --set sampling.prompts=64 (may be repeated)",
         )
+        if name == "submit":
+            command.add_argument("--wait", action="store_true", help="show progress to the end")
         command.set_defaults(command=function)
     for name, function, words in (
         ("status", _status, "show how far a run is"),
@@ -70,7 +72,7 @@ def _stage_names() -> tuple[str, ...]:
 def _submit(options: argparse.Namespace) -> int:
     from alt_hpc import config, launch
 
-    return launch.submit(config.load(options.config, options.set))
+    return launch.submit(config.load(options.config, options.set), wait=options.wait)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from alt_hpc import controller, data
+from alt_hpc import controller, data, progress
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm
 from alt_hpc.config import Config
@@ -18,7 +18,7 @@ from alt_hpc.plan import Job
 from alt_hpc.runfolder import RunFolder
 
 
-def submit(config: Config) -> int:
+def submit(config: Config, wait: bool = False) -> int:
     """Check a config, freeze its data and models, and queue the first controller on Slurm."""
     slurm = Slurm()
     slurm.check(config.cluster)
@@ -27,7 +27,7 @@ def submit(config: Config) -> int:
     waiting = slurm.controllers(folder.run_id)
     if waiting:
         print(f"{folder.path}: goes on already (controller {', '.join(waiting)} is in the queue)")
-        return 0
+        return progress.follow(folder) if wait else 0
     folder.reopen()
     folder.record("submit", who=os.environ.get("USER", str(os.getuid())))
     job = controller.queue_controller(folder, slurm, "")
@@ -37,7 +37,7 @@ def submit(config: Config) -> int:
         f"  alt-hpc status {folder.path}\n"
         f"  tensorboard --logdir {folder.path / 'tensorboard'}"
     )
-    return 0
+    return progress.follow(folder) if wait else 0
 
 
 def prepare(config: Config) -> RunFolder:
@@ -146,13 +146,11 @@ def _stages(config: Config) -> list[str]:
 
 def run(config: Config) -> int:
     """Run everything on this machine, with progress and the final table on stdout."""
-    from alt_hpc.progress import Screen
-
     folder = prepare(config)
     folder.reopen()
     folder.record("submit", who=os.environ.get("USER", str(os.getuid())))
     local = Local(config.cluster.slots)
-    screen = Screen(folder, local)
+    screen = progress.Screen(folder, local)
     try:
         while True:
             done = controller.step(folder, local)

@@ -90,26 +90,6 @@ def _check_folder(folder: Path, *, whole: bool) -> None:
         raise InputError(f"{folder}: neither a model configuration nor a tokenizer is here")
 
 
-def fetch_light(name: str) -> Path:
-    """As `fetch`, for a name that gives only a configuration or a tokenizer: no weights."""
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    if (made := _cache_folder(name)).is_dir():
-        return made
-    try:
-        return Path(snapshot_download(name, local_files_only=True, allow_patterns=_HUB_FILES))
-    except LocalEntryNotFoundError:
-        pass
-    reason = _hub_unreachable()
-    if reason is None:
-        try:
-            return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns="*/*"))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-    raise InputError(f"{name}: neither in the local Hugging Face cache nor on the hub ({reason})")
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a folder's weights, sorted: safetensors, else pytorch_model*.bin.
 

@@ -94,3 +94,17 @@ def status(folder: RunFolder) -> str:
     ended = folder.ended()
     lines.append(f"{ended[0]}: {ended[1]}" if ended else "goes on")
     return "\n".join(lines)
+
+
+def follow(folder: RunFolder) -> int:
+    """Show a run's progress until it ends, then its summary; returns the exit status."""
+    shown = ""
+    while folder.ended() is None:
+        now = status(folder)
+        if now != shown:
+            print(now + "\n", flush=True)
+        shown = now
+        time.sleep(EVERY_S)
+    print(summaries.summary(folder))
+    ended = folder.ended()
+    return 0 if ended and ended[0] == "FINISHED" else 1

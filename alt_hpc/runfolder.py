@@ -212,7 +212,8 @@ class RunFolder:
         )
         raise InputError(
             f"{self.path}: run: the folder belongs to a run with another"
-            f" {', '.join(differing[:3])}; what decides content is frozen: choose another run folder"
+            f" {', '.join(differing[:3])}; what decides content is frozen:"
+            " choose another run folder"
         )
 
     def facts(self) -> dict[str, Any]:

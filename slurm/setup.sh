@@ -1,0 +1,45 @@
+# Makes .venv with the package in it; sourced by quickstart.sh and tests/run.sh. Arguments: extras.
+# Needs Python 3.11+ and a package index. Sets PYTHON to the environment's interpreter.
+
+say() { printf '== %s\n' "$*" >&2; }
+die() { printf '%s\n' "$*" >&2; exit 1; }
+
+as_root() {  # run a command as root where that is allowed, else fail
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+apt_install() {  # Debian packages, quietly; fails where not permitted
+    command -v apt-get >/dev/null || return 1
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null 2>&1 && return
+    as_root apt-get update -qq >/dev/null 2>&1 || return 1
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null
+}
+
+python_311() {  # the newest python on PATH that is 3.11 or later
+    local name
+    for name in python3 python3.14 python3.13 python3.12 python3.11 python; do
+        "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
+        command -v "$name"
+        return
+    done
+    return 1
+}
+
+make_venv() {  # make_venv FOLDER EXTRAS
+    local python
+    [ -x "$1/bin/python" ] || {
+        python=$(python_311) || die "Python 3.11 or later is not on PATH."
+        say "making $1"
+        "$python" -m venv "$1" >/dev/null 2>&1 || {
+            rm -rf "$1"
+            apt_install python3-venv || die "python3 -m venv does not work here: install python3-venv."
+            "$python" -m venv "$1" || die "python3 -m venv does not work here."
+        }
+    }
+    PYTHON=$(cd "$1/bin" && pwd)/python
+    say "installing alt_hpc and what it needs (a few GB the first time)"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check uv \
+        || die "pip cannot install from the package index."
+    "$PYTHON" -m uv pip install --quiet --python "$PYTHON" -e ".$2" \
+        || die "the installation failed (see above)."
+}

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Sets everything up and passes the tests: bash tests/run.sh [pytest arguments]
+# Debian's Slurm is installed where it is missing and root or `sudo -n` is there.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source slurm/setup.sh
+
+command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || {
+    say "installing Debian's slurm-wlm"
+    apt_install slurm-wlm || say "cannot install slurm-wlm here: the tests that need Slurm will fail"
+}
+if [ "${CI:-}" = true ] && ! command -v slurmdbd >/dev/null && ! [ -x /usr/sbin/slurmdbd ]; then
+    say "installing slurmdbd and mariadb-server"
+    apt_install slurmdbd mariadb-server || say "cannot install slurmdbd: tests that need it will fail"
+fi
+make_venv "${ALT_HPC_VENV:-.venv}" "[test]"
+export ALT_HPC_DATA=${ALT_HPC_DATA:-$(cd .. && pwd)/shared/data}
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+say "lint and types"
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check --quiet .
+"$PYTHON" -m mypy
+say "tests"
+exec "$PYTHON" -m pytest "$@"

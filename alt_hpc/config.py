@@ -12,8 +12,10 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,7 @@ import yaml
 
 from alt_hpc.errors import InputError
 
+LARGEST = 2**31 - 1  # of whole numbers: what Slurm and every library take
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -61,6 +64,7 @@ class Source:
     test: str | None = None
     columns: dict[str, str] = field(default_factory=dict)  # our name -> the data set's
     limit: int | None = None  # rows kept of the train split
+    valid_limit: int | None = None  # rows kept of the valid split
 
 
 @dataclass(frozen=True)
@@ -213,6 +217,11 @@ class Config:
         return digest(self.frozen())
 
 
+def one_line(text: str) -> str:
+    """A text as it may stand in a sentence: unprintable characters escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def digest(value: Any) -> str:
     """sha256 (hex) of a JSON value in its canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -236,11 +245,16 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
         raise InputError(f"{path}: cannot read the config ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: the config is not UTF-8 text") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise InputError(f"{path}:{line}: not valid YAML: {error.reason}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or "unreadable"
         raise InputError(f"{where}: not valid YAML: {problem}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: not valid YAML: nested too deeply") from error
     if root is None:
         raise InputError(f"{path}: the config is empty")
     for override in overrides:
@@ -252,10 +266,21 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
 
 def from_json(values: dict[str, Any]) -> Config:
     """The config of a run folder, which `load` has checked before it was written."""
-    node = yaml.compose(json.dumps(values), Loader=yaml.SafeLoader)
-    assert node is not None
-    config: Config = _Reader("config.json").build(Config, node, "")
+    config: Config = _Reader("config.json").build(Config, _json_node(values), "")
     return config
+
+
+def _json_node(value: Any) -> yaml.Node:
+    """A JSON value as a YAML tree. Not through text: YAML reads "\\ud83d\\ude00" as two halves."""
+    if isinstance(value, dict):
+        pairs = [(_json_node(key), _json_node(child)) for key, child in value.items()]
+        return yaml.MappingNode("tag:yaml.org,2002:map", pairs)
+    if isinstance(value, list):
+        return yaml.SequenceNode("tag:yaml.org,2002:seq", [_json_node(child) for child in value])
+    if isinstance(value, str):
+        return yaml.ScalarNode("tag:yaml.org,2002:str", value)
+    kinds = {type(None): "null", bool: "bool", int: "int", float: "float"}
+    return yaml.ScalarNode(f"tag:yaml.org,2002:{kinds[type(value)]}", json.dumps(value))
 
 
 def _override(root: yaml.Node, override: str) -> yaml.Node:
@@ -318,7 +343,7 @@ class _Reader:
         origin = getattr(at, "origin", None)
         if origin:
             return InputError(f"{origin}: {problem}")
-        line = f":{at.start_mark.line + 1}" if at is not None else ""
+        line = f":{at.start_mark.line + 1}" if at is not None and at.start_mark else ""
         return InputError(
             f"{self.path}{line}: {name}: {problem}" if name else f"{self.path}{line}: {problem}"
         )
@@ -361,11 +386,23 @@ class _Reader:
         if origin is dict:
             if not isinstance(node, yaml.MappingNode):
                 raise self.error(name, "expected a mapping of keys to values", node)
-            return {k.value: self.value(args[1], v, f"{name}.{k.value}") for k, v in node.value}
+            return self._mapping(args[1], node, name)
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
             return self.build(hint, node, name)
         return self._scalar(hint, node, name)
+
+    def _mapping(self, hint: Any, node: yaml.MappingNode, name: str) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value
+            if not isinstance(key_node, yaml.ScalarNode) or not key:
+                raise self.error(name, "expected a word as key", key_node)
+            if key in values:
+                raise self.error(f"{name}.{key}", f"key '{key}' is given twice", key_node)
+            self.nodes[f"{name}.{key}"] = value_node
+            values[key] = self.value(hint, value_node, f"{name}.{key}")
+        return values
 
     def _union(self, args: tuple[Any, ...], node: yaml.Node, name: str) -> Any:
         kinds = [a for a in args if a is not type(None)]
@@ -387,22 +424,36 @@ class _Reader:
 
     def _scalar(self, kind: Any, node: yaml.Node, name: str) -> Any:
         words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-        plain = self._plain(node) if isinstance(node, yaml.ScalarNode) else None
-        if kind is float and type(plain) is int:
-            return float(plain)
-        if kind is float and type(plain) is str:  # YAML 1.1 reads 2e-5 as a text
-            with contextlib.suppress(ValueError):
+        plain: Any = self._plain(node) if isinstance(node, yaml.ScalarNode) else None
+        if kind is float and type(plain) in (int, str):  # YAML 1.1 reads 2e-5 as a text
+            with contextlib.suppress(ValueError, OverflowError):
                 plain = float(plain)
-        if type(plain) is not kind or (kind is float and plain != plain):
+        if type(plain) is not kind or (kind is float and not math.isfinite(plain)):
             given = node.value if isinstance(node, yaml.ScalarNode) else "a list or mapping"
-            raise self.error(name, f"expected {words[kind]}, not '{given}'", node)
+            short = given if len(given) <= 60 else given[:60] + "..."
+            raise self.error(name, f"expected {words[kind]}, not '{one_line(short)}'", node)
+        if kind is int and abs(plain) > LARGEST:
+            raise self.error(name, f"{plain} is too large (at most {LARGEST})", node)
+        if kind is str:
+            self._check_text(plain, node, name)
         return plain
+
+    def _check_text(self, text: str, node: yaml.Node, name: str) -> None:
+        """No text may hold NUL or half a character; what reaches Slurm must be one plain line."""
+        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+            raise self.error(name, "the text holds a character that no file can hold", node)
+        slurm = name == "run" or name.startswith("cluster.")
+        if slurm and not text.isprintable():
+            raise self.error(name, "the text holds a line break or control character", node)
 
     @staticmethod
     def _plain(node: yaml.ScalarNode) -> Any:
         loader = yaml.SafeLoader("")
         try:
-            return loader.construct_object(node, deep=True)
+            value = loader.construct_object(node, deep=True)
+            if isinstance(value, int | float) and ":" in node.value:
+                return node.value  # YAML 1.1 reads 1:30:00 as 5400
+            return value
         except (yaml.YAMLError, ValueError):  # such as an unknown !tag or an impossible date
             return ...
 
@@ -410,6 +461,9 @@ class _Reader:
 def _check(config: Config, reader: _Reader) -> None:
     """Values that are of the right type and still cannot be meant."""
     _check_numbers(config, reader)
+    _check_data(config, reader)
+    if not config.run.strip():
+        raise reader.error("run", "the run folder's name is empty")
     feedback = config.feedback
     if len(feedback.texts) != feedback.quantiles:
         raise reader.error(
@@ -418,9 +472,14 @@ def _check(config: Config, reader: _Reader) -> None:
         )
     if len(set(feedback.texts)) != len(feedback.texts):
         raise reader.error("feedback.texts", "the feedback texts must differ from one another")
+    for i, text in enumerate(feedback.texts):
+        if not text.strip():
+            raise reader.error(f"feedback.texts[{i}]", "the feedback text is empty")
     for part in ("{feedback}", "{prompt}"):
         if feedback.template.count(part) != 1:
             raise reader.error("feedback.template", f"must contain {part} once")
+    if not feedback.template.endswith("{prompt}"):  # the generation continues the prompt
+        raise reader.error("feedback.template", "must end in {prompt}")
     if config.policy.model is None and (config.sft is None or config.policy.base is None):
         raise reader.error(
             "policy.model", "give policy.model, or policy.base and an sft section that trains it"
@@ -444,6 +503,18 @@ def _check(config: Config, reader: _Reader) -> None:
             _check_training(config, reader, name, training, stage)
 
 
+def _check_data(config: Config, reader: _Reader) -> None:
+    known = {"prompts": ("prompt", "label"), "comparisons": ("prompt", "chosen", "rejected")}
+    for section, names in known.items():
+        source: Source | None = getattr(config.data, section)
+        for name in source.columns if source else ():
+            if name not in names:
+                where = f"data.{section}.columns.{name}"
+                raise reader.error(where, f"no such column (there are: {', '.join(names)})")
+    if config.evaluation.test_prompts and config.data.prompts.test is None:
+        raise reader.error("evaluation.test_prompts", "data.prompts.test names no test split")
+
+
 def _check_training(
     config: Config, reader: _Reader, name: str, training: Training, stage: str
 ) -> None:
@@ -464,49 +535,68 @@ def _check_training(
         )
     if len(training.betas) != 2:
         raise reader.error(f"{name}.betas", "expected two numbers")
-    if not 0 < training.trained_blocks <= 1:
-        raise reader.error(f"{name}.trained_blocks", "expected a share above 0 and up to 1")
 
 
-_POSITIVE = [
-    "iterations",
-    "threads",
-    "keep",
-    "sampling.prompts",
-    "sampling.generations",
-    "sampling.max_new_tokens",
-    "sampling.group",
-    "evaluation.max_new_tokens",
-    "evaluation.group",
-    "feedback.per_quantile",
-    "reward_model.max_length",
-    "cluster.slots",
-    "cluster.max_attempts",
-    "cluster.minutes",
+_TRAININGS = ("training", "sft", "reward_training")
+_STAGES = [f.name for f in dataclasses.fields(Cluster) if f.default_factory is StageCluster]
+_RANGES: list[tuple[str, Callable[[float], bool], str]] = [
+    (
+        "at least 1",
+        lambda value: value >= 1,
+        "iterations threads keep policy.max_length reward_model.max_length"
+        " data.prompts.limit data.comparisons.limit"
+        " sampling.prompts sampling.generations sampling.max_new_tokens sampling.group"
+        " evaluation.prompts evaluation.test_prompts evaluation.max_new_tokens evaluation.group"
+        " feedback.per_quantile cluster.slots cluster.max_attempts cluster.minutes"
+        " TRAINING.epochs TRAINING.global_batch TRAINING.micro_batch TRAINING.max_length"
+        " STAGE.shards STAGE.nodes STAGE.tasks_per_node STAGE.parallel STAGE.cpus STAGE.minutes",
+    ),
+    ("at least 2", lambda value: value >= 2, "feedback.quantiles"),
+    (
+        "at least 0",
+        lambda value: value >= 0,
+        "seed TRAINING.weight_decay TRAINING.entropy TRAINING.kl TRAINING.checkpoint_minutes"
+        " STAGE.gpus",
+    ),
+    (
+        "more than 0",
+        lambda value: value > 0,
+        "sampling.temperature TRAINING.lr TRAINING.eps TRAINING.clip STAGE.mem_gb",
+    ),
+    (
+        "a share above 0 and at most 1",
+        lambda value: 0 < value <= 1,
+        "sampling.top_p TRAINING.trained_blocks",
+    ),
+    ("a share from 0 to 1", lambda value: 0 <= value <= 1, "TRAINING.warmup"),
+    ("at least 0 and less than 1", lambda value: 0 <= value < 1, "policy.dropout TRAINING.betas"),
 ]
-_POSITIVE_TRAINING = ["epochs", "global_batch", "micro_batch", "max_length"]
-_POSITIVE_STAGE = ["shards", "nodes", "tasks_per_node", "parallel"]
 
 
 def _check_numbers(config: Config, reader: _Reader) -> None:
-    names = list(_POSITIVE)
-    for section in ("training", "sft", "reward_training"):
-        if getattr(config, section) is not None:
-            names += [f"{section}.{key}" for key in _POSITIVE_TRAINING]
-    for f in dataclasses.fields(Cluster):
-        if isinstance(getattr(config.cluster, f.name), StageCluster):
-            names += [f"cluster.{f.name}.{key}" for key in _POSITIVE_STAGE]
-    for name in names:
-        value: Any = config
-        for part in name.split("."):
-            value = getattr(value, part)
-        if value < 1:
-            raise reader.error(name, f"expected at least 1, not {value}")
-    if config.feedback.quantiles < 2:
-        raise reader.error("feedback.quantiles", "expected at least 2")
-    if config.sampling.temperature <= 0:
-        raise reader.error("sampling.temperature", "expected more than 0")
-    if not 0 < config.sampling.top_p <= 1:
-        raise reader.error("sampling.top_p", "expected more than 0 and at most 1")
-    if not config.run.strip():
-        raise reader.error("run", "the run folder's name is empty")
+    for words, holds, names in _RANGES:
+        for name in names.split():
+            for full in _spelled_out(name):
+                given = _get(config, full)
+                many = given if isinstance(given, list) else [given]
+                for value in many:
+                    if value is not None and not holds(value):
+                        raise reader.error(full, f"expected {words}, not {value}")
+    longest, field = config.policy.max_length, "sampling.max_new_tokens"
+    if longest is not None and longest <= config.sampling.max_new_tokens:
+        raise reader.error(field, f"no room for a prompt in policy.max_length ({longest})")
+
+
+def _spelled_out(name: str) -> list[str]:
+    """TRAINING and STAGE stand for each section of that kind."""
+    kind, _, key = name.partition(".")
+    sections = {"TRAINING": _TRAININGS, "STAGE": [f"cluster.{stage}" for stage in _STAGES]}
+    return [f"{section}.{key}" for section in sections[kind]] if kind in sections else [name]
+
+
+def _get(config: Config, name: str) -> Any:
+    """The value of a dotted name; None in a section that is absent."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value

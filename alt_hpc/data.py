@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
-from alt_hpc.config import Config, Source
+from alt_hpc.config import Config, Source, one_line
 from alt_hpc.errors import InputError
 from alt_hpc.pieces import Sharding, cut
 from alt_hpc.runfolder import RunFolder
@@ -32,18 +33,12 @@ def freeze(config: Config, folder: RunFolder) -> None:
     wanted = [("prompts", prompts, "train", ("prompt", *label))]
     wanted.append(("prompts", prompts, "valid", ("prompt",)))
     if config.evaluation.test_prompts:
-        if prompts.test is None:
-            raise InputError(
-                "data.prompts.test: name a test split, as evaluation.test_prompts asks"
-            )
         wanted.append(("prompts", prompts, "test", ("prompt",)))
     if config.reward_model.model is None and comparisons is not None:
         pair = ("prompt", "chosen", "rejected")
         wanted += [("comparisons", comparisons, split, pair) for split in ("train", "valid")]
     for name, source, split, columns in wanted:
-        if folder.has_data(f"{name}-{split}"):
-            continue
-        limit = source.limit if split == "train" else None
+        limit = {"train": source.limit, "valid": source.valid_limit}.get(split)
         folder.write_data(f"{name}-{split}", read(source, split, columns, f"data.{name}")[:limit])
     rows = folder.data_facts("prompts-train")["rows"]
     if not config.sampling.replacement and rows < config.sampling.prompts:
@@ -57,44 +52,59 @@ def read(source: Source, split: str, columns: tuple[str, ...], field: str) -> li
     """All rows of a split with our column names. `field` names the config section in errors."""
     name = getattr(source, split)
     file = local_file(source.path, name, field)
-    if file is not None and ".json" in file.name:
-        _check_json_lines(file)
-    table = _load(source, name, file, field)
     where = str(file or f"{source.path} ({name})")
+    if file is not None and ".json" in file.name:
+        numbered = _read_json_lines(file)
+        found = list(dict.fromkeys(key for _, row in numbered for key in row))
+    else:
+        table = _load(source, name, file, field)
+        found = table.column_names
     theirs = {ours: source.columns.get(ours, ours) for ours in columns}
     for ours, column in theirs.items():
-        if column not in table.column_names:
+        if column not in found:
             raise InputError(
-                f"{where}: no column '{column}' (found: {', '.join(table.column_names)});"
+                f"{where}: no column '{column}' (found: {one_line(', '.join(found))});"
                 f" {field}.columns.{ours} names it"
             )
-    if len(table) == 0:
+    if file is None or ".json" not in file.name:
+        if theirs:
+            table = table.select_columns(list(dict.fromkeys(theirs.values())))
+        numbered = list(enumerate(table, start=1))
+    if not numbered:
         raise InputError(f"{where}: the data set is empty ({field})")
     rows: list[dict[str, str]] = []
-    for number, row in enumerate(table.select_columns(list(set(theirs.values()))), start=1):
+    for number, row in numbered:
+        for column in theirs.values():
+            if problem := _problem(row.get(column)):
+                raise InputError(f"{where}:{number}: column '{column}' {problem} ({field})")
         rows.append({ours: row[column] for ours, column in theirs.items()})
-        for ours, value in rows[-1].items():
-            if not isinstance(value, str) or not value.strip():
-                column = theirs[ours]
-                raise InputError(
-                    f"{where}:{number}: column '{column}' is {_kind(value)}, not text ({field})"
-                )
     return rows
 
 
-def _kind(value: Any) -> str:
-    return "empty" if value is None or isinstance(value, str) else f"a {type(value).__name__}"
+def _problem(value: Any) -> str | None:
+    """Why a value cannot be used as text, or None."""
+    if value is None or value == "":
+        return "is missing or empty, not text"
+    if not isinstance(value, str):
+        return f"is a {type(value).__name__}, not text"
+    if not value.strip():
+        return "is blank, not text"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "holds half a character (a lone surrogate)"
+    return None
 
 
 def local_file(path: str, split: str, field: str) -> Path | None:
     """The local file of a split; None when `path` is meant as a hub data set."""
     place = Path(path)
     if place.is_file():
-        return place
+        raise InputError(f"{path}: is a file; give the folder that holds it ({field}.path)")
     if not place.is_dir():
         looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
         if looks_local:
-            raise InputError(f"{path}: no such file or folder ({field}.path)")
+            raise InputError(f"{path}: no such folder ({field}.path)")
         return None
     if (place / split).is_file():
         return place / split
@@ -111,37 +121,55 @@ def _load(source: Source, split: str, file: Path | None, field: str) -> Any:
     try:
         if file is None:
             return datasets.load_dataset(source.path, split=split)
-        kind = "parquet" if file.suffix == ".parquet" else "json"
-        return datasets.load_dataset(kind, data_files=str(file), split="train")
+        if file.suffix != ".parquet":
+            raise InputError(f"{file}: neither JSONL nor Parquet ({', '.join(ENDINGS)}; {field})")
+        return datasets.Dataset.from_parquet(str(file))
+    except InputError:
+        raise
     except Exception as error:
-        first = str(error).strip().split("\n")[0][:200]
+        reason = _reason(error)
         raise InputError(
-            f"{file or source.path}: cannot load split '{split}' ({field}): {first}"
+            f"{file or source.path}: cannot load split '{split}' ({field}): {reason}"
         ) from error
 
 
-def _check_json_lines(file: Path) -> None:
-    """Find the first bad line ourselves: `datasets` does not say which one it is."""
+def _reason(error: BaseException) -> str:
+    """The first line of the error at the root: `datasets` wraps the telling one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return one_line((str(error).strip() or type(error).__name__).split("\n")[0][:200])
+
+
+def _read_json_lines(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    """(line number, row). Not by `datasets`, which does not say which line is bad."""
+    rows: list[tuple[int, dict[str, Any]]] = []
     number = 0
     try:
         with _open(file) as lines:
             for number, line in enumerate(lines, start=1):
-                if line.strip() and not isinstance(json.loads(line), dict):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if not text.strip():
+                    continue
+                row = json.loads(text)
+                if not isinstance(row, dict):
                     raise InputError(f"{file}:{number}: not a JSON object")
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}:{number}: not valid JSON ({error.msg})") from error
+                rows.append((number, row))
     except UnicodeDecodeError as error:
-        raise InputError(f"{file}:{number + 1}: not UTF-8 text") from error
-    except (OSError, EOFError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from error
-    if number == 0:
+        raise InputError(f"{file}:{number}: not UTF-8 text") from error
+    except (RecursionError, ValueError) as error:  # a bad JSON line, or a number of 5,000 digits
+        reason = getattr(error, "msg", None) or _reason(error)
+        raise InputError(f"{file}:{number}: not valid JSON ({reason})") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{file}: cannot be read ({_reason(error)})") from error
+    if not rows:
         raise InputError(f"{file}: the data set is empty")
+    return rows
 
 
-def _open(file: Path) -> IO[str]:
+def _open(file: Path) -> IO[bytes]:
     if file.suffix == ".gz":
-        return gzip.open(file, "rt", encoding="utf-8")
-    return file.open(encoding="utf-8")
+        return cast(IO[bytes], gzip.open(file, "rb"))
+    return file.open("rb")
 
 
 def begin_iteration(config: Config, folder: RunFolder, iteration: int) -> None:

@@ -51,18 +51,27 @@ def prepare(config: Config) -> RunFolder:
     config = absolute(config)
     deepspeed = deepspeed_settings(config)
     folder = RunFolder.create(config)
-    if not folder.exists():
+    if folder.exists():
+        folder.freeze(config, {}, {})
+        return folder
+    try:
         data.freeze(config, folder)
         models = fetch_models(config)
-        folder.freeze(config, models, deepspeed)
-    else:
-        folder.freeze(config, {}, {})
+        check_deepspeed(config, deepspeed)
+    except BaseException:
+        folder.abandon()
+        raise
+    folder.freeze(config, models, deepspeed)
     return folder
 
 
 def absolute(config: Config) -> Config:
     """The run folder as an absolute path, so that jobs find it from anywhere."""
-    return dataclasses.replace(config, run=str(Path(config.run).expanduser().absolute()))
+    try:
+        place = Path(config.run).expanduser().absolute()
+    except RuntimeError as error:
+        raise InputError(f"run: {config.run}: {error}") from error
+    return dataclasses.replace(config, run=str(place))
 
 
 def deepspeed_settings(config: Config) -> dict[str, dict[str, object]]:
@@ -81,11 +90,26 @@ def read_deepspeed(path: str, field: str) -> dict[str, object]:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}; {field})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({field})") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}; {field})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object ({field})")
     return value
+
+
+def check_deepspeed(config: Config, settings: dict[str, dict[str, object]]) -> None:
+    """Refuse now what the trainer would refuse in its job."""
+    from alt_hpc import trainer  # imports torch
+
+    for name in ("training", "sft", "reward_training"):
+        training = getattr(config, name)
+        if training is not None:
+            try:
+                trainer.check_deepspeed_config(settings[training.deepspeed])
+            except InputError as error:
+                raise InputError(f"{training.deepspeed}: {error} ({name}.deepspeed)") from error
 
 
 def fetch_models(config: Config) -> dict[str, str]:
@@ -99,9 +123,33 @@ def fetch_models(config: Config) -> dict[str, str]:
     light = {config.policy.tokenizer, config.reward_model.tokenizer, config.reward_model.base}
     for name in sorted(filter(None, light - wanted)):
         found[name] = str(models.fetch_light(name).absolute())
-    for name in filter(None, (config.policy.model, config.policy.base)):
-        models.check_weights(Path(found[name]))
+    _check_models(config, {name: Path(place) for name, place in found.items()})
     return found
+
+
+def _check_models(config: Config, found: dict[str, Path]) -> None:
+    """Every weight present and finite, every tokenizer there, before a job depends on it."""
+    from alt_hpc import models, reward
+
+    policy, judge = config.policy, config.reward_model
+    start = found[policy.model or policy.base or ""]
+    models.check_weights(start)
+    models.load_tokenizer(found[policy.tokenizer] if policy.tokenizer else start)
+    base = found[judge.base] if judge.base else None
+    if judge.model is None:
+        assert base is not None
+        if base != start:
+            models.check_weights(base)
+        models.load_tokenizer(found[judge.tokenizer] if judge.tokenizer else base)
+        return
+    longest = max(config.sampling.max_new_tokens, config.evaluation.max_new_tokens)
+    reward.check_reward_model(
+        found[judge.model],
+        judge,
+        max_new_tokens=longest,
+        base=base,
+        tokenizer=found[judge.tokenizer] if judge.tokenizer else None,
+    )
 
 
 def fetch(config: Config) -> None:

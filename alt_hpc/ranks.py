@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 WAIT = timedelta(minutes=10)  # for the other ranks to start; their models load afterwards
+KNOCK = timedelta(seconds=10)  # for one try to reach rank 0
 COLLECTIVE = timedelta(minutes=30)  # for the slowest rank of a collective: loading, saving
 
 
@@ -79,17 +80,17 @@ def connect(meeting: Path, ranks: Ranks) -> None:
     Parameters
     ----------
     meeting
-        A path that no earlier attempt used: a stale file would send ranks to a dead port (or to
-        a stranger's, which the nonce then gives away).
+        A path that no earlier attempt used. (After a stale file, which leads to a dead port or
+        to a stranger without the nonce, ranks look again; it only costs time.)
     ranks
         This process.
 
     Raises
     ------
     TimeoutError
-        Rank 0 published nothing within `WAIT`.
+        Rank 0 could not be reached within `WAIT`.
     RuntimeError
-        What listens there is not this training's rank 0, or a rank did not come.
+        No port is free, or another rank did not come within `WAIT`.
 
     Notes
     -----
@@ -220,27 +221,39 @@ def _address() -> str:
 
 
 def _find(meeting: Path, ranks: Ranks) -> Any:
-    """Another rank: wait for the file, connect, and make sure that it is our rank 0."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    place = _read_place(meeting)
-    host = _reachable(str(place["host"]), str(place["address"]))
-    _announce(host, int(place["port"]))
-    store = TCPStore(host, int(place["port"]), ranks.world, False, WAIT, False)
-    if store.get("nonce").decode() != place["nonce"]:
-        raise RuntimeError(f"{meeting}: another training listens at {host}:{place['port']}")
-    return store
-
-
-def _read_place(meeting: Path) -> dict[str, Any]:
+    """Another rank: wait for the file and join; a stale file is read until it is replaced."""
     deadline = time.monotonic() + WAIT.total_seconds()
     while time.monotonic() < deadline:
-        # Listing the folder makes an NFS client look again for a file it remembers as absent.
-        if meeting.parent.is_dir() and meeting.name in os.listdir(meeting.parent):
-            place: dict[str, Any] = json.loads(meeting.read_text(encoding="utf-8"))
-            return place
+        place = _read_place(meeting)
+        store = _join(place, ranks) if place else None
+        if store is not None:
+            return store
         time.sleep(0.1)
     raise TimeoutError(f"{meeting}: rank 0 did not come within {WAIT}")
+
+
+def _read_place(meeting: Path) -> dict[str, Any] | None:
+    # Listing the folder makes an NFS client look again for a file it remembers as absent.
+    if not meeting.parent.is_dir() or meeting.name not in os.listdir(meeting.parent):
+        return None
+    place: dict[str, Any] = json.loads(meeting.read_text(encoding="utf-8"))
+    return place
+
+
+def _join(place: dict[str, Any], ranks: Ranks) -> Any:
+    """The store that rank 0 opened, or None where nobody or somebody else listens there."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    host, port = _reachable(str(place["host"]), str(place["address"])), int(place["port"])
+    try:
+        store = TCPStore(host, port, ranks.world, False, KNOCK, False)
+        if store.get("nonce").decode() != place["nonce"]:
+            return None
+    except RuntimeError:  # DistNetworkError and DistStoreError are
+        return None
+    store.set_timeout(WAIT)
+    _announce(host, port)
+    return store
 
 
 def _reachable(host: str, address: str) -> str:

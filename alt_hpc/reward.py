@@ -208,15 +208,46 @@ def load_reward_model(
         model, head = _load_carperai(folder, carperai, base, settings.dtype, device)
     else:
         model, head = _load_classifier(folder, settings.dtype, device)
-    home = tokenizer or (folder if (folder / "tokenizer_config.json").is_file() else base) or folder
-    text = _text(
-        models.load_tokenizer(home),
-        settings,
-        PLAIN_TEMPLATE if carperai is None else CARPERAI_TEMPLATE,
-        max_new_tokens,
-        scores_eos=carperai is None,
-    )
+    home = _tokenizer_home(folder, base, tokenizer)
+    text = _text_of_kind(carperai is not None, home, settings, max_new_tokens)
     return RewardModel(Trunk(model, text), head.to(device, torch.float32))
+
+
+def check_reward_model(
+    folder: Path,
+    settings: config.RewardModel,
+    *,
+    max_new_tokens: int,
+    base: Path | None = None,
+    tokenizer: Path | None = None,
+) -> None:
+    """Raise InputError where `load_reward_model` would, or a weight is not finite.
+
+    One tensor is in memory at a time.
+    """
+    carperai = _carperai_state(folder)
+    if carperai is None:
+        models.check_weights(folder)
+        if models.load_config(folder).num_labels != 1:
+            raise InputError(f"{folder}: not a reward model: expected one label")
+    for name, tensor in (carperai or {}).items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{folder}: the weight {name} is not finite everywhere")
+    home = _tokenizer_home(folder, base, tokenizer)
+    _text_of_kind(carperai is not None, home, settings, max_new_tokens)
+
+
+def _tokenizer_home(folder: Path, base: Path | None, tokenizer: Path | None) -> Path:
+    own = folder if (folder / "tokenizer_config.json").is_file() else base
+    return tokenizer or own or folder
+
+
+def _text_of_kind(
+    carperai: bool, home: Path, settings: config.RewardModel, max_new_tokens: int
+) -> Text:
+    template = CARPERAI_TEMPLATE if carperai else PLAIN_TEMPLATE
+    tokenizer = models.load_tokenizer(home)
+    return _text(tokenizer, settings, template, max_new_tokens, scores_eos=not carperai)
 
 
 def load_trunk(

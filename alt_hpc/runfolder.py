@@ -17,6 +17,7 @@ RUN/
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -132,14 +133,30 @@ class RunFolder:
         if folder._run_file.exists():
             folder._check_same(config)
         else:
-            others = [p.name for p in folder.path.iterdir()]
-            strange = sorted(set(others) - {"data", "tensorboard"})
+            strange = folder._strange()
             if strange:
                 raise InputError(
                     f"{folder.path}: run: the folder is not empty and holds no run"
                     f" (found {strange[0]})"
                 )
+        os.chmod(folder.path, 0o700)  # only now is it known to be a run's
         return folder
+
+    def _strange(self) -> list[str]:
+        """What a folder without run.json holds that freezing data has not put there."""
+        outer = {p.name for p in self.path.iterdir()} - {"data", "tensorboard"}
+        data = self.path / "data"
+        inner = {p.name for p in data.iterdir()} if data.is_dir() else set()
+        ours = ("prompts-", "comparisons-", ".prompts-", ".comparisons-")
+        return sorted(outer) + sorted(f"data/{n}" for n in inner if not n.startswith(ours))
+
+    def abandon(self) -> None:
+        """Wrong input was found before the run was frozen: leave nothing half made."""
+        if self.exists() or self._strange():
+            return
+        shutil.rmtree(self.path / "data", ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def freeze(
         self, config: Config, models: Mapping[str, str], deepspeed: Mapping[str, Any]
@@ -166,6 +183,8 @@ class RunFolder:
         folder = cls(config.run)
         if folder.exists():
             folder._check_same(config)
+        elif any(p.exists() and not p.is_dir() for p in (folder.path, *folder.path.parents)):
+            raise InputError(f"{folder.path}: run: a file is in the way of the run folder")
         folder._config = config
         return folder
 
@@ -188,7 +207,6 @@ class RunFolder:
             raise InputError(
                 f"{self.path}: run: the folder belongs to user {owner}, not to you; choose another"
             )
-        os.chmod(self.path, 0o700)
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise InputError(f"{self.path}: run: the run folder cannot be written")
         probe = self.path / f".probe-{secrets.token_hex(4)}"
@@ -277,7 +295,7 @@ class RunFolder:
     def read_data(self, name: str, rows: Iterable[int] | None = None) -> list[dict[str, str]]:
         """Rows of frozen data, all or those asked for, after checking the file's checksum."""
         path = self.path / "data" / f"{name}.jsonl"
-        if sha256(path) != self.data_facts(name)["sha256"]:
+        if not path.is_file() or sha256(path) != self.data_facts(name)["sha256"]:
             raise InputError(f"{path}: the frozen data was changed since the run began")
         offsets = np.fromfile(path.with_suffix(".offsets"), dtype="<i8")
         wanted = range(len(offsets) - 1) if rows is None else rows

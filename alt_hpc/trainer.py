@@ -266,23 +266,8 @@ _OURS = [
 def fill_deepspeed_config(
     config: dict[str, Any], settings: Training, ranks: Ranks
 ) -> dict[str, Any]:
-    """The DeepSpeed JSON with what `settings` decides filled in.
-
-    Raises
-    ------
-    InputError
-        The JSON sets one of these itself, to something else than "auto".
-    """
-    for name in _OURS:
-        section, _, key = name.partition(".")
-        value = config.get(section, "auto")
-        if key and isinstance(value, dict):
-            value = value.get(key, "auto")
-        if value != "auto":
-            raise InputError(
-                f"DeepSpeed configuration: '{name}' is decided by the training settings;"
-                ' leave it out or say "auto"'
-            )
+    """The DeepSpeed JSON with what `settings` decides filled in (see `check_deepspeed_config`)."""
+    check_deepspeed_config(config)
     share = settings.global_batch // ranks.world
     micro = min(settings.micro_batch, share)
     precision = _precision(settings, ranks)
@@ -301,6 +286,30 @@ def fill_deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
+
+
+def check_deepspeed_config(config: dict[str, Any]) -> None:
+    """Raise InputError where a DeepSpeed JSON cannot be meant.
+
+    It sets what the training settings decide, to something else than "auto", or a section of it
+    is no object, or no such ZeRO stage.
+    """
+    for name in ("bf16", "fp16", "zero_optimization"):
+        if not isinstance(config.get(name, {}), dict):
+            raise InputError(f"DeepSpeed configuration: '{name}' must be an object")
+    stage = _section(config, "zero_optimization").get("stage", 1)
+    if stage not in (0, 1, 2, 3):
+        raise InputError(f"DeepSpeed configuration: no ZeRO stage {stage!r}")
+    for name in _OURS:
+        section, _, key = name.partition(".")
+        value = config.get(section, "auto")
+        if key and isinstance(value, dict):
+            value = value.get(key, "auto")
+        if value != "auto":
+            raise InputError(
+                f"DeepSpeed configuration: '{name}' is decided by the training settings;"
+                ' leave it out or say "auto"'
+            )
 
 
 def _section(config: dict[str, Any], name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || {
     say "installing Debian's slurm-wlm"
     apt_install slurm-wlm || say "cannot install slurm-wlm here: the tests that need Slurm will fail"
 }
-if [ "${CI:-}" = true ] && ! command -v slurmdbd >/dev/null && ! [ -x /usr/sbin/slurmdbd ]; then
+if ! command -v slurmdbd >/dev/null && ! [ -x /usr/sbin/slurmdbd ]; then
     say "installing slurmdbd and mariadb-server"
     apt_install slurmdbd mariadb-server || say "cannot install slurmdbd: tests that need it will fail"
 fi

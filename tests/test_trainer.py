@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from alt_hpc import losses
 from alt_hpc.config import Training
 from alt_hpc.errors import InputError
 from alt_hpc.losses import Example, FeaturePair, Pair, alt_loss, feature_loss, pair_loss
@@ -88,7 +89,7 @@ def _model(kind: str, dropout: float = 0.0) -> nn.Module:
         return _Scorer()
     if kind == "head":
         return nn.Linear(13, 1, bias=False)
-    model = _llama(dropout) if kind == "llama" else _gpt2(dropout)
+    model = _gpt2(dropout) if kind == "gpt2" else _llama(dropout)
     freeze(model, BASE.trained_blocks, train_embeddings=kind == "gpt2")
     return model
 
@@ -107,7 +108,15 @@ def _examples(kind: str) -> list[Any]:
     return [Example(text(), int(rng.integers(1, 8))) for _ in range(17)]
 
 
-LOSSES: dict[str, Callable[..., Any]] = {"scorer": pair_loss, "head": feature_loss}
+def _alt_loss_with_kl(model: nn.Module, batch: Any) -> Any:
+    return alt_loss(model, batch, kl=0.5, reference=_model("llama").eval())
+
+
+LOSSES: dict[str, Callable[..., Any]] = {
+    "scorer": pair_loss,
+    "head": feature_loss,
+    "kl": _alt_loss_with_kl,
+}
 
 
 def _explode(model: nn.Module, batch: Any) -> Any:
@@ -117,7 +126,8 @@ def _explode(model: nn.Module, batch: Any) -> Any:
 
 
 def _work(job: dict[str, Any], folder: Path, ranks: Ranks) -> None:
-    """Run one job on this rank and leave weights, records and errors as `NAME.pt`."""
+    """Run one job on this rank; rank 0 leaves weights, records and error in a file NAME."""
+    losses.CHUNK = job.get("chunk", 512)
     settings = dataclasses.replace(BASE, **job.get("settings", {}))
     kind = job.get("model", "llama")
     records: list[Any] = []
@@ -162,7 +172,7 @@ def _work(job: dict[str, Any], folder: Path, ranks: Ranks) -> None:
 
 def _main(folder: Path) -> None:
     ranks = from_environment()
-    connect(folder / f"meeting-{os.environ['MEETING']}", ranks)
+    connect(folder / "meeting", ranks)
     for job in json.loads((folder / "jobs.json").read_text()):
         _work(job, folder, ranks)
     disconnect()
@@ -178,12 +188,10 @@ if __name__ == "__main__":
 def _start(folder: Path, world: int, jobs: list[dict[str, Any]]) -> list[subprocess.Popen[bytes]]:
     folder.mkdir(exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    meeting = str(len(list(folder.glob("meeting-*"))))
     common = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
         "WORLD_SIZE": str(world),
-        "MEETING": meeting,
         "OMPI_COMM_WORLD_LOCAL_RANK": "7",  # as srun with PMIx would leave behind
     }
     return [
@@ -208,7 +216,10 @@ def _found(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _zero(stage: int, **more: Any) -> dict[str, Any]:
-    return {"zero_optimization": {"stage": stage, "reduce_bucket_size": 1_000_000, **more}}
+    zero = {"stage": stage, "reduce_bucket_size": 1_000_000, **more}
+    if stage == 3:  # small parameters, so all of ours, would not be partitioned otherwise
+        zero |= {"stage3_param_persistence_threshold": 0}
+    return {"zero_optimization": zero}
 
 
 ACCUMULATE = {"data_types": {"grad_accum_dtype": "fp32"}}
@@ -228,6 +239,8 @@ TWO_RANKS: list[dict[str, Any]] = [
     {"name": "micro 4", "settings": {"micro_batch": 4}, "deepspeed": _zero(2)},
     {"name": "gpt2", "model": "gpt2", "deepspeed": _zero(2)},
     {"name": "gpt2 stage 3", "model": "gpt2", "deepspeed": _zero(3)},
+    {"name": "chunks", "chunk": 4, "deepspeed": _zero(3)},
+    {"name": "kl", "model": "kl", "deepspeed": _zero(3)},
     {"name": "pairs", "model": "scorer", "deepspeed": _zero(3)},
     {"name": "features", "model": "head", "deepspeed": _zero(2)},
     {"name": "offload", "deepspeed": _zero(2, offload_optimizer={"device": "cpu"})},
@@ -249,6 +262,7 @@ for _stage, _config in STAGES.items():
         {**_job, "name": f"stopped {_stage}", "stop": 3, "checkpoints": f"c{_stage}"},
         {**_job, "name": f"resumed {_stage}", "checkpoints": f"c{_stage}"},
     ]
+_job |= {"deepspeed": STAGES["2"]}
 _BREAK = "truncate -s -1 broken/step-000003/*_model_states.pt; mkdir broken/step-000004"
 TWO_RANKS += [
     {**_job, "name": "left", "stop": 3, "checkpoints": "broken", "then": [_BREAK]},
@@ -272,13 +286,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Any]:
 
 def _plain_text_loss(model: Any, rows: list[Example]) -> Tensor:
     """The mean loss of METHOD.md with nothing shared, one sequence at a time, no padding."""
-    losses = []
+    each = []
     for row in rows:
         logits = model(torch.tensor([row.ids])).logits[0, row.start - 1 : -1]
         targets = torch.tensor(row.ids[row.start :])
         entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
-        losses.append(functional.cross_entropy(logits, targets, reduction="none") - 0.06 * entropy)
-    return torch.cat(losses).mean()
+        each.append(functional.cross_entropy(logits, targets, reduction="none") - 0.06 * entropy)
+    return torch.cat(each).mean()
+
+
+def _plain_kl_loss(model: Any, rows: list[Example]) -> Tensor:
+    reference, kls = _model("llama").eval(), []
+    for row in rows:
+        ids = torch.tensor([row.ids])
+        p, q = (m(ids).logits[0, row.start - 1 : -1].log_softmax(-1) for m in (model, reference))
+        kls.append(functional.kl_div(p, q.detach(), log_target=True, reduction="none").sum(-1))
+    return _plain_text_loss(model, rows) + 0.5 * torch.cat(kls).mean()
 
 
 def _plain_pair_loss(model: Any, rows: list[Pair]) -> Tensor:
@@ -295,7 +318,11 @@ def _plain_feature_loss(head: Any, rows: list[FeaturePair]) -> Tensor:
     return -functional.logsigmoid(rewards[:, 0] - rewards[:, 1]).mean()
 
 
-PLAIN: dict[str, Callable[..., Tensor]] = {"scorer": _plain_pair_loss, "head": _plain_feature_loss}
+PLAIN: dict[str, Callable[..., Tensor]] = {
+    "scorer": _plain_pair_loss,
+    "head": _plain_feature_loss,
+    "kl": _plain_kl_loss,
+}
 
 
 def _plain_training(kind: str) -> dict[str, Tensor]:
@@ -329,6 +356,8 @@ def _plain_training(kind: str) -> dict[str, Tensor]:
         (1, "gpt2", "gpt2"),
         (2, "gpt2", "gpt2"),
         (2, "gpt2 stage 3", "gpt2"),
+        (2, "chunks", "llama"),
+        (2, "kl", "kl"),
         (1, "pairs", "scorer"),
         (2, "pairs", "scorer"),
         (1, "features", "head"),
@@ -404,7 +433,7 @@ def test_stopped_and_resumed_ends_in_same_bytes(
 
 def test_half_written_checkpoint_is_not_used(runs: Callable[[int, str], Any]) -> None:
     assert runs(2, "half-written")["resumed"] == 2
-    _assert_same_bytes(runs(2, "half-written")["weights"], runs(2, "whole 3")["weights"])
+    _assert_same_bytes(runs(2, "half-written")["weights"], runs(2, "whole 2")["weights"])
 
 
 def test_checkpoint_of_another_training_is_not_used(runs: Callable[[int, str], Any]) -> None:

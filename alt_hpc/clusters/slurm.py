@@ -106,9 +106,11 @@ class Slurm:
         for job in jobs:
             for block in client("scontrol", "show", "job", job).split("\n\n"):
                 facts = dict(re.findall(r"(\w+)=(\S+)", block))
+                for index in _indices(facts.get("ArrayTaskId", "")):
+                    states[f"{facts['ArrayJobId']}_{index}"] = facts["JobState"]
                 if "ArrayTaskId" in facts:
-                    states[f"{facts['ArrayJobId']}_{facts['ArrayTaskId']}"] = facts["JobState"]
-                elif "JobId" in facts:
+                    continue
+                if "JobId" in facts:
                     states[facts["JobId"]] = facts["JobState"]
         return states
 
@@ -264,6 +266,16 @@ def _squeue() -> list[tuple[str, str, str, str]]:
         raise QueueUnknown(f"squeue: {_own_words(error)}") from error
     rows = [line.split("|", 3) for line in text.splitlines() if line.count("|") >= 3]
     return [(row[0].strip(), row[3].strip(), row[1], row[2]) for row in rows]
+
+
+def _indices(text: str) -> list[int]:
+    """Indices of an array expression such as `0-3,7%2`."""
+    found: list[int] = []
+    for part in text.partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            found += range(int(first), int(last or first) + 1)
+    return found
 
 
 def _own_words(error: BaseException) -> str:

@@ -1,0 +1,116 @@
+"""Fixtures that several files share: tiny models, data on disk, throw-away Slurm clusters."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for jobs that run the tests' own tasks
+
+
+@pytest.fixture(scope="session")
+def tiny_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random policy, a tiny reward model and a few prompts."""
+    import tiny
+    import transformers
+
+    place = tmp_path_factory.mktemp("tiny")
+    tiny.folder(place / "policy", "tied")
+    classifier = transformers.AutoModelForSequenceClassification
+    tiny.folder(place / "reward", "llama", classifier, num_labels=1)
+    posts = [
+        f"SUBREDDIT: r/x\nTITLE: post {i}\nPOST: input: Excellent. TL;DR: words {i % 7}\nTL;DR:"
+        for i in range(24)
+    ]
+    (place / "data").mkdir()
+    for split, rows in (("train", posts), ("valid", posts[:6]), ("test", posts[6:9])):
+        lines = [json.dumps({"prompt": p, "label": f"about {p[-12:-8]}"}) for p in rows]
+        (place / "data" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return place
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_place: Path) -> Path:
+    """A config of two iterations over them; training spans 2 nodes of 2 tasks."""
+    path = tiny_place / "config.yaml"
+    path.write_text(
+        f"""
+run: {tiny_place}/run
+seed: 3
+iterations: 2
+policy: {{model: {tiny_place}/policy, dtype: float32, dropout: 0.1}}
+reward_model: {{model: {tiny_place}/reward}}
+data: {{prompts: {{path: {tiny_place}/data, test: test}}}}
+sampling: {{prompts: 12, generations: 6, max_new_tokens: 8, group: 2}}
+training:
+  epochs: 1
+  global_batch: 8
+  micro_batch: 2
+  precision: float32
+  lr: 1e-3
+  deepspeed: {ROOT}/configs/deepspeed/zero2.json
+evaluation: {{max_new_tokens: 8, group: 3}}
+cluster:
+  backend: slurm
+  slots: 2
+  minutes: 20
+  sample: {{shards: 3, parallel: 2}}
+  score: {{shards: 3}}
+  train: {{nodes: 2, tasks_per_node: 2}}
+"""
+    )
+    return path
+
+
+@pytest.fixture
+def slurm(slurm_starter: Callable[..., None]) -> None:
+    """A Slurm cluster of 4 virtual nodes, without accounting (sacct disabled)."""
+    slurm_starter(17000)
+
+
+@pytest.fixture
+def slurm_with_accounting(slurm_starter: Callable[..., None]) -> None:
+    """As `slurm`, with slurmdbd, so that sacct works."""
+    slurm_starter(17100, "--accounting")
+
+
+@pytest.fixture
+def slurm_starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Starts one throw-away cluster for the test and stops it afterwards.
+
+    A test that needs Slurm fails where there is none: it is never skipped.
+    """
+    script = str(ROOT / "slurm" / "devcluster")
+    place = Path("/tmp") / f"alt-hpc-test-{os.getpid()}"
+
+    def start(port: int, *options: str) -> None:
+        command = [script, "start", "--dir", str(place), "--port", str(port), *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        name, _, value = done.stdout.strip().removeprefix("export ").partition("=")
+        monkeypatch.setenv(name, value.strip("'\""))
+
+    yield start
+    subprocess.run([script, "stop", "--dir", str(place)], timeout=120, capture_output=True)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real posts, from ALT_HPC_DATA; visibly skipped where absent, a failure in CI."""
+    place = Path(os.environ.get("ALT_HPC_DATA", ""))
+    if not (place / "tldr").is_dir():
+        message = f"no real data: ALT_HPC_DATA={os.environ.get('ALT_HPC_DATA', '')!r}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return place

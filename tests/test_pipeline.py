@@ -1,0 +1,179 @@
+"""Whole runs on one machine: sharding changes nothing, the shipped configs run, real posts too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from alt_hpc import config as configs
+from alt_hpc import data, launch, task
+from alt_hpc.__main__ import main
+from alt_hpc.pieces import Piece
+from alt_hpc.runfolder import RunFolder, read_lines
+
+ROOT = Path(__file__).parent.parent
+
+
+def _rows(folder: RunFolder, stage: str, name: str) -> Iterator[dict[str, Any]]:
+    for shard in range(len(folder.shardings()[1].sample)):
+        place, _ = folder.open_piece(Piece(1, stage, shard))
+        yield from read_lines(place / name)
+
+
+def _sampled(config: Path, place: Path, shards: int) -> tuple[list[Any], list[Any]]:
+    """Samples and scores of iteration 1, in this process."""
+    count = f"={{shards: {shards}}}"
+    overrides = [f"run={place}", f"cluster.sample{count}", f"cluster.score{count}"]
+    folder = launch.prepare(configs.load(config, [*overrides, "sampling.prompts=16"]))
+    data.begin_iteration(folder.config(), folder, 1)
+    assert len(folder.shardings()[1].sample) == shards
+    for stage in ("sample", "score"):
+        for shard in range(shards):
+            task.stage(str(place), stage, "1", str(shard), "1")
+    return list(_rows(folder, "sample", "samples.jsonl")), list(
+        _rows(folder, "score", "scores.jsonl")
+    )
+
+
+def test_samples_and_rewards_are_the_same_bytes_whatever_the_sharding(
+    tiny_config: Path, tmp_path: Path
+) -> None:
+    one = _sampled(tiny_config, tmp_path / "1", 1)
+    assert [row["row"] for row in one[0]] == list(range(16))
+    draw = RunFolder(tmp_path / "1").draw(1)["rows"]
+    assert len(set(draw)) < len(draw), "the draw should hold duplicates"
+    for shards in (3, 8):
+        assert _sampled(tiny_config, tmp_path / str(shards), shards) == one
+
+
+def test_conditioning_survives_awkward_prompts(tiny_config: Path, tmp_path: Path) -> None:
+    """Every prompt there contains `input: `, `Excellent.` and `TL;DR:`; the raw text is kept."""
+    samples, _ = _sampled(tiny_config, tmp_path / "run", 1)
+    config = configs.load(tiny_config)
+    lines = (Path(config.data.prompts.path) / "train.jsonl").read_text().splitlines()
+    posts = [json.loads(line)["prompt"] for line in lines]
+    assert all("input: Excellent. TL;DR:" in row["prompt"] for row in samples)
+    assert {row["prompt"] for row in samples} <= set(posts)
+
+
+def test_the_papers_config_runs_with_only_models_and_sizes_made_tiny(
+    tiny_place: Path, tmp_path: Path
+) -> None:
+    import tiny
+
+    policy = tiny.folder(tmp_path / "gptj", "gptj")
+    reward = tmp_path / "carperai"
+    reward.mkdir()
+    trunk = tiny.model("gptj", transformers.AutoModel)
+    weights = {f"transformer.{name}": tensor for name, tensor in trunk.state_dict().items()}
+    weights["v_head.weight"] = torch.randn(1, trunk.config.hidden_size)
+    torch.save(weights, reward / "pytorch_model.bin")
+    sizes = [
+        f"run={tmp_path}/run",
+        f"policy.model={policy}",
+        f"policy.tokenizer={policy}",
+        "policy.max_length=512",
+        f"reward_model.model={reward}",
+        f"reward_model.base={policy}",
+        f"reward_model.tokenizer={policy}",
+        f"data.prompts.path={tiny_place}/data",
+        f"training.deepspeed={ROOT}/configs/deepspeed/zero2-offload.json",
+        "iterations=1",
+        "threads=1",
+        "sampling.prompts=6",
+        "sampling.generations=10",
+        "sampling.max_new_tokens=8",
+        "evaluation.prompts=4",
+        "evaluation.test_prompts=2",
+        "evaluation.max_new_tokens=8",
+        "cluster.backend=local",
+        "cluster.slots=2",
+        "cluster.sample.shards=2",
+        "cluster.score.shards=2",
+        "cluster.evaluate.shards=1",
+    ]
+    arguments = [a for size in sizes for a in ("--set", size)]
+    assert main(["run", str(ROOT / "configs" / "tldr_gptj.yaml"), *arguments]) == 0
+    folder = RunFolder(tmp_path / "run")
+    trained = folder.manifest(Piece(1, "train"))
+    assert trained is not None
+    assert trained.rows == 6 * 5 * 2
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder.path / "policies" / "001")
+    before = transformers.AutoModelForCausalLM.from_pretrained(policy)
+    changed = {
+        name.split(".")[2] if ".h." in name else name
+        for (name, a), b in zip(model.named_parameters(), before.parameters(), strict=True)
+        if not torch.equal(a.float(), b.float())
+    }
+    assert changed == {
+        "2",
+        "transformer.ln_f.weight",
+        "transformer.ln_f.bias",
+        "lm_head.weight",
+        "lm_head.bias",
+    }
+    assert "| " in folder.report_file.read_text()
+    assert folder.curves_file.stat().st_size > 10_000
+
+
+def test_real_posts_one_iteration_of_the_smollm2_config(real_data: Path, tmp_path: Path) -> None:
+    """SFT, reward model and ALT-RM with the real SmolLM2 on real posts, cut down to minutes."""
+    sizes = [
+        f"run={tmp_path}/run",
+        f"data.prompts.path={real_data}/tldr",
+        "data.prompts.limit=16",
+        f"data.comparisons.path={real_data}/comparisons",
+        "data.comparisons.valid=valid",
+        "data.comparisons.limit=16",
+        "data.comparisons.valid_limit=16",
+        f"training.deepspeed={ROOT}/configs/deepspeed/zero2.json",
+        f"sft.deepspeed={ROOT}/configs/deepspeed/zero2.json",
+        f"reward_training.deepspeed={ROOT}/configs/deepspeed/zero2.json",
+        "reward_training.head_only=true",
+        "reward_training.global_batch=16",
+        "sft.global_batch=8",
+        "sft.micro_batch=4",
+        "training.global_batch=8",
+        "training.micro_batch=4",
+        "training.epochs=1",
+        "iterations=1",
+        "threads=1",
+        "sampling.prompts=4",
+        "sampling.group=2",
+        "sampling.generations=6",
+        "sampling.max_new_tokens=16",
+        "feedback.per_quantile=1",
+        "evaluation.prompts=4",
+        "evaluation.test_prompts=null",
+        "evaluation.max_new_tokens=16",
+        "cluster.backend=local",
+        "cluster.slots=2",
+        "cluster.sample.shards=2",
+        "cluster.score.shards=1",
+    ]
+    arguments = [a for size in sizes for a in ("--set", size)]
+    assert main(["run", str(ROOT / "configs" / "tldr_smollm2.yaml"), *arguments]) == 0
+    folder = RunFolder(tmp_path / "run")
+    report = json.loads((folder.open_piece(Piece(1, "report"))[0] / "report.json").read_text())
+    measures = report["evaluation"]["valid"]["best"]
+    assert measures["rows"] == 4
+    assert all(measures[name] is not None for name in ("reward", "perplexity", "length"))
+    reward = folder.manifest(Piece(0, "reward-model"))
+    assert reward is not None
+    assert 0 <= reward.facts["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_a_stage_can_be_run_by_hand(tiny_config: Path, tmp_path: Path, name: str) -> None:
+    """`alt-hpc stage` says in one sentence what is missing when its inputs are not there."""
+    folder = launch.prepare(configs.load(tiny_config, [f"run={tmp_path}/run"]))
+    data.begin_iteration(folder.config(), folder, 0)
+    data.begin_iteration(folder.config(), folder, 1)
+    with pytest.raises(Exception, match="is not whole"):
+        task.stage(str(folder.path), name, "1", "0", "1")

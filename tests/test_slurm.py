@@ -1,0 +1,286 @@
+"""Real jobs on a real, throw-away Slurm cluster: the chain, its recovery, and its refusals."""
+
+from __future__ import annotations
+
+import os
+import random
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alt_hpc import config as configs
+from alt_hpc import launch, preview
+from alt_hpc.__main__ import main
+from alt_hpc.clusters import Cluster, Request
+from alt_hpc.clusters.local import Local
+from alt_hpc.clusters.slurm import Slurm, client
+from alt_hpc.config import Cluster as ClusterConfig
+from alt_hpc.config import StageCluster
+from alt_hpc.pieces import Piece
+from alt_hpc.plan import Dependency
+from alt_hpc.runfolder import RunFolder
+
+ROOT = Path(__file__).parent.parent
+LONG_S = 900
+UNFINISHED = {"PENDING", "RUNNING", "COMPLETING"}
+
+
+def _queue() -> list[list[str]]:
+    """[element id, name, state] of everything in the queue."""
+    text = client("squeue", "--noheader", "--array", "--format=%i %j %T")
+    return [line.split() for line in text.splitlines()]
+
+
+def _await_end(
+    folder: RunFolder, watch: Callable[[list[list[str]]], None] = lambda q: None
+) -> None:
+    """Wait until the run has ended and the queue is empty."""
+    deadline = time.monotonic() + LONG_S
+    while time.monotonic() < deadline:
+        queue = _queue()
+        watch(queue)
+        if folder.ended() and not queue:
+            return
+        time.sleep(0.5)
+    logs = "\n".join(p.read_text() for p in folder.controller_folder().glob("*.log"))
+    raise AssertionError(f"the run has not ended: {_queue()}\n{logs}")
+
+
+def _policies(folder: RunFolder) -> dict[int, bytes]:
+    return {
+        k: (folder.path / "policies" / f"{k:03d}" / "model.safetensors").read_bytes()
+        for k in (1, 2)
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The same run on the local backend, with another number of shards."""
+    place = tmp_path_factory.mktemp("local") / "run"
+    overrides = [
+        f"run={place}",
+        "cluster.backend=local",
+        "cluster.sample.shards=1",
+        "cluster.score.shards=1",
+    ]
+    assert launch.run(configs.load(tiny_config, overrides)) == 0
+    return RunFolder(place)
+
+
+def test_two_iterations_with_nobody_touching_them(
+    slurm: None, tiny_config: Path, tmp_path: Path, undisturbed: RunFolder
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    environment = os.environ | {"ALT_HPC_PYTHON": sys.executable}
+    subprocess.run(
+        [
+            "sbatch",
+            str(ROOT / "slurm" / "controller.sbatch"),
+            str(tiny_config),
+            "--set",
+            f"run={folder.path}",
+        ],
+        check=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=60,
+    )
+    together: list[set[str]] = []
+    sizes: dict[str, str] = {}
+
+    def watch(queue: list[list[str]]) -> None:
+        together.append({name for _, name, state in queue if state == "RUNNING"})
+        for job, name, state in queue:
+            if name == "run-train-1" and state == "RUNNING":
+                sizes.update(
+                    part.split("=", 1)
+                    for part in client("scontrol", "show", "job", job).split()
+                    if part.startswith(("NumNodes=", "NumTasks="))
+                )
+
+    _await_end(folder, watch)
+    assert folder.ended() == ("FINISHED", "the run is finished")
+    assert any({"run-sample-1", "run-score-1"} <= names for names in together), "no overlap"
+    assert sizes == {"NumNodes": "2", "NumTasks": "4"}
+    submitted = [e["key"] for e in folder.journal() if e["event"] == "submitted"]
+    assert sorted(submitted) == sorted(
+        ["0:evaluate:1", "0:report:1"]
+        + [f"{k}:{s}:1" for k in (1, 2) for s in ("sample", "score", "train", "evaluate", "report")]
+    )
+    assert "sacct" not in os.listdir(folder.path)
+    assert _policies(folder) == _policies(undisturbed)
+
+
+def test_recovers_from_a_failing_shard_a_killed_task_and_a_killed_controller(
+    slurm_with_accounting: None,
+    tiny_config: Path,
+    tmp_path: Path,
+    undisturbed: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """sample shard 1 dies before Python starts; a score task is killed; a controller too."""
+    python = _script(
+        tmp_path / "python",
+        f"""
+        element=$SLURM_JOB_NAME-$SLURM_ARRAY_TASK_ID
+        if [ $element = run-sample-1-1 ] && mkdir {tmp_path}/failed; then exit 3; fi
+        if [ $element = run-score-1-2 ] && mkdir {tmp_path}/killed; then kill -9 $$; fi
+        exec {sys.executable} "$@"
+        """,
+    )
+    (tmp_path / "bin").mkdir()
+    _script(
+        tmp_path / "bin" / "sbatch",
+        f"""
+        case "$*" in *controller.sh*|*test-only*) exec /usr/bin/sbatch "$@";; esac
+        echo x >> {tmp_path}/calls
+        if [ "$(wc -l < {tmp_path}/calls)" = 5 ]; then kill -9 $PPID; exit 1; fi
+        exec /usr/bin/sbatch "$@"
+        """,
+    )
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    folder = RunFolder(tmp_path / "run")
+    overrides = [f"cluster.{stage}.python={python}" for stage in ("sample", "score")]
+    arguments = [a for o in [*overrides, f"run={folder.path}"] for a in ("--set", o)]
+    assert main(["submit", str(tiny_config), *arguments]) == 0
+    _await_end(folder)
+    assert folder.ended() == ("FINISHED", "the run is finished")
+    assert (tmp_path / "failed").exists()
+    assert (tmp_path / "killed").exists()
+    assert len((tmp_path / "calls").read_text().splitlines()) > 5
+    assert _policies(folder) == _policies(undisturbed)
+    untouched = folder.manifest(Piece(1, "sample", 0))
+    again = folder.manifest(Piece(1, "sample", 1))
+    assert untouched is not None
+    assert again is not None
+    assert (untouched.attempt, again.attempt) == (1, 2)
+    assert "COMPLETED" in client("sacct", "--noheader", "--format=State")
+
+
+def _script(path: Path, text: str) -> Path:
+    path.write_text("#!/bin/bash\n" + text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_a_piece_that_always_fails_stops_the_run_with_one_sentence(
+    slurm: None, tiny_config: Path, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    arguments = [f"run={folder.path}", "cluster.sample.python=/bin/false", "iterations=1"]
+    assert main(["submit", str(tiny_config), *[a for o in arguments for a in ("--set", o)]]) == 0
+    _await_end(folder)
+    how, sentence = folder.ended() or ("", "")
+    assert how == "STOPPED"
+    assert "sample 1 shard 0 failed 3 times" in sentence
+    assert str(folder.path / "jobs") in sentence
+
+
+def test_plan_shows_the_scripts_byte_for_byte(
+    slurm: None, tiny_config: Path, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    overrides = [f"run={folder.path}", "cluster.sample.python=/bin/false"]
+    config = launch.absolute(configs.load(tiny_config, overrides))
+    shown = preview.preview(config)
+    assert not folder.path.exists()
+    assert _queue() == []
+    assert main(["submit", str(tiny_config), *[a for o in overrides for a in ("--set", o)]]) == 0
+    _await_end(folder)
+    submissions = {s.key: s for s in folder.submissions()[0]}
+    for key, submission in submissions.items():
+        script = folder.path / "jobs" / key.replace(":", "-") / f"{submission.job}_submission.sh"
+        if submission.attempt > 1 or not script.exists():
+            continue
+        planned = shown.split(f"===== {{{key}}}\n")[1].split("\n=====")[0].rstrip("\n")
+        for other in submissions.values():
+            planned = planned.replace(f"{{{other.key}}}", str(other.job))
+        planned = planned.replace("--dependency='", "--dependency=").replace(":'", ":")
+        assert script.read_text().rstrip("\n").replace("'", "") == planned.replace("'", "")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("cluster.partition=nowhere", "cluster.partition: no partition 'nowhere'"),
+        ("cluster.score.nodes=8", "cluster.score.nodes: 8 nodes asked of partition 'main'"),
+        ("cluster.sample.gpus=9", "cluster.sample: Slurm would not take this job"),
+    ],
+)
+def test_what_the_cluster_has_not_got_is_refused_before_anything_is_queued(
+    slurm: None,
+    tiny_config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    words: str,
+) -> None:
+    arguments = ["--set", override, "--set", f"run={tmp_path}/run"]
+    assert main(["submit", str(tiny_config), *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert words in error[0]
+    assert _queue() == []
+
+
+# ------------------------------------------------------------------ local means what Slurm means
+
+Dag = list[tuple[list[bool], list[tuple[str, int]]]]  # (element fails?, [(kind, earlier job)])
+
+
+def _random_dag(rng: random.Random) -> Dag:
+    jobs: Dag = []
+    for number in range(rng.randint(3, 6)):
+        size = rng.choice([1, 2, 3])
+        after = []
+        for earlier in range(number):
+            same = len(jobs[earlier][0]) == size and size > 1
+            if rng.random() < 0.45:
+                kinds = ["afterok", "afterany"] + (["aftercorr"] if same else [])
+                after.append((rng.choice(kinds), earlier))
+        jobs.append(([rng.random() < 0.25 for _ in range(size)], after))
+    return jobs
+
+
+def _submit_dag(cluster: Cluster, dag: Dag, place: Path) -> list[str]:
+    ids: list[str] = []
+    for number, (fails, after) in enumerate(dag):
+        folder = place / str(number)
+        folder.mkdir(parents=True, mode=0o700)
+        calls = [("dag_tasks:end", str(int(fail))) for fail in fails]
+        request = Request(f"job{number}", "dag", folder, calls, StageCluster(), ClusterConfig())
+        dependencies: list[Any] = [Dependency(kind, ids[earlier]) for kind, earlier in after]  # type: ignore[arg-type]
+        ids.append(cluster.submit(request, dependencies))
+    return ids
+
+
+def test_local_ends_random_failing_dags_as_slurm_does(slurm: None, tmp_path: Path) -> None:
+    rng = random.Random(20261122)
+    dags = [_random_dag(rng) for _ in range(8)]
+    real = Slurm()
+    ids = [_submit_dag(real, dag, tmp_path / f"slurm{i}") for i, dag in enumerate(dags)]
+    for i, dag in enumerate(dags):
+        local = Local(slots=2)
+        mine = _submit_dag(local, dag, tmp_path / f"local{i}")
+        local.wait(mine)
+        expected = [[local.states([job])[e] for e in sorted(local.states([job]))] for job in mine]
+        deadline = time.monotonic() + 180
+        while any(set(s) & UNFINISHED for s in _slurm_states(real, dag, ids[i])):
+            assert time.monotonic() < deadline, client("squeue", "--array")
+            time.sleep(0.5)
+        assert _slurm_states(real, dag, ids[i]) == expected, dag
+
+
+def _slurm_states(slurm: Slurm, dag: Dag, ids: list[str]) -> list[list[str]]:
+    found = []
+    for (fails, _), job in zip(dag, ids, strict=True):
+        states = slurm.states([job])
+        count = len(fails)
+        found.append([states[slurm.element(job, i, count)] for i in range(count)])
+    return found

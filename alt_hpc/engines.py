@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from alt_hpc import models
 from alt_hpc.config import Sampling
+from alt_hpc.errors import InputError
 from alt_hpc.generate import Generation, generate
+
+# What vLLM reads from the environment; a user's own values stay.
+_VLLM_ENVIRONMENT = {
+    # One process: it starts sooner, one kill ends it, and OMP_NUM_THREADS holds. (Workers of its
+    # CPU build pin their threads to the first cores: shards on one node would share them.)
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; only the CPU build reads it, else it takes 92 % of RAM
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",  # it would report to stats.vllm.ai
+}
 
 
 class Engine(Protocol):
@@ -22,11 +35,31 @@ class Engine(Protocol):
 
 
 def load(
-    policy: Path, sampling: Sampling, dtype: str, ends: tuple[int, ...], on: torch.device
+    policy: Path,
+    sampling: Sampling,
+    dtype: str,
+    ends: tuple[int, ...],
+    longest: int,
+    on: torch.device,
 ) -> Engine:
-    """The engine that the config names, with the policy loaded."""
+    """The engine that the config names, with the policy loaded, once per task.
+
+    Parameters
+    ----------
+    ends
+        Token ids that end a generation.
+    longest
+        The most tokens that a prompt and its generation have together.
+    on
+        Where to compute. vLLM finds that out by itself.
+
+    Raises
+    ------
+    InputError
+        The policy cannot be loaded, or vLLM is not installed in this environment.
+    """
     if sampling.engine == "vllm":
-        return Vllm(policy, sampling, dtype, ends)
+        return Vllm(policy, sampling, dtype, ends, longest)
     return Transformers(policy, sampling, dtype, ends, on)
 
 
@@ -54,42 +87,54 @@ class Transformers:
 
 
 class Vllm:
-    """vLLM: n generations in one request, prefix caching on. It batches continuously, so that
-    seeds are per prompt but equality across shardings is not promised."""
+    """vLLM: a prompt group is one call, prefix caching on. It batches continuously, so that seeds
+    are per prompt (generation i takes seed + i) but equality across shardings is not promised.
 
-    def __init__(self, policy: Path, sampling: Sampling, dtype: str, ends: tuple[int, ...]) -> None:
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; only its CPU build reads it
-        import vllm
+    Goal: throughput on a GPU. Its CPU build serves to test all this without one. Measured there
+    (2 shared cores with AVX-512, SmolLM2-135M in bfloat16): MEASURED_HERE
+    """
 
+    def __init__(
+        self, policy: Path, sampling: Sampling, dtype: str, ends: tuple[int, ...], longest: int
+    ) -> None:
+        for name, value in _VLLM_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        try:
+            import vllm
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"sampling.engine: vllm is not installed in {sys.prefix} ({error}); let"
+                " cluster.sample.python name an environment that has it"
+            ) from error
         self.vllm = vllm
-        self.sampling = sampling
-        self.ends = ends
         self.model = vllm.LLM(
             model=str(policy),
             dtype=dtype,
+            max_model_len=longest,
+            skip_tokenizer_init=True,  # ids in, ids out; the policy's folder may have none
+            generation_config="vllm",  # not the folder's: top_k or penalties there are not ours
             enable_prefix_caching=True,
-            enforce_eager=not torch.cuda.is_available(),
+            enforce_eager=vllm.platforms.current_platform.is_cpu(),  # compiling takes minutes
             disable_log_stats=True,
         )
+        self.settings: dict[str, Any] = {
+            "n": sampling.generations,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens,
+            "ignore_eos": True,  # vLLM's own idea of it; ours are the stop tokens
+            "stop_token_ids": list(ends),
+            "detokenize": False,
+        }
+        self.ends = ends
 
     def sample(self, prompts: list[list[int]], seeds: list[int]) -> list[list[Generation]]:
-        settings = [
-            self.vllm.SamplingParams(
-                n=self.sampling.generations,
-                temperature=self.sampling.temperature,
-                top_p=self.sampling.top_p,
-                max_tokens=self.sampling.max_new_tokens,
-                seed=seed,
-                stop_token_ids=list(self.ends),
-                detokenize=False,
-            )
-            for seed in seeds
-        ]
-        texts = [{"prompt_token_ids": ids} for ids in prompts]
+        settings = [self.vllm.SamplingParams(**self.settings, seed=seed) for seed in seeds]
+        texts = [self.vllm.TokensPrompt(prompt_token_ids=ids) for ids in prompts]
         answers = self.model.generate(texts, settings, use_tqdm=False)
-        return [[self._generation(one) for one in answer.outputs] for answer in answers]
+        return [[self._generation(one.token_ids) for one in a.outputs] for a in answers]
 
-    def _generation(self, output: object) -> Generation:
-        ids = list(output.token_ids)  # type: ignore[attr-defined]
-        ended = bool(ids) and ids[-1] in self.ends
-        return Generation(ids, "eos" if ended else "limit")
+    def _generation(self, token_ids: Sequence[int]) -> Generation:
+        """vLLM keeps a stop token in the ids, as we do."""
+        ids = [int(i) for i in token_ids]
+        return Generation(ids, "eos" if ids[-1] in self.ends else "limit")

@@ -204,7 +204,7 @@ class _Slots(DynamicLayer):
 
     def __init__(self, prompts: list[Any], rows: list[int], room: int) -> None:
         """Repeat each prompt's layer [1, heads, length, size] rows times, ends aligned."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_initialized = True
         self.length: int = max(layer.get_seq_length() for layer in prompts)
         self.all_keys = _aligned([layer.keys for layer in prompts], rows, self.length, room)
@@ -347,7 +347,7 @@ class _Fork(DynamicLayer):
     """A prefix's layer that many continuations read at once; nothing they add is kept."""
 
     def __init__(self, prefix: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_initialized = True
         self.prefix = prefix
 

@@ -45,7 +45,7 @@ def paired(before: Sequence[Row], after: Sequence[Row]) -> tuple[float, float, i
     differences = [b - a for a, b in pairs if a is not None and b is not None]
     mean = _mean(differences)
     error = _error(differences)
-    return (mean or 0.0), 1.96 * (error or math.nan), len(differences)
+    return (mean or 0.0), 1.96 * (math.nan if error is None else error), len(differences)
 
 
 def by_quantile(

@@ -39,6 +39,15 @@ from alt_hpc.errors import InputError
 from alt_hpc.pieces import Piece, Sharding
 from alt_hpc.plan import Done, Job, Submission
 
+ROWS = {  # the rows that an attempt writes
+    "sample": "samples.jsonl",
+    "score": "scores.jsonl",
+    "evaluate": "evaluations.jsonl",
+}
+POLICY = "policy"  # an exported checkpoint, within its attempt
+REWARD_MODEL = "model"
+METRICS = "metrics.jsonl"  # what each optimiser step measured
+REPORT = "report.json"
 VISIBLE_WITHIN_S = 60.0  # how long a file written on another node may stay hidden by NFS caches
 
 
@@ -405,6 +414,17 @@ class RunFolder:
                 )
         return folder, manifest
 
+    def rows(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """Rows of a whole piece, its checksum verified first."""
+        return read_lines(self.open_piece(piece)[0] / ROWS[piece.stage])
+
+    def all_rows(self, iteration: int, stage: str) -> Iterator[dict[str, Any]]:
+        """Rows of all shards of a stage, in the order of the draw."""
+        sharding = self.shardings()[iteration]
+        shards = sharding.evaluate if stage == "evaluate" else sharding.sample
+        for shard in range(len(shards)):
+            yield from self.rows(Piece(iteration, stage, shard))
+
     def _await_manifest(self, piece: Piece) -> Manifest:
         deadline = time.monotonic() + VISIBLE_WITHIN_S
         while True:
@@ -483,7 +503,7 @@ class RunFolder:
         if manifest is None or manifest.removed:
             return
         self.write_manifest(piece, dataclasses.replace(manifest, removed=True))
-        shutil.rmtree(self.piece_folder(piece) / manifest.folder / "policy", ignore_errors=True)
+        shutil.rmtree(self.piece_folder(piece) / manifest.folder / POLICY, ignore_errors=True)
         (self.path / "policies" / f"{piece.iteration:03d}").unlink(missing_ok=True)
 
     # ------------------------------------------------------------------ journal and jobs
@@ -636,9 +656,9 @@ class Attempt:
         run.write_manifest(piece, manifest)
         return manifest
 
-    def commit_lines(self, name: str, rows: Iterable[Mapping[str, Any]], **commit: Any) -> Manifest:
+    def commit_rows(self, rows: Iterable[Mapping[str, Any]], **commit: Any) -> Manifest:
         """Write rows as JSON lines and commit them."""
-        count = 0
+        name, count = ROWS[self.piece.stage], 0
         with (self.folder / name).open("w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -8,7 +8,7 @@ from typing import Any
 
 from alt_hpc import metrics
 from alt_hpc.pieces import Piece
-from alt_hpc.runfolder import RunFolder, read_lines
+from alt_hpc.runfolder import METRICS, RunFolder, read_lines
 
 COLUMNS = ("iteration", "prompted with", "reward", "perplexity", "length", "truncated")
 
@@ -34,11 +34,7 @@ def best_iteration(folder: RunFolder) -> int | None:
 
 def rows(folder: RunFolder, iteration: int, variant: str, split: str) -> list[dict[str, Any]]:
     """Evaluation rows of one variant and split."""
-    shards = range(len(folder.shardings()[iteration].evaluate))
-    found = []
-    for shard in shards:
-        place, _ = folder.open_piece(Piece(iteration, "evaluate", shard))
-        found += list(read_lines(place / "evaluations.jsonl"))
+    found = folder.all_rows(iteration, "evaluate")
     return [row for row in found if row["variant"] == variant and row["split"] == split]
 
 
@@ -173,7 +169,7 @@ def _training(folder: RunFolder) -> Iterator[dict[str, Any]]:
         manifest = folder.manifest(Piece(k, "train")) if k else None
         if manifest is None:
             continue
-        path = folder.piece_folder(Piece(k, "train")) / manifest.folder / "metrics.jsonl"
+        path = folder.piece_folder(Piece(k, "train")) / manifest.folder / METRICS
         for row in read_lines(path):
             yield {**row, "step": offset + row["step"]}
         offset += manifest.facts["steps"]

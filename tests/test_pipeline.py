@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,9 @@ from alt_hpc import config as configs
 from alt_hpc import data, launch, task
 from alt_hpc.__main__ import main
 from alt_hpc.pieces import Piece
-from alt_hpc.runfolder import RunFolder, read_lines
+from alt_hpc.runfolder import RunFolder
 
 ROOT = Path(__file__).parent.parent
-
-
-def _rows(folder: RunFolder, stage: str, name: str) -> Iterator[dict[str, Any]]:
-    for shard in range(len(folder.shardings()[1].sample)):
-        place, _ = folder.open_piece(Piece(1, stage, shard))
-        yield from read_lines(place / name)
 
 
 def _sampled(config: Path, place: Path, shards: int) -> tuple[list[Any], list[Any]]:
@@ -36,9 +29,7 @@ def _sampled(config: Path, place: Path, shards: int) -> tuple[list[Any], list[An
     for stage in ("sample", "score"):
         for shard in range(shards):
             task.stage(str(place), stage, "1", str(shard), "1")
-    return list(_rows(folder, "sample", "samples.jsonl")), list(
-        _rows(folder, "score", "scores.jsonl")
-    )
+    return list(folder.all_rows(1, "sample")), list(folder.all_rows(1, "score"))
 
 
 def test_samples_and_rewards_are_the_same_bytes_whatever_the_sharding(

@@ -97,7 +97,7 @@ def test_long_post_is_cut_once_for_its_group(tmp_path: Path) -> None:
     post = PROMPT.replace("homework", "homework " * 20)
     taken = len(f" {'x' * 48}") + 1  # the template, the longest summary, EOS
     left = models.fit_prompt(tiny.tokenizer(), "", post, 100 - taken)[0]
-    kept = tiny.tokenizer().decode(left)
+    kept = str(tiny.tokenizer().decode(left))
     assert kept.endswith("\nTL;DR:")
     rewards, cut = model.score(post, SUMMARIES)
     assert cut

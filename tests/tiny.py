@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 import transformers as tf
-from tokenizers import Tokenizer
-from tokenizers import decoders as decoders
-from tokenizers import models as tokenizer_models
-from tokenizers import pre_tokenizers as pre_tokenizers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 
 EOS = 256  # of `tokenizer`
 VOCABULARY = 257
@@ -46,13 +44,13 @@ def config(name: str) -> tf.PretrainedConfig:
     return made
 
 
-def model(name: str, auto: Any = tf.AutoModelForCausalLM, **changes: Any) -> tf.PreTrainedModel:
+def model(name: str, auto: Any = tf.AutoModelForCausalLM, **changes: Any) -> Any:
     """A tiny random model; its weights are large enough to make peaked distributions."""
     torch.manual_seed(7)
     settings = config(name)
     for key, value in changes.items():
         setattr(settings, key, value)
-    made: tf.PreTrainedModel = auto.from_config(settings).eval()
+    made = auto.from_config(settings).eval()
     with torch.no_grad():
         for weight in made.parameters():
             weight.mul_(4.0 if weight.dim() > 1 else 1.0)
@@ -63,7 +61,7 @@ def tokenizer() -> tf.PreTrainedTokenizerBase:
     """One token per byte, and `<|endoftext|>`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: i for i, letter in enumerate(alphabet)}
-    made = Tokenizer(tokenizer_models.BPE(vocab=vocabulary, merges=[]))
+    made = Tokenizer(BPE(vocab=vocabulary, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     return tf.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|endoftext|>")

@@ -13,8 +13,6 @@ from alt_hpc.pieces import Piece
 from alt_hpc.runfolder import RunFolder
 from alt_hpc.stages import inputs
 
-ROWS = "evaluations.jsonl"
-
 
 def variants(iteration: int, texts: list[str], template: str) -> dict[str, str]:
     """Name -> text in front of the prompt: the best feedback, the worst as control, plain at 0."""
@@ -60,7 +58,7 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
         done += 1
         work.progress(done, steps, "prompts")
     flat = [row for group in rows for row in group]
-    work.commit_lines(ROWS, flat, inputs=sources)
+    work.commit_rows(flat, inputs=sources)
 
 
 def _generate(

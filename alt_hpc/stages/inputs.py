@@ -9,13 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from alt_hpc import models, pieces
-from alt_hpc.pieces import Piece
-from alt_hpc.runfolder import RunFolder, read_lines
+from alt_hpc.runfolder import POLICY, REWARD_MODEL, RunFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
-
     from transformers import PreTrainedTokenizerBase
 
     from alt_hpc.reward import RewardModel
@@ -41,7 +37,7 @@ def policy_folder(folder: RunFolder, iteration: int) -> Path:
     if piece is None:
         assert config.policy.model is not None
         return folder.model(config.policy.model)
-    return folder.open_piece(piece)[0] / "policy"
+    return folder.open_piece(piece)[0] / POLICY
 
 
 def tokenizer(folder: RunFolder, policy: Path) -> PreTrainedTokenizerBase:
@@ -61,7 +57,7 @@ def reward_model(folder: RunFolder, on: torch.device) -> RewardModel:
         assert settings.model is not None
         place = folder.model(settings.model)
     else:
-        place = folder.open_piece(piece)[0] / "model"
+        place = folder.open_piece(piece)[0] / REWARD_MODEL
     longest = max(config.sampling.max_new_tokens, config.evaluation.max_new_tokens)
     named = [folder.model(n) if n else None for n in (settings.base, settings.tokenizer)]
     return reward.load_reward_model(
@@ -74,18 +70,3 @@ def prompt_budget(folder: RunFolder, policy: Path, max_new_tokens: int) -> int:
     longest = folder.config().policy.max_length
     context = longest or models.context_length(models.load_config(policy))
     return context - max_new_tokens
-
-
-def read_rows(folder: RunFolder, piece: Piece, name: str) -> Iterator[dict[str, Any]]:
-    """Rows of a piece whose checksum has been verified."""
-    return read_lines(folder.open_piece(piece)[0] / name)
-
-
-def read_shards(
-    folder: RunFolder, iteration: int, stage: str, name: str
-) -> Iterator[dict[str, Any]]:
-    """Rows of all shards of a stage, in the order of the draw."""
-    sharding = folder.shardings()[iteration]
-    shards = sharding.evaluate if stage == "evaluate" else sharding.sample
-    for shard in range(len(shards)):
-        yield from read_rows(folder, Piece(iteration, stage, shard), name)

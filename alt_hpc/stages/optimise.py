@@ -17,9 +17,7 @@ from alt_hpc.config import Training
 from alt_hpc.losses import Loss, Trainable
 from alt_hpc.pieces import Piece
 from alt_hpc.ranks import Ranks
-from alt_hpc.runfolder import Attempt, RunFolder, append_line, read_lines
-
-METRICS = "metrics.jsonl"
+from alt_hpc.runfolder import METRICS, Attempt, RunFolder, append_line, read_lines
 
 
 def optimise(

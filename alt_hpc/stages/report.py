@@ -7,11 +7,8 @@ from typing import Any
 
 from alt_hpc import metrics, pieces
 from alt_hpc.pieces import Piece
-from alt_hpc.runfolder import RunFolder, write_atomically
-from alt_hpc.stages import evaluate, inputs, score
+from alt_hpc.runfolder import REPORT, RunFolder, write_atomically
 from alt_hpc.summary import draw_curves, table
-
-FILE = "report.json"
 
 
 def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
@@ -19,12 +16,12 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     config, k = folder.config(), piece.iteration
     sources = folder.checksums(pieces.inputs(config, folder.shardings(), piece))
     work = folder.attempt(piece, attempt)
-    rows = list(inputs.read_shards(folder, k, "evaluate", evaluate.ROWS))
+    rows = list(folder.all_rows(k, "evaluate"))
     report: dict[str, Any] = {"iteration": k, "evaluation": _evaluation(rows)}
     report["stages"] = _stages(folder, k)
     rewards: list[list[float]] = []
     if k:
-        scores = list(inputs.read_shards(folder, k, "score", score.ROWS))
+        scores = list(folder.all_rows(k, "score"))
         rewards = metrics.by_quantile(
             [row["rewards"] for row in scores],
             [row["quantiles"] for row in scores],
@@ -35,9 +32,9 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     maker = pieces.reward_model(config)
     if k == 0 and maker is not None:
         report["reward_model"] = dict(folder.open_piece(maker)[1].facts)
-    (work.folder / FILE).write_text(json.dumps(report, indent=1))
+    (work.folder / REPORT).write_text(json.dumps(report, indent=1))
     _tensorboard(folder, report, rewards, rows)
-    work.commit([FILE], rows=len(rows), inputs=sources, facts={"report": report})
+    work.commit([REPORT], rows=len(rows), inputs=sources, facts={"report": report})
     write_atomically(folder.report_file, table(folder) + "\n")
     draw_curves(folder)
 

@@ -15,10 +15,8 @@ from alt_hpc.losses import FeaturePair, Pair
 from alt_hpc.pieces import Piece
 from alt_hpc.ranks import Ranks
 from alt_hpc.reward import RewardModel, Trunk
-from alt_hpc.runfolder import RunFolder
+from alt_hpc.runfolder import REWARD_MODEL, RunFolder
 from alt_hpc.stages import inputs, optimise
-
-MODEL = "model"
 
 
 def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
@@ -32,18 +30,18 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     inputs.device()
     target = Path(tempfile.mkdtemp(prefix="alt-hpc-reward-"))
     make = _train_head if settings.head_only else _train_whole
-    rows = make(folder, piece, ranks, target / MODEL)
+    rows = make(folder, piece, ranks, target / REWARD_MODEL)
     if not ranks.first:
         return
     work = folder.attempt(piece, attempt)
-    _move(target / MODEL, work.folder / MODEL)
-    models.check_weights(work.folder / MODEL)
-    facts = _held_out(folder, work.folder / MODEL, ranks)
+    _move(target / REWARD_MODEL, work.folder / REWARD_MODEL)
+    models.check_weights(work.folder / REWARD_MODEL)
+    facts = _held_out(folder, work.folder / REWARD_MODEL, ranks)
     print(
         f"reward model: {facts['accuracy']:.1%} of {facts['pairs']} held-out comparisons right"
         f" (the longer summary is the better one in {facts['longer_is_better']:.1%})"
     )
-    optimise.commit(folder, work, MODEL, rows=rows, inputs={}, facts=facts)
+    optimise.commit(folder, work, REWARD_MODEL, rows=rows, inputs={}, facts=facts)
 
 
 def _train_head(folder: RunFolder, piece: Piece, ranks: Ranks, target: Path) -> int:

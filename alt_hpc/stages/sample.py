@@ -12,8 +12,6 @@ from alt_hpc.pieces import Piece
 from alt_hpc.runfolder import RunFolder
 from alt_hpc.stages import inputs
 
-ROWS = "samples.jsonl"
-
 
 def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     """Make one shard: a row per drawn prompt with its raw text, token ids and generations.
@@ -28,8 +26,9 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     place = inputs.policy_folder(folder, k - 1)
     tokenizer = inputs.tokenizer(folder, place)
     ends = models.eos_ids(models.load_config(place), tokenizer)
-    engine = engines.load(place, config.sampling, config.policy.dtype, ends, inputs.device())
     budget = inputs.prompt_budget(folder, place, config.sampling.max_new_tokens)
+    longest, on = budget + config.sampling.max_new_tokens, inputs.device()
+    engine = engines.load(place, config.sampling, config.policy.dtype, ends, longest, on)
     prefix = "" if k == 1 else conditioning(config.feedback.template, config.feedback.texts[0])
     rows: list[dict[str, Any]] = []
     work.progress(0, len(prompts), "prompts")
@@ -53,7 +52,7 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     if cut:
         print(f"{piece}: {cut} of {len(rows)} prompts lost the end of their post (context full)")
     tokens = sum(len(g["ids"]) for row in rows for g in row["generations"])
-    work.commit_lines(ROWS, rows, inputs=sources, facts={"prompts_cut": cut, "tokens": tokens})
+    work.commit_rows(rows, inputs=sources, facts={"prompts_cut": cut, "tokens": tokens})
 
 
 def row_seed(seed: int, iteration: int, row: int) -> int:

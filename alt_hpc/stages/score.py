@@ -8,9 +8,7 @@ from typing import Any
 from alt_hpc import feedback, pieces
 from alt_hpc.pieces import Piece
 from alt_hpc.runfolder import RunFolder
-from alt_hpc.stages import inputs, sample
-
-ROWS = "scores.jsonl"
+from alt_hpc.stages import inputs
 
 
 def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
@@ -24,7 +22,7 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     sources = folder.checksums(pieces.inputs(config, folder.shardings(), piece))
     work = folder.attempt(piece, attempt)
     source = Piece(piece.iteration, "sample", piece.shard)
-    samples = list(inputs.read_rows(folder, source, sample.ROWS))
+    samples = list(folder.rows(source))
     model = inputs.reward_model(folder, inputs.device())
     settings = config.feedback
     rows: list[dict[str, Any]] = []
@@ -48,4 +46,4 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
         print(f"{piece}: {aside} of {len(rows)} prompts set aside (too few finite rewards)")
     if cut:
         print(f"{piece}: {cut} of {len(rows)} posts cut to the reward model's length")
-    work.commit_lines(ROWS, rows, inputs=sources, facts={"set_aside": aside, "posts_cut": cut})
+    work.commit_rows(rows, inputs=sources, facts={"set_aside": aside, "posts_cut": cut})

@@ -9,7 +9,7 @@ from alt_hpc import losses, models, trainer
 from alt_hpc.errors import InputError
 from alt_hpc.losses import Example
 from alt_hpc.pieces import Piece
-from alt_hpc.runfolder import RunFolder
+from alt_hpc.runfolder import POLICY, RunFolder
 from alt_hpc.stages import inputs, optimise, train
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
         return
     work = folder.attempt(piece, attempt)
     card = CARD.format(base=config.policy.base)
-    train.export(work.folder / "policy", place, weights, tokenizer, settings.export_dtype, card)
+    train.export(work.folder / POLICY, place, weights, tokenizer, settings.export_dtype, card)
     facts = {"steps": len(trainer.global_batches(len(examples), settings, config.seed))}
-    optimise.commit(folder, work, "policy", rows=len(examples), inputs={}, facts=facts)
-    folder.publish_policy(piece, work.folder / "policy")
+    optimise.commit(folder, work, POLICY, rows=len(examples), inputs={}, facts=facts)
+    folder.publish_policy(piece, work.folder / POLICY)
 
 
 def _examples(

@@ -12,8 +12,8 @@ import numpy as np
 from alt_hpc import feedback, losses, models, pieces, trainer
 from alt_hpc.losses import Example
 from alt_hpc.pieces import Piece
-from alt_hpc.runfolder import RunFolder
-from alt_hpc.stages import inputs, optimise, sample, score
+from alt_hpc.runfolder import POLICY, RunFolder
+from alt_hpc.stages import inputs, optimise
 from alt_hpc.summary import best_iteration
 
 if TYPE_CHECKING:
@@ -69,11 +69,11 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
         return
     work = folder.attempt(piece, attempt)
     card = _card(config, k)
-    export(work.folder / "policy", place, weights, tokenizer, settings.export_dtype, card)
+    export(work.folder / POLICY, place, weights, tokenizer, settings.export_dtype, card)
     steps = len(trainer.global_batches(len(examples), settings, config.seed + k))
     facts = {"steps": steps, "last_step": first_step + steps}
-    optimise.commit(folder, work, "policy", rows=len(examples), inputs=sources, facts=facts)
-    folder.publish_policy(piece, work.folder / "policy")
+    optimise.commit(folder, work, POLICY, rows=len(examples), inputs=sources, facts=facts)
+    folder.publish_policy(piece, work.folder / POLICY)
     _remove_old_policies(folder, k)
 
 
@@ -125,8 +125,8 @@ def _examples(
     ends = models.eos_ids(models.load_config(place), tokenizer)
     budget = inputs.prompt_budget(folder, place, config.sampling.max_new_tokens)
     prefixes = [feedback.conditioning(settings.template, text) for text in settings.texts]
-    samples = inputs.read_shards(folder, iteration, "sample", sample.ROWS)
-    scores = list(inputs.read_shards(folder, iteration, "score", score.ROWS))
+    samples = folder.all_rows(iteration, "sample")
+    scores = list(folder.all_rows(iteration, "score"))
     cuts = _cuts(config, scores)
     for row, cut in zip(samples, cuts, strict=True):
         generations = row["generations"]

@@ -1,0 +1,169 @@
+"""The paper's core: ranks, quantiles, selection, conditioning."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alt_hpc import feedback
+
+TEXTS = ["Excellent.", "Good.", "Mediocre.", "Bad.", "Horrible."]
+Q = st.integers(2, 7)
+# Few distinct values, so that ties are common; NaN and infinities are a tenth of them.
+REWARD = st.one_of(
+    st.sampled_from([-1.5, 0.0, 0.5, 2.0]),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from([math.nan, math.inf, -math.inf]),
+)
+REWARDS = st.lists(REWARD, max_size=40)
+
+
+def finite_best_first(rewards: list[float]) -> list[int]:
+    """Independent of the code's way: repeatedly take the first of the highest."""
+    left = [i for i, r in enumerate(rewards) if not math.isnan(r) and not math.isinf(r)]
+    order = []
+    while left:
+        best = left[0]
+        for i in left:
+            if rewards[i] > rewards[best]:
+                best = i
+        left.remove(best)
+        order.append(best)
+    return order
+
+
+@given(REWARDS, Q)
+def test_quantile_is_the_share_of_generations_ranked_before(rewards: list[float], q: int) -> None:
+    order = finite_best_first(rewards)
+    expected: list[int | None] = [None] * len(rewards)
+    if len(order) >= q:
+        for rank, i in enumerate(order):
+            share = Fraction(rank, len(order))  # of generations ranked before this one
+            expected[i] = max(k for k in range(q) if Fraction(k, q) <= share)
+    assert feedback.quantiles(rewards, q) == expected
+
+
+@given(REWARDS, Q)
+def test_the_authors_cut_gives_the_remainder_to_the_last_quantile(
+    rewards: list[float], q: int
+) -> None:
+    order = finite_best_first(rewards)
+    cut = feedback.quantiles(rewards, q, remainder="last")
+    if len(order) < q:
+        assert cut == [None] * len(rewards)
+        return
+    size = len(order) // q
+    parts = [order[k * size : (k + 1) * size] for k in range(q - 1)] + [order[(q - 1) * size :]]
+    assert [[i for i, c in enumerate(cut) if c == k] for k in range(q)] == [
+        sorted(part) for part in parts
+    ]
+
+
+@given(REWARDS, Q, st.sampled_from(["spread", "last"]))
+def test_a_better_quantile_never_holds_a_lower_reward(
+    rewards: list[float], q: int, remainder: str
+) -> None:
+    cut = feedback.quantiles(rewards, q, remainder)
+    for a, quantile_a in enumerate(cut):
+        for b, quantile_b in enumerate(cut):
+            if quantile_a is not None and quantile_b is not None and quantile_a < quantile_b:
+                assert rewards[a] >= rewards[b]
+                assert rewards[a] > rewards[b] or a < b  # equal rewards: by index
+
+
+@given(REWARDS, Q)
+def test_spread_sizes_differ_by_at_most_one_and_only_finite_rewards_count(
+    rewards: list[float], q: int
+) -> None:
+    cut = feedback.quantiles(rewards, q)
+    if any(c is not None for c in cut):
+        assert [c is None for c in cut] == [not math.isfinite(r) for r in rewards]
+        sizes = Counter(c for c in cut if c is not None)
+        assert sorted(sizes) == list(range(q))  # none is empty
+        assert max(sizes.values()) - min(sizes.values()) <= 1
+
+
+def test_the_papers_96_generations() -> None:
+    rewards = [float(r) for r in np.random.default_rng(0).permutation(96)]
+    assert sorted(Counter(feedback.quantiles(rewards, 5)).values()) == [19, 19, 19, 19, 20]
+    last = Counter(feedback.quantiles(rewards, 5, remainder="last"))
+    assert [last[k] for k in range(5)] == [19, 19, 19, 19, 20]
+    assert feedback.quantiles(rewards, 5)[rewards.index(95.0)] == 0
+    assert feedback.quantiles(rewards, 5)[rewards.index(0.0)] == 4
+
+
+def test_infinite_reward_is_set_aside_not_ranked_best() -> None:
+    assert feedback.quantiles([math.inf, 1.0, math.nan, 2.0, -math.inf], 2) == [
+        None,
+        1,
+        None,
+        0,
+        None,
+    ]
+
+
+CUT = st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 4)), st.booleans()), max_size=40)
+
+
+@given(CUT, st.integers(1, 5), st.integers(0, 2**31))
+def test_selection_keeps_the_asked_number_of_each_quantile_finished_ones_first(
+    members: list[tuple[int | None, bool]], keep: int, seed: int
+) -> None:
+    cut, finished = [c for c, _ in members], [f for _, f in members]
+    chosen = feedback.select(cut, finished, keep, np.random.default_rng(seed))
+    assert len(set(chosen)) == len(chosen)
+    for quantile in range(5):
+        ours = [i for i in chosen if cut[i] == quantile]
+        everyone = [i for i, c in enumerate(cut) if c == quantile]
+        assert len(ours) == min(keep, len(everyone))
+        ended = sum(finished[i] for i in everyone)
+        assert sum(finished[i] for i in ours) == min(ended, len(ours))
+    assert all(cut[i] is not None for i in chosen)
+    assert chosen == feedback.select(cut, finished, keep, np.random.default_rng(seed))
+
+
+def test_selection_is_uniform() -> None:
+    cut, finished = [0] * 6 + [1] * 2, [True] * 4 + [False] * 4
+    rng = np.random.default_rng(11)
+    draws, counts = 6000, Counter[tuple[int, ...]]()
+    for _ in range(draws):
+        chosen = feedback.select(cut, finished, 2, rng)
+        counts[tuple(sorted(i for i in chosen if cut[i] == 0))] += 1
+    assert len(counts) == 6  # the pairs of the four that ended
+    chi_square = sum((n - draws / 6) ** 2 / (draws / 6) for n in counts.values())
+    assert chi_square < 20.5  # 5 degrees of freedom, p = 0.001
+
+
+@given(
+    st.sampled_from(TEXTS),
+    st.lists(
+        st.sampled_from(
+            [
+                "input: ",
+                "Excellent.",
+                "TL;DR:",
+                "{prompt}",
+                "{feedback}",
+                "{0}",
+                "{",
+                "}}",
+                "\n",
+                "x",
+            ]
+        )
+    ).map("".join),
+)
+def test_conditioning_leaves_the_prompt_alone(text: str, prompt: str) -> None:
+    before = feedback.conditioning("{feedback} input: {prompt}", text)
+    assert before == f"{text} input: "
+    assert (before + prompt).removeprefix(before) == prompt
+
+
+def test_conditioning_of_other_templates() -> None:
+    assert feedback.conditioning("<{feedback}>{prompt}", "Bad.") == "<Bad.>"
+    assert feedback.conditioning("A {feedback}\nB {prompt}", "{prompt}") == "A {prompt}\nB "

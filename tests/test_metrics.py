@@ -1,0 +1,96 @@
+"""The measures of evaluation."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alt_hpc import metrics
+
+
+def row(number: int, reward: float | None, **more: Any) -> dict[str, Any]:
+    base = {"split": "valid", "row": number, "reward": reward, "perplexity": 2.0}
+    return {**base, "length": 3, "ended": "eos", "text": "a b", **more}
+
+
+def test_distinct_counts_different_ngrams_over_all_words() -> None:
+    texts = ["the cat sat", "the cat  ran\n", "", "mat"]
+    # words: the cat sat the cat ran mat; bigrams: the-cat cat-sat the-cat cat-ran
+    assert metrics.distinct(texts, 1) == 5 / 7
+    assert metrics.distinct(texts, 2) == 3 / 7
+    assert metrics.distinct(["", " "], 1) == 0.0
+
+
+@given(st.lists(st.lists(st.sampled_from("abc"), max_size=6), max_size=6), st.integers(1, 3))
+def test_distinct_is_a_share(words: list[list[str]], n: int) -> None:
+    texts = [" ".join(w) for w in words]
+    found = []
+    for w in words:
+        for i in range(len(w)):
+            gram = w[i : i + n]
+            if len(gram) == n and gram not in found:
+                found.append(gram)
+    total = sum(map(len, words))
+    assert metrics.distinct(texts, n) == (len(found) / total if total else 0)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-9, 9), st.one_of(st.none(), st.floats(-9, 9))), min_size=3, max_size=30
+    )
+)
+def test_paired_interval_is_that_of_the_differences(
+    rewards: list[tuple[float, float | None]],
+) -> None:
+    before = [row(i, a) for i, (a, _) in enumerate(rewards)]
+    after = [row(i, b) for i, (_, b) in enumerate(rewards)][::-1]  # in another order
+    differences = [b - a for a, b in rewards if b is not None]
+    mean, half, posts = metrics.paired(before, after)
+    assert posts == len(differences)
+    if posts > 1 and statistics.stdev(differences) > 1e-9:
+        assert mean == pytest.approx(statistics.fmean(differences), abs=1e-9)
+        error = statistics.stdev(differences) / math.sqrt(posts)
+        assert half == pytest.approx(1.96 * error, rel=1e-6)
+
+
+def test_pairing_is_by_split_and_row() -> None:
+    before = [row(0, 1.0), row(0, 5.0, split="test"), row(7, 100.0)]
+    after = [row(0, 7.0, split="test"), row(0, 2.0), row(8, -100.0)]
+    mean, _, posts = metrics.paired(before, after)
+    assert (mean, posts) == (1.5, 2)
+
+
+def test_equal_differences_are_known_exactly() -> None:
+    mean, half, _ = metrics.paired([row(0, 1.0), row(1, 2.0)], [row(0, 2.0), row(1, 3.0)])
+    assert (mean, half) == (1.0, 0.0)
+
+
+def test_one_post_has_no_interval() -> None:
+    assert math.isnan(metrics.paired([row(0, 1.0)], [row(0, 2.0)])[1])
+
+
+def test_summary_leaves_out_what_is_not_finite_and_counts_every_row() -> None:
+    rows = [
+        row(0, 1.0, length=2),
+        row(1, None, perplexity=None, length=4, ended="limit"),
+        row(2, 4.0, perplexity=6.0, length=6),
+        row(3, None, length=8, ended="limit"),
+    ]
+    found = metrics.summarise(rows)
+    assert found["rows"] == 4
+    assert found["reward"] == 2.5
+    assert found["reward_error"] == pytest.approx(1.5)
+    assert found["perplexity"] == pytest.approx(10 / 3)
+    assert found["length"] == 5.0
+    assert found["truncated"] == 0.5
+    assert metrics.summarise([row(0, None, perplexity=None)])["reward"] is None
+
+
+def test_rewards_by_quantile_keep_those_set_aside_out() -> None:
+    found = metrics.by_quantile([[1.0, None, 3.0], [9.0, 8.0]], [[1, None, 0], [None, None]], 2)
+    assert found == [[3.0], [1.0]]

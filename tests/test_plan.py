@@ -1,0 +1,389 @@
+"""The plan as a pure function, and the graph of pieces beneath it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alt_hpc import pieces
+from alt_hpc.config import Cluster, Config, Data, Policy, RewardModel, Source
+from alt_hpc.pieces import Piece, Sharding, cut
+from alt_hpc.plan import (
+    Dependency,
+    Done,
+    Job,
+    Plan,
+    State,
+    Submission,
+    current_iteration,
+    is_whole,
+    plan,
+)
+
+
+def make_config(iterations: int = 2, *, sft: bool = False, rm: bool = False, **more: Any) -> Config:
+    return Config(
+        run="runs/x",
+        policy=Policy(model=None if sft else "policy", base="base"),
+        reward_model=RewardModel(model=None if rm else "judge", base="base"),
+        data=Data(Source("data")),
+        iterations=iterations,
+        **more,
+    )
+
+
+def shardings(iterations: int, sample: int = 3, evaluate: int = 2) -> dict[int, Sharding]:
+    held_out = cut(8, 1, evaluate)
+    whole = {k: Sharding(cut(12, 1, sample), held_out) for k in range(1, iterations + 1)}
+    return {0: Sharding((), held_out), **whole}
+
+
+def everything(config: Config, state: State) -> list[Piece]:
+    """All pieces of the iterations begun, inputs first."""
+    order: dict[Piece, None] = {}
+
+    def add(piece: Piece) -> None:
+        for source in pieces.inputs(config, state.shardings, piece):
+            add(source)
+        order[piece] = None
+
+    for k in sorted(state.shardings):
+        if k:
+            add(Piece(k, "train"))
+        add(Piece(k, "report"))
+    return list(order)
+
+
+def done(config: Config, state: State, *which: Piece, attempt: int = 1) -> State:
+    """These pieces whole, made from the inputs as they are."""
+    found = dict(state.done)
+    for piece in which:
+        sources = pieces.inputs(config, state.shardings, piece)
+        made_from = {s: found[s].checksum for s in sources if s in found}
+        found[piece] = Done(f"{piece}#{attempt}", attempt, made_from)
+    return replace(state, done=found)
+
+
+def submitted(job: Job) -> Submission:
+    return Submission(job.key, job.stage, job.iteration, job.attempt, job.shards, job.waits)
+
+
+def by_stage(todo: Plan) -> dict[str, Job]:
+    """Jobs by iteration and stage, where there is one of each."""
+    found = {f"{job.iteration} {job.stage}": job for job in todo.jobs}
+    assert len(found) == len(todo.jobs)
+    return found
+
+
+# ---------------------------------------------------------------------- cutting rows into shards
+
+
+@given(st.integers(0, 400), st.integers(1, 12), st.integers(1, 40))
+def test_shards_hold_every_row_once_in_whole_groups_none_empty(
+    rows: int, group: int, shards: int
+) -> None:
+    found = cut(rows, group, shards)
+    assert [row for start, end in found for row in range(start, end)] == list(range(rows))
+    assert all(start < end and start % group == 0 for start, end in found)
+    groups = -(-rows // group)
+    assert len(found) == min(shards, groups)
+    sizes = [-(-(end - start) // group) for start, end in found]
+    assert not sizes or max(sizes) - min(sizes) <= 1
+
+
+# ---------------------------------------------------------------------- the example of DESIGN
+
+
+def test_first_start_submits_the_whole_iteration_with_its_dependencies() -> None:
+    config = make_config()
+    state = State(shardings(1))
+    todo = plan(config, state)
+    jobs = by_stage(todo)
+    assert list(jobs) == [
+        "0 evaluate",
+        "0 report",
+        "1 sample",
+        "1 score",
+        "1 train",
+        "1 evaluate",
+        "1 report",
+    ]
+    assert jobs["1 sample"].shards == (0, 1, 2)
+    assert jobs["1 sample"].after == ()
+    assert jobs["1 score"].after == (Dependency("aftercorr", jobs["1 sample"].key),)
+    assert set(jobs["1 train"].after) == {
+        Dependency("afterok", jobs["1 sample"].key),
+        Dependency("afterok", jobs["1 score"].key),
+    }
+    assert jobs["1 evaluate"].after == (Dependency("afterok", jobs["1 train"].key),)
+    assert Dependency("afterok", jobs["1 evaluate"].key) in jobs["1 report"].after
+    # The next controller waits for sampling, scoring and training, not for evaluations.
+    assert set(todo.wait_for) == {jobs[f"1 {s}"].key for s in ("sample", "score", "train")}
+
+
+def test_what_the_run_makes_itself_comes_first() -> None:
+    jobs = by_stage(plan(make_config(sft=True, rm=True), State(shardings(1))))
+    sft, judge = jobs["0 sft"], jobs["0 reward-model"]
+    assert sft.after == judge.after == ()
+    assert jobs["1 sample"].after == (Dependency("afterok", sft.key),)
+    assert set(jobs["1 score"].after) == {
+        Dependency("aftercorr", jobs["1 sample"].key),
+        Dependency("afterok", judge.key),
+    }
+    assert Dependency("afterok", sft.key) in jobs["1 train"].after
+
+
+def test_the_last_controller_waits_for_evaluations_too() -> None:
+    config = make_config(iterations=1)
+    todo = plan(config, State(shardings(1)))
+    assert set(todo.wait_for) == {job.key for job in todo.jobs}
+
+
+def test_evaluation_overlaps_the_next_iteration() -> None:
+    config = make_config(iterations=2)
+    state = State(shardings(2))
+    ready = [p for p in everything(config, state) if p.iteration <= 1 and p.stage != "report"]
+    evaluations = [p for p in ready if p == Piece(1, "evaluate", 1)]
+    state = done(config, state, *(p for p in ready if p not in evaluations))
+    earlier = Submission("1:evaluate:1", "evaluate", 1, 1, (0, 1), job="77")
+    flying = dict.fromkeys(evaluations, "77_1")
+    state = replace(state, submissions=(earlier,), in_flight=flying)
+    jobs = by_stage(plan(config, state))
+    assert jobs["2 sample"].after == ()
+    assert Dependency("afterok", "77_1") in jobs["1 report"].after
+
+
+def test_missing_shards_alone_are_submitted_again_and_pair_by_the_same_list() -> None:
+    config = make_config(iterations=1)
+    state = State(shardings(1, sample=5))
+    whole = [Piece(1, s, i) for i in (0, 2) for s in ("sample", "score")] + [Piece(1, "sample", 4)]
+    jobs = plan(config, done(config, state, *whole)).jobs
+    samples = [job for job in jobs if job.stage == "sample"]
+    assert [job.shards for job in samples] == [(1, 3)]
+    scores = {job.shards: job.after for job in jobs if job.stage == "score"}
+    assert scores == {(1, 3): (Dependency("aftercorr", samples[0].key),), (4,): ()}
+
+
+def test_one_element_is_a_plain_job_and_waits_by_afterok() -> None:
+    jobs = by_stage(plan(make_config(iterations=1), State(shardings(1, sample=1))))
+    assert jobs["1 score"].after == (Dependency("afterok", jobs["1 sample"].key),)
+
+
+def test_a_piece_made_again_with_other_bytes_unmakes_what_came_from_it() -> None:
+    config = make_config(iterations=1)
+    state = State(shardings(1))
+    state = done(config, state, *everything(config, state))
+    assert plan(config, state).finished
+    same = done(config, state, Piece(1, "sample", 1))
+    assert plan(config, same).finished  # the same bytes again
+    other = done(config, state, Piece(1, "sample", 1), attempt=2)
+    jobs = plan(config, other).jobs
+    assert next(j for j in jobs if j.iteration).pieces == [Piece(1, "score", 1)]
+    assert {j.stage for j in jobs} == {"score", "train", "report"}
+    # Evaluations fall when the policy that is made again differs.
+    again = done(config, other, Piece(1, "score", 1), Piece(1, "train"), attempt=2)
+    assert ("evaluate", (0, 1)) in [(j.stage, j.shards) for j in plan(config, again).jobs]
+
+
+def test_an_input_that_is_gone_does_not_unmake_what_came_from_it() -> None:
+    config = make_config(iterations=1)
+    state = State(shardings(1))
+    state = done(config, state, *everything(config, state))
+    gone = {p: d for p, d in state.done.items() if p != Piece(1, "train")}
+    assert is_whole(config, replace(state, done=gone), Piece(1, "evaluate", 0))
+
+
+# ---------------------------------------------------------------------- attempts
+
+
+def test_an_exhausted_piece_stops_the_run_and_is_named() -> None:
+    config = make_config(iterations=1, cluster=Cluster(max_attempts=2))
+    state = State(shardings(1))
+    good = [Piece(0, "evaluate", 0), Piece(0, "evaluate", 1), Piece(0, "report")]
+    for attempt in (1, 2):
+        todo = plan(config, state)
+        assert todo.stop is None, attempt
+        state = replace(state, submissions=(*state.submissions, *map(submitted, todo.jobs)))
+        state = done(config, state, *good, Piece(1, "sample", 0), Piece(1, "score", 0))
+        state = done(config, state, Piece(1, "sample", 2), Piece(1, "score", 2))
+    todo = plan(config, state)
+    assert todo.jobs == ()
+    assert todo.stop is not None
+    assert "sample 1 shard 1" in todo.stop
+    assert "2 times" in todo.stop
+    # A person submits again: earlier attempts no longer count.
+    again = plan(config, replace(state, counted_from=len(state.submissions)))
+    assert again.stop is None
+    assert Job("sample", 1, 3, (1,)) in again.jobs  # and keep their numbers
+
+
+def test_cancelled_because_its_input_failed_is_no_attempt() -> None:
+    """Sampling fails twice; scoring and training, cancelled each time, have all their tries."""
+    config = make_config(iterations=1, cluster=Cluster(max_attempts=3))
+    state = State(shardings(1))
+    zero = [p for p in everything(config, state) if p.iteration == 0]
+    for _ in range(2):
+        todo = plan(config, state)
+        state = replace(state, submissions=(*state.submissions, *map(submitted, todo.jobs)))
+        state = done(config, state, *zero)
+    samples = [Piece(1, "sample", i) for i in range(3)]
+    for attempt in (3, 4):
+        todo = plan(config, state)
+        assert todo.stop is None
+        state = replace(state, submissions=(*state.submissions, *map(submitted, todo.jobs)))
+        state = done(config, state, *(p for p in samples if p not in state.done), attempt=attempt)
+    # Now scoring has failed by itself in submissions 3 and 4: one try is left, then none.
+    todo = plan(config, state)
+    assert todo.stop is None
+    assert "score" in {job.stage for job in todo.jobs}
+    state = replace(state, submissions=(*state.submissions, *map(submitted, todo.jobs)))
+    stop = plan(config, state).stop
+    assert stop is not None
+    assert "score 1" in stop
+
+
+# ---------------------------------------------------------------------- any state
+
+
+@st.composite
+def states(draw: st.DrawFn) -> tuple[Config, State, int]:
+    """A run somewhere on its way: any pieces done or in flight, as any accidents may leave it."""
+    config = make_config(
+        draw(st.integers(1, 3)),
+        sft=draw(st.booleans()),
+        rm=draw(st.booleans()),
+        cluster=Cluster(max_attempts=draw(st.sampled_from([1, 2, 50]))),
+    )
+    begun = draw(st.integers(1, config.iterations))
+    state = State(shardings(begun, draw(st.integers(1, 5)), draw(st.integers(1, 3))))
+    everyone = everything(config, state)
+    # Mostly a run from its beginning to some point, with holes.
+    reached = draw(st.integers(0, len(everyone)))
+    holes = draw(st.sets(st.sampled_from(everyone), max_size=4))
+    state = done(config, state, *(p for p in everyone[:reached] if p not in holes))
+    for piece in draw(st.lists(st.sampled_from(everyone), max_size=2)):
+        if piece in state.done:
+            state = done(config, state, piece, attempt=2)  # with other bytes
+    if current_iteration(config, state) > begun:  # the controller begins it before it plans
+        more = shardings(begun + 1, len(state.shardings[1].sample))[begun + 1]
+        state = replace(state, shardings={**state.shardings, begun + 1: more})
+        everyone = everything(config, state)
+    submissions, in_flight = [], {}
+    earlier = draw(st.integers(0, 2))
+    for number in range(1, earlier + 1):
+        for k, stage in sorted({(p.iteration, p.stage) for p in everyone}):
+            members = [p for p in everyone if (p.iteration, p.stage) == (k, stage)]
+            shards = draw(st.sets(st.sampled_from([p.shard for p in members])))
+            if shards:
+                key = f"{k}:{stage}:{number}"
+                submissions.append(Submission(key, stage, k, number, tuple(sorted(shards))))
+    unfinished = [(p, s) for s in submissions for p in s.pieces if not is_whole(config, state, p)]
+    if unfinished:
+        for piece, submission in draw(st.lists(st.sampled_from(unfinished), max_size=6)):
+            in_flight[piece] = f"9{submissions.index(submission)}_{piece.shard}"
+    state = replace(state, submissions=tuple(submissions), in_flight=in_flight)
+    return config, state, draw(st.integers(1, 4))
+
+
+@settings(max_examples=300)
+@given(states())
+def test_a_plan_of_any_state(case: tuple[Config, State, int]) -> None:
+    config, state, max_array = case
+    todo = plan(config, state, max_array)
+    everyone = everything(config, state)
+    whole = {p for p in everyone if is_whole(config, state, p)}
+    results = {p for p in everyone if p.stage in ("train", "report")}
+    if todo.finished:
+        assert todo.jobs == ()
+        assert results <= whole
+        assert max(state.shardings) == config.iterations
+        return
+    if todo.stop:
+        assert todo.jobs == ()
+        named = [p for p in everyone if str(p) in todo.stop]
+        assert any(p not in whole and p not in state.in_flight for p in named)
+        return
+    making: dict[Piece, Job] = {}
+    used = {s.key for s in state.submissions}
+    for job in todo.jobs:
+        assert job.key not in used  # a recorded attempt is never taken for another
+        used.add(job.key)
+        assert 1 <= len(job.shards) <= max_array
+        assert len(set(job.shards)) == len(job.shards)
+        after = {d.target: d.kind for d in job.after}
+        for piece in job.pieces:
+            assert piece not in whole
+            assert piece not in state.in_flight
+            assert piece not in making  # nor twice in one plan
+            for source in pieces.inputs(config, state.shardings, piece):
+                if source in making:
+                    other = making[source]
+                    assert other.key in after
+                    assert job.waits[source] == other.attempt
+                    if after[other.key] == "aftercorr":
+                        assert (job.stage, other.stage) == ("score", "sample")
+                        assert job.shards == other.shards
+                elif source in state.in_flight:
+                    assert after[state.in_flight[source]] == "afterok"
+                else:
+                    assert source in whole
+        making.update(dict.fromkeys(job.pieces, job))
+    # Nothing beyond the iteration that is up next, and nothing of it left out.
+    trained = 0
+    while Piece(trained + 1, "train") in whole:
+        trained += 1
+    horizon = min(trained + 1, config.iterations)
+    assert all(p.iteration <= horizon for p in making)
+    due = {p for p in results - whole if p.iteration <= horizon}
+    assert due <= set(making) | set(state.in_flight)
+    # The next controller waits for something, and for all work of the iteration itself.
+    assert todo.wait_for
+    expected = {j.key for j in todo.jobs if j.stage not in ("evaluate", "report")}
+    expected |= {i for p, i in state.in_flight.items() if p.stage not in ("evaluate", "report")}
+    assert expected <= set(todo.wait_for)
+
+
+@pytest.mark.parametrize("max_array", [1, 2, 3, 1000])
+def test_carrying_out_the_plans_finishes_any_run(max_array: int) -> None:
+    """Play the controller with a cluster on which every third element fails."""
+    config = make_config(3, sft=True, rm=True, cluster=Cluster(max_attempts=30))
+    state = State(shardings(1, sample=4))
+    made: list[Piece] = []
+    count = 0
+    for _ in range(200):
+        todo = plan(config, state, max_array)
+        assert todo.stop is None
+        if todo.finished:
+            break
+        ended: dict[str, set[int]] = {}
+        for job in todo.jobs:
+            state = replace(state, submissions=(*state.submissions, submitted(job)))
+            good = set()
+            for i, piece in enumerate(job.pieces):
+                kinds = {d.target: d.kind for d in job.after}
+                upstream = [
+                    (i in ended[t]) if kind == "aftercorr" else len(ended[t]) == sizes(todo, t)
+                    for t, kind in kinds.items()
+                ]
+                count += 1
+                if all(upstream) and count % 3:
+                    for source in pieces.inputs(config, state.shardings, piece):
+                        assert is_whole(config, state, source), (piece, source)
+                    state = done(config, state, piece, attempt=job.attempt)
+                    made.append(piece)
+                    good.add(i)
+            ended[job.key] = good
+        trained = [p.iteration for p in state.done if p.stage == "train"]
+        horizon = min(max(trained, default=0) + 1, config.iterations)
+        state = replace(state, shardings=shardings(horizon, sample=4))
+    else:
+        raise AssertionError("not finished after 200 controllers")
+    assert len(made) == len(set(made)) == len(everything(config, state))
+
+
+def sizes(todo: Plan, key: str) -> int:
+    return next(len(job.shards) for job in todo.jobs if job.key == key)

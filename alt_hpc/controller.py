@@ -140,6 +140,7 @@ def queue_controller(folder: RunFolder, slurm: Slurm, after: str) -> str:
 def run_on_slurm(folder: RunFolder) -> int:
     """One controller job, from its start to its end; returns its exit status."""
     me = os.environ.get("SLURM_JOB_ID", "")
+    folder.check_owner()
     if folder.ended():
         print(folder.ended())
         return 0

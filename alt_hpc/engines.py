@@ -21,7 +21,7 @@ _VLLM_ENVIRONMENT = {
     # CPU build pin their threads to the first cores: shards on one node would share them.)
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; only the CPU build reads it, else it takes 92 % of RAM
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",  # a warning for every weight that is stored in another dtype
     "VLLM_NO_USAGE_STATS": "1",  # it would report to stats.vllm.ai
 }
 
@@ -116,6 +116,7 @@ class Vllm:
             enable_prefix_caching=True,
             enforce_eager=vllm.platforms.current_platform.is_cpu(),  # compiling takes minutes
             disable_log_stats=True,
+            use_tqdm_on_load=False,
         )
         self.settings: dict[str, Any] = {
             "n": sampling.generations,

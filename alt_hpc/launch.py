@@ -160,7 +160,7 @@ def fetch(config: Config) -> None:
         source = getattr(config.data, section)
         for split in ("train", "valid", "test") if source else ():
             if getattr(source, split):
-                rows = len(data.read(source, split, (), f"data.{section}"))
+                rows = len(data.read(source, split, ("prompt",), f"data.{section}"))
                 print(f"{source.path} {split}: {rows} rows")
 
 
@@ -195,6 +195,11 @@ def _stages(config: Config) -> list[str]:
 def run(config: Config) -> int:
     """Run everything on this machine, with progress and the final table on stdout."""
     folder = prepare(config)
+    with folder.only_one():
+        return _run(config, folder)
+
+
+def _run(config: Config, folder: RunFolder) -> int:
     folder.reopen()
     folder.record("submit", who=os.environ.get("USER", str(os.getuid())))
     local = Local(config.cluster.slots)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -226,6 +227,25 @@ class RunFolder:
             raise InputError(
                 f"{self.path}: run: the run folder cannot be written ({error.strerror})"
             ) from error
+
+    def check_owner(self) -> None:
+        """Stop where the folder is not ours alone: jobs unpickle what lies in it."""
+        found = self.path.stat()
+        if found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise InputError(
+                f"{self.path}: run: the folder must belong to you, with mode 0700"
+                f" (owner {found.st_uid}, mode {found.st_mode & 0o777:o})"
+            )
+
+    @contextlib.contextmanager
+    def only_one(self) -> Iterator[None]:
+        """One local run at a time. The kernel frees the lock when its holder dies."""
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"{self.path}: run: is being run by another process") from None
+            yield
 
     def _check_same(self, config: Config) -> None:
         frozen = self.facts()["frozen"]

@@ -94,6 +94,12 @@ def summary(folder: RunFolder) -> str:
     worst = rows(folder, last, "worst", split)
     texts = folder.config().feedback.texts
     parts = [table(folder), ""]
+    judge = reports(folder).get(0, {}).get("reward_model")
+    if judge:
+        parts.append(
+            f"reward model: right on {judge['accuracy']:.1%} of {judge['pairs']} held-out"
+            f" comparisons (preferring the longer summary: {judge['longer_is_better']:.1%})"
+        )
     parts.append(_rise(f"'{texts[0]}' after iteration {last} minus plain 0", before, after))
     parts.append(_rise(f"'{texts[0]}' minus '{texts[-1]}' after iteration {last}", worst, after))
     for old, new in list(zip(before, after, strict=True))[:3]:

@@ -27,6 +27,7 @@ def call(entry: str, *arguments: str) -> None:
 def stage(run: str, stage: str, iteration: str, shard: str, attempt: str) -> None:
     """Run one piece of a run; nothing when it is whole already (Slurm reran the job)."""
     folder = RunFolder(run)
+    folder.check_owner()
     piece = Piece(int(iteration), stage, int(shard))
     if folder.manifest(piece) is not None:
         print(f"{piece}: whole already", flush=True)

@@ -331,12 +331,12 @@ def _plain_training(kind: str) -> dict[str, Tensor]:
     optimizer = torch.optim.AdamW(
         trained, lr=1.0, betas=(0.8, 0.999), eps=1e-4, weight_decay=0.1, foreach=False
     )
+    plain: Callable[..., Tensor] = PLAIN.get(kind, _plain_text_loss)
     rows = np.random.default_rng([3, 0]).permutation(17)
     for batch, rate in ((rows[:8], 0.5e-2), (rows[8:16], 1e-2), (rows[16:], 0.5e-2)):
         optimizer.param_groups[0]["lr"] = rate  # W = ceil(0.4 * 3) = 2
         optimizer.zero_grad()
-        loss = PLAIN.get(kind, _plain_text_loss)(model, [examples[row] for row in batch])
-        loss.backward()
+        plain(model, [examples[row] for row in batch]).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained, 0.5)
         optimizer.step()
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}

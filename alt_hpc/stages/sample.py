@@ -31,7 +31,8 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     engine = engines.load(place, config.sampling, config.policy.dtype, ends, longest, on)
     prefix = "" if k == 1 else conditioning(config.feedback.template, config.feedback.texts[0])
     rows: list[dict[str, Any]] = []
-    work.progress(0, len(prompts), "prompts")
+    each = config.sampling.generations
+    work.progress(0, len(prompts) * each, "samples")
     for first in range(0, len(prompts), config.sampling.group):
         group = prompts[first : first + config.sampling.group]
         fitted = [models.fit_prompt(tokenizer, prefix, prompt, budget) for prompt in group]
@@ -47,7 +48,7 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
                 for g, text in zip(generations, texts, strict=True)
             ]
             rows.append({"row": number, "prompt": prompt, "lost": lost, "generations": made})
-        work.progress(len(rows), len(prompts), "prompts")
+        work.progress(len(rows) * each, len(prompts) * each, "samples")
     cut = sum(row["lost"] > 0 for row in rows)
     if cut:
         print(f"{piece}: {cut} of {len(rows)} prompts lost the end of their post (context full)")

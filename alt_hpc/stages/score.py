@@ -27,7 +27,8 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     settings = config.feedback
     rows: list[dict[str, Any]] = []
     cut = 0
-    work.progress(0, len(samples), "prompts")
+    each = config.sampling.generations
+    work.progress(0, len(samples) * each, "samples")
     for row in samples:
         rewards, was_cut = model.score(row["prompt"], [g["text"] for g in row["generations"]])
         cut += was_cut
@@ -40,7 +41,7 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
                 "feedback": [None if q is None else settings.texts[q] for q in quantiles],
             }
         )
-        work.progress(len(rows), len(samples), "prompts")
+        work.progress(len(rows) * each, len(samples) * each, "samples")
     aside = sum(all(q is None for q in row["quantiles"]) for row in rows)
     if aside:
         print(f"{piece}: {aside} of {len(rows)} prompts set aside (too few finite rewards)")

@@ -1,0 +1,301 @@
+"""The config: strict, located errors, and what is frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alt_hpc import config as configs
+from alt_hpc.config import Config, Source, StageCluster, Training
+from alt_hpc.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALLEST = """\
+run: runs/x
+policy: {model: policy}
+reward_model: {model: judge}
+data: {prompts: {path: rows}}
+"""
+
+# Every option there is. A new one is a deliberate act: add it here, to the docs, and think about
+# whether it decides content (frozen) or not.
+OPTIONS = {
+    "": "run policy data seed iterations threads reward_model sampling feedback training sft"
+    " reward_training evaluation keep cluster",
+    "policy": "model base tokenizer dtype max_length dropout",
+    "reward_model": "model base tokenizer template max_length dtype",
+    "data": "prompts comparisons",
+    "data.prompts": "path train valid test columns limit",
+    "sampling": "prompts replacement generations temperature top_p max_new_tokens group engine",
+    "feedback": "quantiles texts template remainder pool per_quantile append_eos",
+    "training": "epochs global_batch micro_batch lr betas eps weight_decay clip warmup entropy kl"
+    " trained_blocks train_embeddings precision export_dtype deepspeed checkpoint_minutes head_only"
+    " max_length",
+    "evaluation": "prompts test_prompts max_new_tokens group",
+    "cluster": "backend slots max_attempts partition account qos minutes sbatch controller sft"
+    " reward_model sample score train evaluate report",
+    "cluster.sample": "shards nodes tasks_per_node gpus cpus mem_gb minutes partition parallel"
+    " python container sbatch",
+}
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def load(folder: Path, text: str = "", *overrides: str) -> Config:
+    return configs.load(write(folder, SMALLEST + text), overrides)
+
+
+def refused(folder: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        configs.load(write(folder, text), overrides)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+def test_the_configs_that_we_ship_can_be_loaded(path: Path) -> None:
+    config = configs.load(path)
+    assert (ROOT / config.training.deepspeed).is_file()
+
+
+def test_defaults_are_the_papers(tmp_path: Path) -> None:
+    config = load(tmp_path)
+    sampling, training, feedback = config.sampling, config.training, config.feedback
+    assert (sampling.prompts, sampling.generations, sampling.max_new_tokens) == (2048, 96, 64)
+    assert (sampling.temperature, sampling.top_p) == (0.9, 0.9)
+    assert (training.lr, training.entropy, training.epochs) == (2e-5, 0.06, 2)
+    assert training.betas == [0.8, 0.999]
+    assert feedback.texts == ["Excellent.", "Good.", "Mediocre.", "Bad.", "Horrible."]
+    assert (config.iterations, feedback.per_quantile) == (10, 2)
+
+
+def test_the_options_are_these() -> None:
+    found: dict[str, str] = {}
+
+    def walk(cls: Any, name: str) -> None:
+        found.setdefault(name, " ".join(f.name for f in dataclasses.fields(cls)))
+        for key, hint in typing.get_type_hints(cls).items():
+            kinds = [h for h in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(h)]
+            same = (Training, Source, StageCluster)
+            if kinds and not (kinds[0] in same and f"{name}.{key}".strip(".") not in OPTIONS):
+                walk(kinds[0], f"{name}.{key}".strip("."))
+
+    walk(Config, "")
+    assert found == OPTIONS
+
+
+# ---------------------------------------------------------------------- reading
+
+WRONG = {
+    "unknown key": ("iteration: 3\n", 5, "unknown key 'iteration'", "'iterations'"),
+    "unknown key below": ("sampling:\n  top_P: 1\n", 6, "unknown key 'top_P'", "'top_p'"),
+    "unknown key of a stage": ("cluster:\n  sample:\n    shard: 1\n", 7, "'shard'", "'shards'"),
+    "key given twice": ("seed: 1\nseed: 2\n", 6, "seed", "given twice"),
+    "sbatch option twice": ("cluster: {sbatch: {a: 1, a: 2}}\n", 5, "sbatch.a", "given twice"),
+    "text for a number": ("seed: many\n", 5, "seed", "a whole number, not 'many'"),
+    "fraction for a whole number": ("seed: 1.5\n", 5, "seed", "a whole number, not '1.5'"),
+    "true for a whole number": ("seed: true\n", 5, "seed", "a whole number"),
+    "number for a text": ("policy2: 1\n", 5, "unknown key 'policy2'", "'policy'"),
+    "number for true or false": ("sampling: {replacement: 1}\n", 5, "replacement", "true or false"),
+    "list for a section": ("sampling: [1]\n", 5, "sampling", "mapping"),
+    "text for a section": ("sampling: yes\n", 5, "sampling", "mapping"),
+    "text for a list": ("feedback: {texts: Good.}\n", 5, "feedback.texts", "a list"),
+    "empty section": ("cluster:\n", 5, "cluster", "mapping"),
+    "not a choice": ("policy3: {}\n", 5, "unknown key", "'policy'"),
+    "a wrong engine": ("sampling: {engine: vlm}\n", 5, "sampling.engine", "nearest: vllm"),
+    "a time of YAML 1.1": ("cluster: {minutes: 1:30}\n", 5, "cluster.minutes", "'1:30'"),
+    "infinite": ("training: {lr: .inf}\n", 5, "training.lr", "a number, not '.inf'"),
+    "not a number": ("training: {lr: .nan}\n", 5, "training.lr", "a number, not '.nan'"),
+    "overflow": (f"training: {{lr: {'9' * 400}}}\n", 5, "training.lr", "a number"),
+    "too large": ("seed: 99999999999999999999\n", 5, "seed", "too large"),
+    "NUL in a path": ('data2: "x"\n', 5, "unknown key 'data2'", "'data'"),
+    "unclosed bracket": ("feedback: {texts: [a\n", 6, "not valid YAML", ""),
+    "tab": ("sampling:\n\tgroup: 1\n", 6, "not valid YAML", ""),
+    "control character": ("# \x07\n", 5, "not valid YAML", ""),
+    "a key that is a list": ("cluster: {sbatch: {[a]: 1}}\n", 5, "cluster.sbatch", "word"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG.values(), ids=WRONG.keys())
+def test_wrong_config_names_file_line_and_field(
+    tmp_path: Path, case: tuple[str, int, str, str]
+) -> None:
+    text, line, field, problem = case
+    sentence = refused(tmp_path, SMALLEST + text)
+    assert sentence.startswith(f"{tmp_path}/config.yaml:{line}: ")
+    assert field in sentence
+    assert problem in sentence
+
+
+def test_missing_keys_and_files_that_are_no_config(tmp_path: Path) -> None:
+    assert "the key 'run' is missing" in refused(tmp_path, "policy: {model: x}\n")
+    assert "empty" in refused(tmp_path, "# nothing\n")
+    assert "mapping" in refused(tmp_path, "- a\n- b\n")
+    assert "not valid YAML" in refused(tmp_path, "[" * 5000)
+    (tmp_path / "config.yaml").write_bytes(b"run: \xff\n")
+    with pytest.raises(InputError, match="not UTF-8"):
+        configs.load(tmp_path / "config.yaml")
+    with pytest.raises(InputError, match="cannot read the config"):
+        configs.load(tmp_path)
+
+
+RANGES = [
+    "iterations=0", "threads=0", "keep=0", "seed=-1", "policy.max_length=0", "policy.dropout=1",
+    "policy.dropout=-0.1", "data.prompts.limit=0", "sampling.prompts=0", "sampling.generations=0",
+    "sampling.temperature=0", "sampling.top_p=0", "sampling.top_p=1.1", "sampling.group=-1",
+    "feedback.quantiles=1", "feedback.per_quantile=0", "evaluation.prompts=0",
+    "evaluation.test_prompts=0", "training.lr=0", "training.lr=-1e-5", "training.epochs=0",
+    "training.eps=0", "training.clip=0", "training.weight_decay=-1", "training.entropy=-0.1",
+    "training.kl=-0.1", "training.warmup=1.5", "training.warmup=-0.1", "training.betas=[0.9, 1]",
+    "training.betas=[-0.1, 0.9]", "training.betas=[0.9]", "training.trained_blocks=0",
+    "training.trained_blocks=1.5", "training.checkpoint_minutes=-1", "training.max_length=0",
+    "cluster.slots=0", "cluster.max_attempts=0", "cluster.minutes=0", "cluster.sample.shards=0",
+    "cluster.sample.gpus=-1", "cluster.score.mem_gb=0", "cluster.train.cpus=0",
+    "cluster.train.minutes=0", "cluster.evaluate.parallel=0", "cluster.train.nodes=0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("override", RANGES)
+def test_numbers_that_cannot_be_meant(tmp_path: Path, override: str) -> None:
+    sentence = refused(tmp_path, SMALLEST, override)
+    assert sentence.startswith(f"--set {override.partition('=')[0]}: expected ")
+
+
+def test_an_error_in_a_section_given_twice_over_names_its_own_line(tmp_path: Path) -> None:
+    text = SMALLEST + "training:\n  lr: 1e-4\n  warmup: 2\n"
+    assert refused(tmp_path, text).startswith(f"{tmp_path}/config.yaml:7: training.warmup: ")
+
+
+RULES = {
+    "quantiles": (["feedback.quantiles=4"], "5 feedback texts for 4 quantiles"),
+    "texts": (["feedback.texts=[a, b]"], "2 feedback texts for 5 quantiles"),
+    "equal texts": (["feedback.texts=[a, b, c, d, a]"], "must differ"),
+    "empty text": (["feedback.texts=[a, b, c, d, ' ']"], "empty"),
+    "template without prompt": (["feedback.template='{feedback} x'"], "must contain {prompt} once"),
+    "template without feedback": (["feedback.template='{prompt}'"], "must contain {feedback} once"),
+    "text after the prompt": (["feedback.template='{feedback} {prompt} go'"], "end in {prompt}"),
+    "prompt before feedback": (["feedback.template='{prompt} {feedback}'"], "end in {prompt}"),
+    "too few generations": (["sampling.generations=4"], "cannot fill 5 quantiles"),
+    "no room": (["policy.max_length=64"], "no room for a prompt"),
+    "batch over processes": (["cluster.train={nodes: 3}"], "divided among 3 processes"),
+    "micro-batch": (["training.micro_batch=5"], "micro-batches of 5"),
+    "no policy": (["policy.model=null"], "give policy.model"),
+    "no sft": (["policy.model=null", "policy.base=x"], "an sft section"),
+    "no reward model": (["reward_model.model=null"], "give reward_model.model"),
+    "comparisons": (
+        ["reward_model.model=null", "reward_model.base=b", "reward_training={}"],
+        "needed to train the reward model",
+    ),
+    "column": (["data.prompts.columns={lable: x}"], "prompt, label"),
+    "test split": (["evaluation.test_prompts=5"], "data.prompts.test names no test split"),
+    "run": (["run=' '"], "empty"),
+    "newline in run": (['run="a\\nb"'], "line break or control character"),
+    "newline in account": (['cluster.account="a\\n#SBATCH -x"'], "line break or control"),
+    "escape in partition": (['cluster.train.partition="\\e[0m"'], "line break or control"),
+    "newline in an sbatch option": (['cluster.sbatch.nice="1\\n2"'], "line break or control"),
+    "NUL in a path": (['data.prompts.path="a\\0b"'], "no file can hold"),
+    "half a character": (['policy.model="\\ud800"'], "no file can hold"),
+    "set without value": (["seed"], "expected key=value"),
+    "set of bad YAML": (["seed=[1"], "not valid YAML"),
+    "set of an unknown key": (["sampling.prompt=1"], "the nearest valid key is 'prompts'"),
+}
+
+
+@pytest.mark.parametrize("case", RULES.values(), ids=RULES.keys())
+def test_values_that_contradict_each_other(tmp_path: Path, case: tuple[list[str], str]) -> None:
+    overrides, problem = case
+    assert problem in refused(tmp_path, SMALLEST, *overrides)
+
+
+def test_overrides_are_yaml_and_reach_every_depth(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        "seed: 1\ncluster: {train: {gpus: 1}}\n",
+        "seed=5",
+        "cluster.train.minutes=7",
+        "cluster.sample.sbatch={nice: 3}",
+        "policy.model=null",
+        "policy.base=b",
+        "sft={lr: 1e-3}",
+        "sft.lr=2e-3",
+    )
+    assert config.seed == 5
+    assert (config.cluster.train.gpus, config.cluster.train.minutes) == (1, 7)
+    assert config.cluster.sample.sbatch == {"nice": 3}
+    assert config.policy.model is None
+    assert config.sft is not None
+    assert config.sft.lr == 2e-3
+
+
+def test_times_of_sbatch_stay_text_and_numbers_stay_numbers(tmp_path: Path) -> None:
+    config = load(tmp_path, "cluster: {sbatch: {time: 01:30:00, nice: 5, exclusive: true}}\n")
+    assert config.cluster.sbatch == {"time": "01:30:00", "nice": 5, "exclusive": True}
+
+
+# ---------------------------------------------------------------------- frozen and free
+
+
+def leaves(value: Any, name: str = "") -> list[str]:
+    """Dotted names of all fields that hold no further section."""
+    found = []
+    for f in dataclasses.fields(value):
+        child = getattr(value, f.name)
+        full = f"{name}.{f.name}".strip(".")
+        found += leaves(child, full) if dataclasses.is_dataclass(child) else [full]
+    return found
+
+
+def changed(value: Any, name: str) -> Any:
+    """The same dataclass with another value at a dotted name."""
+    key, _, rest = name.partition(".")
+    child = getattr(value, key)
+    other = {
+        bool: lambda: not child,
+        int: lambda: child + 1,
+        float: lambda: child / 2 + 0.01,
+        str: lambda: child + "x",
+        list: lambda: [*child[1:], child[0]],
+        dict: lambda: {**child, "x": "y"},
+        type(None): lambda: "x",
+    }
+    return dataclasses.replace(
+        value, **{key: changed(child, rest) if rest else other[type(child)]()}
+    )
+
+
+def full_config(folder: Path) -> Config:
+    return load(folder, "sft: {}\nreward_training: {}\n", "data.comparisons={path: pairs}")
+
+
+def test_every_field_is_either_frozen_or_free(tmp_path: Path) -> None:
+    config = full_config(tmp_path)
+    for name in leaves(config):
+        free = name.split(".")[0] in ("run", "iterations", "keep", "cluster")
+        same = changed(config, name).fingerprint() == config.fingerprint()
+        assert same == free, name
+
+
+def test_fingerprint_does_not_depend_on_how_the_config_is_written(tmp_path: Path) -> None:
+    plain = load(tmp_path, "training: {lr: 2e-5}\nseed: 0\n")
+    assert plain.fingerprint() == load(tmp_path, "", "training.lr=0.00002").fingerprint()
+
+
+@pytest.mark.parametrize(
+    "text", ["\U0001f600", "a\u2028b", "\x85", "null", "1:30", "{prompt}", '"']
+)
+def test_a_config_comes_back_from_the_run_folder_as_it_was(tmp_path: Path, text: str) -> None:
+    config = full_config(tmp_path)
+    feedback = dataclasses.replace(config.feedback, texts=[text, "b", "c", "d", "e"])
+    config = dataclasses.replace(config, feedback=feedback)
+    written = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert configs.from_json(written) == config

@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
         status: int = options.command(options)
         return status
     except InputError as error:
-        print(f"alt-hpc: {error}", file=sys.stderr)
+        print(f"alt-hpc: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return WRONG_INPUT
     except BrokenPipeError:
         return 0
@@ -122,7 +122,9 @@ def _controller(options: argparse.Namespace) -> int:
     from alt_hpc import controller
     from alt_hpc.runfolder import RunFolder
 
-    return controller.run_on_slurm(RunFolder(options.run))
+    folder = RunFolder(options.run)
+    folder.facts()  # or it is no run folder
+    return controller.run_on_slurm(folder)
 
 
 def _stage(options: argparse.Namespace) -> int:

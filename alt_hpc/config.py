@@ -400,6 +400,7 @@ class _Reader:
                 raise self.error(name, "expected a word as key", key_node)
             if key in values:
                 raise self.error(f"{name}.{key}", f"key '{key}' is given twice", key_node)
+            self._check_text(key, key_node, f"{name}.{one_line(key)}")
             self.nodes[f"{name}.{key}"] = value_node
             values[key] = self.value(hint, value_node, f"{name}.{key}")
         return values
@@ -411,7 +412,7 @@ class _Reader:
             return None
         for kind in kinds:
             if kind in (str, int, float, bool) and type(plain) is kind:
-                return plain
+                return self._scalar(kind, node, name)
         return self.value(kinds[0], node, name)
 
     def _literal(self, choices: tuple[Any, ...], node: yaml.Node, name: str) -> Any:
@@ -544,7 +545,8 @@ _RANGES: list[tuple[str, Callable[[float], bool], str]] = [
         "at least 1",
         lambda value: value >= 1,
         "iterations threads keep policy.max_length reward_model.max_length"
-        " data.prompts.limit data.comparisons.limit"
+        " data.prompts.limit data.prompts.valid_limit"
+        " data.comparisons.limit data.comparisons.valid_limit"
         " sampling.prompts sampling.generations sampling.max_new_tokens sampling.group"
         " evaluation.prompts evaluation.test_prompts evaluation.max_new_tokens evaluation.group"
         " feedback.per_quantile cluster.slots cluster.max_attempts cluster.minutes"

@@ -16,6 +16,7 @@ from alt_hpc.errors import InputError
 from alt_hpc.pieces import Sharding, cut
 from alt_hpc.runfolder import RunFolder
 
+Table = tuple[list[str], list[tuple[int, dict[str, Any]]]]  # columns; (line, row)
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 
@@ -53,12 +54,14 @@ def read(source: Source, split: str, columns: tuple[str, ...], field: str) -> li
     name = getattr(source, split)
     file = local_file(source.path, name, field)
     where = str(file or f"{source.path} ({name})")
-    if file is not None and ".json" in file.name:
-        numbered = _read_json_lines(file)
-        found = list(dict.fromkeys(key for _, row in numbered for key in row))
+    if file is None:
+        found, numbered = _load(source.path, name, field)
+    elif file.suffix == ".parquet":
+        found, numbered = _read_parquet(file, field)
+    elif ".json" in file.name:
+        found, numbered = _read_json_lines(file)
     else:
-        table = _load(source, name, file, field)
-        found = table.column_names
+        raise InputError(f"{file}: neither JSONL nor Parquet ({', '.join(ENDINGS)}; {field})")
     theirs = {ours: source.columns.get(ours, ours) for ours in columns}
     for ours, column in theirs.items():
         if column not in found:
@@ -66,10 +69,6 @@ def read(source: Source, split: str, columns: tuple[str, ...], field: str) -> li
                 f"{where}: no column '{column}' (found: {one_line(', '.join(found))});"
                 f" {field}.columns.{ours} names it"
             )
-    if file is None or ".json" not in file.name:
-        if theirs:
-            table = table.select_columns(list(dict.fromkeys(theirs.values())))
-        numbered = list(enumerate(table, start=1))
     if not numbered:
         raise InputError(f"{where}: the data set is empty ({field})")
     rows: list[dict[str, str]] = []
@@ -114,23 +113,29 @@ def local_file(path: str, split: str, field: str) -> Path | None:
     raise InputError(f"{place}: no file {split}{{{','.join(ENDINGS)}}} in this folder ({field})")
 
 
-def _load(source: Source, split: str, file: Path | None, field: str) -> Any:
+def _load(path: str, split: str, field: str) -> Table:
+    """Rows of a hub data set."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     import datasets  # slow to import, and the controller never needs it
 
     try:
-        if file is None:
-            return datasets.load_dataset(source.path, split=split)
-        if file.suffix != ".parquet":
-            raise InputError(f"{file}: neither JSONL nor Parquet ({', '.join(ENDINGS)}; {field})")
-        return datasets.Dataset.from_parquet(str(file))
-    except InputError:
-        raise
+        table = datasets.load_dataset(path, split=split)
     except Exception as error:
         reason = _reason(error)
-        raise InputError(
-            f"{file or source.path}: cannot load split '{split}' ({field}): {reason}"
-        ) from error
+        raise InputError(f"{path}: cannot load split '{split}' ({field}): {reason}") from error
+    return list(table.column_names), list(enumerate(table, start=1))
+
+
+def _read_parquet(file: Path, field: str) -> Table:
+    """Not by `datasets`, which fails on an empty table and prints tracebacks of its own."""
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        table = pyarrow.parquet.read_table(file)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{file}: cannot be read ({_reason(error)}; {field})") from error
+    return list(table.column_names), list(enumerate(table.to_pylist(), start=1))
 
 
 def _reason(error: BaseException) -> str:
@@ -140,8 +145,8 @@ def _reason(error: BaseException) -> str:
     return one_line((str(error).strip() or type(error).__name__).split("\n")[0][:200])
 
 
-def _read_json_lines(file: Path) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, row). Not by `datasets`, which does not say which line is bad."""
+def _read_json_lines(file: Path) -> Table:
+    """Not by `datasets`, which does not say which line is bad."""
     rows: list[tuple[int, dict[str, Any]]] = []
     number = 0
     try:
@@ -163,7 +168,7 @@ def _read_json_lines(file: Path) -> list[tuple[int, dict[str, Any]]]:
         raise InputError(f"{file}: cannot be read ({_reason(error)})") from error
     if not rows:
         raise InputError(f"{file}: the data set is empty")
-    return rows
+    return list(dict.fromkeys(key for _, row in rows for key in row)), rows
 
 
 def _open(file: Path) -> IO[bytes]:

@@ -17,7 +17,7 @@ from alt_hpc.generate import Generation, generate
 
 # What vLLM reads from the environment; a user's own values stay.
 _VLLM_ENVIRONMENT = {
-    # One process: it starts sooner, one kill ends it, and OMP_NUM_THREADS holds. (Workers of its
+    # One process instead of three: one kill ends it, and OMP_NUM_THREADS holds. (Workers of its
     # CPU build pin their threads to the first cores: shards on one node would share them.)
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; only the CPU build reads it, else it takes 92 % of RAM
@@ -90,8 +90,11 @@ class Vllm:
     """vLLM: a prompt group is one call, prefix caching on. It batches continuously, so that seeds
     are per prompt (generation i takes seed + i) but equality across shardings is not promised.
 
-    Goal: throughput on a GPU. Its CPU build serves to test all this without one. Measured there
-    (2 shared cores with AVX-512, SmolLM2-135M in bfloat16): MEASURED_HERE
+    Goal: throughput on a GPU. The CPU build serves to test this without one. Measured with it, on
+    2 cores with AVX-512 that others used too (SmolLM2-135M, bfloat16, 2 threads): imports 8 s and
+    engine start 15 s, once per task (52 s the first time, its files not yet in memory); then 280
+    tokens/s at best, 16 generations of a 179-token prompt at once, but 7 to 75 beside busier
+    neighbours: OpenMP threads wait for one another.
     """
 
     def __init__(

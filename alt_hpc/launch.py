@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from alt_hpc import controller, data, progress
+from alt_hpc.clusters import QueueUnknown
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm
 from alt_hpc.config import Config
@@ -20,7 +21,7 @@ from alt_hpc.runfolder import RunFolder
 
 def submit(config: Config, wait: bool = False) -> int:
     """Check a config, freeze its data and models, and queue the first controller on Slurm."""
-    slurm = Slurm()
+    slurm = _slurm()
     slurm.check(config.cluster)
     folder = prepare(config)
     _test_jobs(folder, slurm)
@@ -38,6 +39,13 @@ def submit(config: Config, wait: bool = False) -> int:
         f"  tensorboard --logdir {folder.path / 'tensorboard'}"
     )
     return progress.follow(folder) if wait else 0
+
+
+def _slurm() -> Slurm:
+    try:
+        return Slurm()
+    except QueueUnknown as error:
+        raise InputError(f"Slurm does not answer: {error}") from error
 
 
 def prepare(config: Config) -> RunFolder:
@@ -166,7 +174,7 @@ def fetch(config: Config) -> None:
 
 def cancel(folder: RunFolder) -> int:
     """Cancel a run's jobs, controllers first; submitting again goes on from there."""
-    slurm = Slurm()
+    slurm = _slurm()
     slurm.cancel(*slurm.controllers(folder.run_id))
     elements = slurm.in_flight(folder.run_id).values()
     slurm.cancel(*{e.partition("_")[0] for jobs in elements for e in jobs.values()})

@@ -261,7 +261,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             folder, local_files_only=True
         )
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder}: no tokenizer can be loaded from here ({error})") from error
+        line = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder}: no tokenizer can be loaded from here ({line})") from error
     return tokenizer
 
 

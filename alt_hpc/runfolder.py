@@ -284,6 +284,8 @@ class RunFolder:
         """The config as last submitted."""
         if self._config is None:
             path = self.path / "config.json"
+            if not self.exists():
+                self.facts()  # says that this is no run folder
             try:
                 values = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, json.JSONDecodeError) as error:

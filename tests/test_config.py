@@ -30,7 +30,7 @@ OPTIONS = {
     "policy": "model base tokenizer dtype max_length dropout",
     "reward_model": "model base tokenizer template max_length dtype",
     "data": "prompts comparisons",
-    "data.prompts": "path train valid test columns limit",
+    "data.prompts": "path train valid test columns limit valid_limit",
     "sampling": "prompts replacement generations temperature top_p max_new_tokens group engine",
     "feedback": "quantiles texts template remainder pool per_quantile append_eos",
     "training": "epochs global_batch micro_batch lr betas eps weight_decay clip warmup entropy kl"
@@ -141,7 +141,7 @@ def test_missing_keys_and_files_that_are_no_config(tmp_path: Path) -> None:
     assert "the key 'run' is missing" in refused(tmp_path, "policy: {model: x}\n")
     assert "empty" in refused(tmp_path, "# nothing\n")
     assert "mapping" in refused(tmp_path, "- a\n- b\n")
-    assert "not valid YAML" in refused(tmp_path, "[" * 5000)
+    assert "not valid YAML" in refused(tmp_path, "[" * 700)
     (tmp_path / "config.yaml").write_bytes(b"run: \xff\n")
     with pytest.raises(InputError, match="not UTF-8"):
         configs.load(tmp_path / "config.yaml")
@@ -151,7 +151,8 @@ def test_missing_keys_and_files_that_are_no_config(tmp_path: Path) -> None:
 
 RANGES = [
     "iterations=0", "threads=0", "keep=0", "seed=-1", "policy.max_length=0", "policy.dropout=1",
-    "policy.dropout=-0.1", "data.prompts.limit=0", "sampling.prompts=0", "sampling.generations=0",
+    "policy.dropout=-0.1", "data.prompts.limit=0", "data.prompts.valid_limit=0",
+    "sampling.prompts=0", "sampling.generations=0",
     "sampling.temperature=0", "sampling.top_p=0", "sampling.top_p=1.1", "sampling.group=-1",
     "feedback.quantiles=1", "feedback.per_quantile=0", "evaluation.prompts=0",
     "evaluation.test_prompts=0", "training.lr=0", "training.lr=-1e-5", "training.epochs=0",

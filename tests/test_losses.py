@@ -55,7 +55,7 @@ def _model(name: str, seed: int = 0, auto: Any = AutoModelForCausalLM) -> Any:
 
 def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     named = model.named_parameters()
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
 

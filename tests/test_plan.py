@@ -289,7 +289,7 @@ def states(draw: st.DrawFn) -> tuple[Config, State, int]:
     return config, state, draw(st.integers(1, 4))
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(states())
 def test_a_plan_of_any_state(case: tuple[Config, State, int]) -> None:
     config, state, max_array = case

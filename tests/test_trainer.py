@@ -336,7 +336,7 @@ def _plain_training(kind: str) -> dict[str, Tensor]:
     for batch, rate in ((rows[:8], 0.5e-2), (rows[8:16], 1e-2), (rows[16:], 0.5e-2)):
         optimizer.param_groups[0]["lr"] = rate  # W = ceil(0.4 * 3) = 2
         optimizer.zero_grad()
-        plain(model, [examples[row] for row in batch]).backward()  # type: ignore[no-untyped-call]
+        plain(model, [examples[row] for row in batch]).backward()
         nn.utils.clip_grad_norm_(trained, 0.5)
         optimizer.step()
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}

@@ -1,0 +1,327 @@
+"""The run folder: what says that a piece is whole, and what happens when bytes change."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alt_hpc import data, runfolder
+from alt_hpc.config import Config, Data, Feedback, Policy, RewardModel, Sampling, Source, Training
+from alt_hpc.errors import InputError
+from alt_hpc.pieces import Piece
+from alt_hpc.plan import Job
+from alt_hpc.runfolder import PieceDamaged, RunFolder
+
+SAMPLE = Piece(1, "sample", 1)
+
+
+def make_config(path: Path, **more: Any) -> Config:
+    values: dict[str, Any] = {
+        "run": str(path),
+        "policy": Policy("policy"),
+        "reward_model": RewardModel("judge"),
+        "data": Data(Source("rows")),
+        "sampling": Sampling(prompts=12, group=2),
+    }
+    return Config(**{**values, **more})
+
+
+def make_run(path: Path, **more: Any) -> RunFolder:
+    """A frozen run whose first iteration has begun; shards of two groups."""
+    config = make_config(path, **more)
+    sample = dataclasses.replace(config.cluster.sample, shards=3)
+    cluster = dataclasses.replace(config.cluster, sample=sample)
+    config = dataclasses.replace(config, cluster=cluster)
+    folder = RunFolder.create(config)
+    if not folder.exists():
+        for split, count in (("train", 5), ("valid", 3)):
+            rows = [{"prompt": f"{split} {i} é\u2028\n"} for i in range(count)]
+            folder.write_data(f"prompts-{split}", rows)
+    folder.freeze(config, {"policy": "/p"}, {})
+    data.begin_iteration(config, folder, 0)
+    data.begin_iteration(config, folder, 1)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    monkeypatch.setattr(runfolder, "VISIBLE_WITHIN_S", 0.0)
+    return make_run(tmp_path / "run")
+
+
+def commit(run: RunFolder, piece: Piece = SAMPLE, rows: int = 4, number: int = 1) -> Path:
+    """Make a piece whole; returns its file."""
+    work = run.attempt(piece, number)
+    file = work.folder / "rows.jsonl"
+    file.write_text("".join(f'{{"row": {i}}}\n' for i in range(rows)))
+    work.commit([file.name], rows=rows, inputs={})
+    return file
+
+
+# ---------------------------------------------------------------------- manifests
+
+
+def test_a_committed_piece_is_whole_and_says_what_it_is(run: RunFolder) -> None:
+    assert run.manifest(SAMPLE) is None
+    file = commit(run)
+    folder, manifest = run.open_piece(SAMPLE)
+    assert folder / "rows.jsonl" == file
+    assert (manifest.rows, manifest.attempt) == (4, 1)
+    assert manifest.files["rows.jsonl"]["size"] == file.stat().st_size
+    assert list(run.done()) == [SAMPLE]
+    assert run.done()[SAMPLE].checksum == manifest.checksum
+
+
+def test_an_attempt_without_manifest_does_not_count(run: RunFolder) -> None:
+    work = run.attempt(SAMPLE, 1)
+    (work.folder / "rows.jsonl").write_text('{"row": 0}\n')
+    assert run.done() == {}
+    with pytest.raises(PieceDamaged, match="not whole"):
+        run.open_piece(SAMPLE)
+
+
+def test_a_flipped_byte_is_found_by_the_reader_and_withdraws_the_piece(run: RunFolder) -> None:
+    file = commit(run)
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    assert run.manifest(SAMPLE) is not None  # controllers look at sizes only
+    with pytest.raises(PieceDamaged, match=r"rows\.jsonl"):
+        run.open_piece(SAMPLE)
+    assert run.done() == {}  # the next controller has it made again
+    commit(run, number=2)
+    assert run.open_piece(SAMPLE)[1].attempt == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "longer", "gone"])
+def test_a_file_of_another_size_does_not_count(run: RunFolder, damage: str) -> None:
+    file = commit(run)
+    content = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-1] if damage == "truncated" else content + b"\n")
+    assert run.manifest(SAMPLE) is None
+    assert run.done() == {}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"attempt": 1}', '{"files": {"a": 1}}'])
+def test_a_manifest_that_is_damaged_does_not_count(run: RunFolder, text: str) -> None:
+    commit(run)
+    (run.piece_folder(SAMPLE) / "manifest.json").write_text(text)
+    assert run.manifest(SAMPLE) is None
+    assert run.done() == {}
+
+
+def test_a_manifest_of_another_config_does_not_count(run: RunFolder, tmp_path: Path) -> None:
+    commit(run)
+    other = make_run(tmp_path / "other", seed=1)
+    for piece in (SAMPLE, Piece(1, "sample", 0)):  # another config; other rows
+        target = (other if piece == SAMPLE else run).piece_folder(piece)
+        target.mkdir(parents=True)
+        for name in ("manifest.json", "attempt-1"):
+            (target / name).symlink_to(run.piece_folder(SAMPLE) / name)
+    assert other.manifest(SAMPLE) is None
+    assert run.manifest(Piece(1, "sample", 0)) is None
+    assert run.manifest(SAMPLE) is not None
+
+
+def test_checksum_depends_on_bytes_and_not_on_the_attempt(run: RunFolder) -> None:
+    checksums = []
+    for number, rows in ((1, 4), (2, 4), (3, 5)):
+        commit(run, rows=rows, number=number)
+        checksums.append(run.done()[SAMPLE].checksum)
+    assert checksums[0] == checksums[1] != checksums[2]
+
+
+def test_two_starts_of_one_attempt_get_folders_of_their_own(run: RunFolder) -> None:
+    first, second = run.attempt(SAMPLE, 1), run.attempt(SAMPLE, 1)
+    assert first.folder != second.folder
+    for work, text in ((first, "first"), (second, "second")):
+        (work.folder / "a").write_text(text)
+        work.commit(["a"], rows=1, inputs={})
+    place, _ = run.open_piece(SAMPLE)  # the last manifest counts
+    assert (place / "a").read_text() == "second"
+
+
+def test_a_removed_policy_still_counts(run: RunFolder) -> None:
+    train = Piece(1, "train")
+    work = run.attempt(train, 1)
+    (work.folder / "policy").mkdir()
+    (work.folder / "policy/w").write_text("weights")
+    work.commit(["policy/w"], rows=1, inputs={})
+    run.publish_policy(train, work.folder / "policy")
+    assert (run.path / "policies/001/w").read_text() == "weights"
+    before = run.done()[train].checksum
+    run.remove_policy(train)
+    assert not (work.folder / "policy").exists()
+    assert run.done()[train].checksum == before
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def test_write_atomically_leaves_the_old_text_where_it_fails(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    runfolder.write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        runfolder.write_atomically(path, "new" * 10000 + "\ud800")
+    assert path.read_text() == "old"
+    runfolder.write_atomically(path, "new")
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@given(st.integers(1, 40))
+@settings(max_examples=15, deadline=None)
+def test_a_torn_journal_line_costs_that_line_only(tmp_path_factory: Any, left: int) -> None:
+    path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
+    for number in (1, 2):
+        runfolder.append_line(path, {"number": number, "text": "é" * 8})
+    whole = path.read_bytes()
+    line = whole.split(b"\n")[0] + b"\n"
+    path.write_bytes(whole + line[: min(left, len(line) - 2)])  # the writer was killed
+    runfolder.append_line(path, {"number": 3})
+    assert [row["number"] for row in runfolder.read_lines(path)] == [1, 2, 3]
+
+
+def test_submissions_are_read_back_from_the_journal(run: RunFolder) -> None:
+    run.record("submit", who="me")
+    run.record_intent(Job("sample", 1, 1, (0, 1)))
+    run.record("submitted", key="1:sample:1", job="7")
+    run.record("submit", who="me")
+    run.record_intent(Job("score", 1, 1, (1,), waits={SAMPLE: 1}))  # sbatch died: no id
+    found, counted_from = RunFolder(run.path).submissions()
+    assert [(s.key, s.shards, s.job) for s in found] == [
+        ("1:sample:1", (0, 1), "7"),
+        ("1:score:1", (1,), None),
+    ]
+    assert found[1].waits == {SAMPLE: 1}
+    assert counted_from == 1
+
+
+# ---------------------------------------------------------------------- data and draws
+
+
+def test_frozen_rows_come_back_one_by_one(run: RunFolder) -> None:
+    rows = [f"train {i} é\u2028\n" for i in range(5)]
+    assert [r["prompt"] for r in run.read_data("prompts-train")] == rows
+    assert [r["prompt"] for r in run.read_data("prompts-train", [3, 0, 3])] == [
+        rows[i] for i in (3, 0, 3)
+    ]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "gone"])
+def test_frozen_data_that_was_changed_is_refused(run: RunFolder, damage: str) -> None:
+    path = run.path / "data/prompts-train.jsonl"
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(content[:-5] if damage == "truncated" else b"x" + content[1:])
+    with pytest.raises(InputError, match=r"prompts-train\.jsonl.* changed"):
+        run.read_data("prompts-train", [0])
+
+
+def test_a_draw_is_a_function_of_seed_and_iteration(run: RunFolder, tmp_path: Path) -> None:
+    config = run.config()
+    data.begin_iteration(config, run, 2)
+    same = make_run(tmp_path / "same")
+    other = make_run(tmp_path / "other", seed=1)
+    assert same.draw(1)["rows"] == run.draw(1)["rows"]
+    assert other.draw(1)["rows"] != run.draw(1)["rows"]
+    assert run.draw(2)["rows"] != run.draw(1)["rows"]
+    assert run.draw(0)["rows"] == []
+
+
+def test_every_drawn_row_is_in_one_shard_also_where_prompts_are_drawn_twice(run: RunFolder) -> None:
+    rows = run.draw(1)["rows"]
+    assert len(rows) == 12
+    assert len(set(rows)) <= 5  # twelve out of five: with duplicates
+    cut = run.shardings()[1].sample
+    assert len(cut) == 3
+    found = [p for start, end in cut for p in data.drawn_prompts(run, 1, start, end)]
+    everything = [r["prompt"] for r in run.read_data("prompts-train")]
+    assert found == [everything[i] for i in rows]
+    assert Counter(found) == Counter(everything[i] for i in rows)
+
+
+def test_without_replacement_no_row_is_drawn_twice(tmp_path: Path) -> None:
+    sampling = Sampling(prompts=5, replacement=False, group=2)
+    rows = make_run(tmp_path / "run", sampling=sampling).draw(1)["rows"]
+    assert sorted(rows) == [0, 1, 2, 3, 4]
+
+
+def test_an_iteration_that_has_begun_keeps_its_draw_and_sharding(run: RunFolder) -> None:
+    before = run.draw(1), run.shardings()[1]
+    more = dataclasses.replace(run.config().cluster.sample, shards=6)
+    cluster = dataclasses.replace(run.config().cluster, sample=more)
+    config = dataclasses.replace(run.config(), cluster=cluster)
+    again = RunFolder.create(config)
+    again.freeze(config, {}, {})
+    data.begin_iteration(config, again, 1)
+    data.begin_iteration(config, again, 2)
+    assert (again.draw(1), again.shardings()[1]) == before
+    assert len(again.shardings()[2].sample) == 6
+
+
+# ---------------------------------------------------------------------- one folder, one run
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"seed": 3}, "seed"),
+        ({"training": Training(lr=1e-3)}, "training.lr"),
+        ({"feedback": Feedback(per_quantile=3)}, "feedback.per_quantile"),
+        ({"data": Data(Source("other"))}, "data.prompts.path"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(
+    run: RunFolder, more: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=rf"another {named};"):
+        RunFolder.create(make_config(run.path, **more))
+
+
+def test_the_run_folder_is_mine_alone_and_another_folder_is_left_as_it_is(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert run.path.stat().st_mode & 0o777 == 0o700
+    mine = tmp_path / "mine"
+    mine.mkdir(mode=0o755)
+    (mine / "thesis.tex").write_text("years")
+    with pytest.raises(InputError, match=r"thesis\.tex"):
+        RunFolder.create(make_config(mine))
+    assert mine.stat().st_mode & 0o777 == 0o755
+    assert [p.name for p in mine.iterdir()] == ["thesis.tex"]
+
+
+def test_abandoning_removes_only_what_freezing_wrote(tmp_path: Path) -> None:
+    run = RunFolder.create(make_config(tmp_path / "run"))
+    run.write_data("prompts-train", [{"prompt": "a"}])
+    run.abandon()
+    assert not run.path.exists()
+    whole = make_run(tmp_path / "whole")
+    whole.abandon()
+    assert whole.exists()
+    assert whole.has_data("prompts-train")
+    mine = tmp_path / "mine"
+    (mine / "data").mkdir(parents=True)
+    (mine / "data/train.jsonl").write_text("years")
+    RunFolder(mine).abandon()
+    assert (mine / "data/train.jsonl").read_text() == "years"
+
+
+def test_damaged_run_json_is_one_sentence(run: RunFolder) -> None:
+    (run.path / "run.json").write_text("{")
+    with pytest.raises(InputError, match=r"run\.json: damaged"):
+        RunFolder.create(make_config(run.path))
+    (run.path / "config.json").write_text(json.dumps({"run": 1}))
+    with pytest.raises(InputError, match=r"config\.json"):
+        RunFolder(run.path).config()

@@ -1,0 +1,463 @@
+"""Wrong input through the real command line: one sentence, status 2, nothing begun."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tiny import folder as tiny_model
+from transformers import AutoModelForSequenceClassification
+
+from alt_hpc.__main__ import main
+from alt_hpc.runfolder import RunFolder
+
+Edit = Callable[[Path, dict[str, Any]], None]
+ROWS = [{"prompt": f"POST: {i}\nTL;DR:", "label": "short"} for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good models: `policy` and `judge`."""
+    place = tmp_path_factory.mktemp("models")
+    tiny_model(place / "policy", "llama")
+    tiny_model(place / "judge", "llama", AutoModelForSequenceClassification, num_labels=1)
+    return place
+
+
+@pytest.fixture
+def good(tmp_path: Path, models: Path) -> tuple[Path, dict[str, Any]]:
+    """A folder with a config of which every part is good, for a test to spoil one."""
+    (tmp_path / "rows").mkdir()
+    for split in ("train", "valid"):
+        write_rows(tmp_path, ROWS, split)
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 2}}')
+    config = {
+        "run": str(tmp_path / "run"),
+        "policy": {"model": str(models / "policy")},
+        "reward_model": {"model": str(models / "judge")},
+        "data": {"prompts": {"path": str(tmp_path / "rows")}},
+        "sampling": {"prompts": 4, "generations": 5},
+        "training": {"deepspeed": str(tmp_path / "zero.json")},
+        "evaluation": {"prompts": 2},
+    }
+    return tmp_path, config
+
+
+def write_rows(folder: Path, rows: list[Any], split: str = "train") -> None:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "rows" / f"{split}.jsonl").write_text(text)
+
+
+def command(name: str, folder: Path, config: dict[str, Any]) -> int:
+    path = folder / "config.yaml"
+    if not path.exists():
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return main([name, str(path)])
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("alt-hpc: ")
+    return lines[0]
+
+
+# ---------------------------------------------------------------------- ways to spoil it
+
+
+def text(content: str | bytes) -> Edit:
+    """Another config file altogether."""
+
+    def edit(folder: Path, config: dict[str, Any]) -> None:
+        raw = content if isinstance(content, bytes) else content.encode()
+        (folder / "config.yaml").write_bytes(raw)
+
+    return edit
+
+
+def put(name: str, value: Any) -> Edit:
+    """Another value of a dotted key; FOLDER stands for the test's folder."""
+
+    def edit(folder: Path, config: dict[str, Any]) -> None:
+        *parents, last = name.split(".")
+        for key in parents:
+            config = config.setdefault(key, {})
+        config[last] = value.replace("FOLDER", str(folder)) if isinstance(value, str) else value
+
+    return edit
+
+
+def rows(*lines: Any, name: str = "train.jsonl") -> Edit:
+    """Another train split; texts and bytes are lines as they are."""
+
+    def edit(folder: Path, config: dict[str, Any]) -> None:
+        (folder / "rows/train.jsonl").unlink()
+        raw = b""
+        for line in lines:
+            made = line if isinstance(line, str | bytes) else json.dumps(line)
+            raw += (made.encode() if isinstance(made, str) else made) + b"\n"
+        (folder / "rows" / name).write_bytes(raw)
+
+    return edit
+
+
+def broken_gzip(keep: Callable[[bytes], bytes]) -> Edit:
+    def edit(folder: Path, config: dict[str, Any]) -> None:
+        file = folder / "rows/train.jsonl"
+        lines = b"".join(json.dumps({"prompt": f"{i * 7919}"}).encode() + b"\n" for i in range(999))
+        (folder / "rows/train.jsonl.gz").write_bytes(keep(gzip.compress(lines)))
+        file.unlink()
+
+    return edit
+
+
+def parquet(columns: dict[str, list[Any]] | None) -> Edit:
+    """A Parquet file with these columns; None: no Parquet at all."""
+
+    def edit(folder: Path, config: dict[str, Any]) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        (folder / "rows/train.jsonl").unlink()
+        file = folder / "rows/train.parquet"
+        if columns is None:
+            file.write_bytes(b"PAR1 this is not Parquet")
+        else:
+            pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+    return edit
+
+
+def model(which: str, spoil: Callable[[Path], None]) -> Edit:
+    """A copy of a good model, spoilt."""
+
+    def edit(folder: Path, config: dict[str, Any]) -> None:
+        copy = folder / which
+        section = "policy" if which == "policy" else "reward_model"
+        shutil.copytree(config[section]["model"], copy)
+        spoil(copy)
+        config[section]["model"] = str(copy)
+
+    return edit
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        state = load_file(folder / "model.safetensors")
+        change(state)
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return spoil
+
+
+def not_finite(state: dict[str, torch.Tensor]) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    state[name][3, 5] = float("nan")
+
+
+def remove(*names: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        for name in names:
+            for file in folder.glob(name):
+                file.unlink()
+
+    return spoil
+
+
+def zero(content: str | bytes) -> Edit:
+    """Another DeepSpeed JSON."""
+
+    def edit(folder: Path, config: dict[str, Any]) -> None:
+        raw = content if isinstance(content, bytes) else content.encode()
+        (folder / "zero.json").write_bytes(raw)
+
+    return edit
+
+
+def file_at(name: str) -> Edit:
+    def edit(folder: Path, config: dict[str, Any]) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("here before")
+
+    return edit
+
+
+def both(*edits: Edit) -> Edit:
+    def edit(folder: Path, config: dict[str, Any]) -> None:
+        for one in edits:
+            one(folder, config)
+
+    return edit
+
+
+GOOD = {"prompt": "fine"}
+TRAIN = "rows/train.jsonl"
+COMPARED = both(
+    put("reward_model", {"base": "FOLDER/nobase"}),
+    put("reward_training", {}),
+    put("data.comparisons", {"path": "nowhere"}),
+)
+
+# name -> (what is spoilt, what the sentence must name)
+CONFIG: dict[str, tuple[Edit, list[str]]] = {
+    "bad YAML": (text("run: x\npolicy: {model: [a\n"), ["config.yaml:3", "not valid YAML"]),
+    "a tab": (text("run: x\n\tseed: 1\n"), ["config.yaml:2", "not valid YAML"]),
+    "empty": (text(""), ["config.yaml", "empty"]),
+    "comments only": (text("# to do\n"), ["config.yaml", "empty"]),
+    "a list": (text("- run\n"), ["config.yaml:1", "mapping"]),
+    "two documents": (text("run: x\n---\nrun: y\n"), ["config.yaml:2", "not valid YAML"]),
+    "not UTF-8": (text(b"run: \xff\xfe\n"), ["config.yaml", "UTF-8"]),
+    "control character": (text("run: x\nseed: \x01\n"), ["config.yaml:2", "not valid YAML"]),
+    "bottomless": (text("[" * 700), ["config.yaml", "not valid YAML"]),
+    "no run": (text("policy: {}\n"), ["config.yaml:1", "'run' is missing"]),
+    "key given twice": (text("run: x\nrun: y\n"), ["config.yaml:2", "run", "twice"]),
+    "unknown key": (put("sede", 1), ["config.yaml:", "'sede'", "'seed'"]),
+    "unknown key of a section": (put("sampling.prompt", 1), ["config.yaml:", "'prompts'"]),
+    "unknown key of a stage": (put("cluster.train.gpu", 1), ["config.yaml:", "'gpus'"]),
+    "unknown stage": (put("cluster.sampel", {}), ["config.yaml:", "'sample'"]),
+    "text for a number": (put("seed", "one"), ["config.yaml:", "seed", "whole number"]),
+    "number for a text": (put("policy.model", 3), ["config.yaml:", "policy.model", "a text"]),
+    "list for a number": (put("training.lr", [1]), ["config.yaml:", "training.lr", "a number"]),
+    "text for true or false": (put("sampling.replacement", "no way"), ["config.yaml:", "true or"]),
+    "wrong engine": (put("sampling.engine", "tgi"), ["config.yaml:", "sampling.engine", "vllm"]),
+    "wrong dtype": (put("policy.dtype", "fp16"), ["config.yaml:", "policy.dtype", "float16"]),
+    "infinite rate": (put("training.lr", float("inf")), ["config.yaml:", "training.lr"]),
+    "negative rate": (put("training.lr", -1e-5), ["config.yaml:", "training.lr", "more than 0"]),
+    "no epochs": (put("training.epochs", 0), ["config.yaml:", "training.epochs", "at least 1"]),
+    "a newline for Slurm": (put("cluster.account", "a\nb"), ["cluster.account", "line break"]),
+    "NUL in a path": (put("policy.model", "a\0b"), ["config.yaml:", "policy.model"]),
+    "too few texts": (put("feedback.texts", ["a", "b"]), ["feedback.texts", "5 quantiles"]),
+    "quantiles": (put("feedback.quantiles", 4), ["config.yaml", "5 feedback texts for 4"]),
+    "text after the prompt": (
+        put("feedback.template", "{feedback} {prompt}!"),
+        ["config.yaml:", "feedback.template", "end in {prompt}"],
+    ),
+    "too few generations": (put("sampling.generations", 3), ["sampling.generations", "5 quant"]),
+    "indivisible batch": (
+        put("cluster.train", {"nodes": 3}),
+        ["training.global_batch", "16 sequences", "3 processes"],
+    ),
+    "indivisible micro-batch": (put("training.micro_batch", 7), ["training.micro_batch", "of 7"]),
+    "no test split": (put("evaluation.test_prompts", 3), ["evaluation.test_prompts", "test split"]),
+    "no policy": (put("policy", {}), ["config.yaml:", "policy.model"]),
+    "no reward model": (put("reward_model", {}), ["config.yaml:", "reward_model.model"]),
+    "home of nobody": (put("run", "~nobody-here/x"), ["run", "~nobody-here"]),
+    "a file is the run folder": (file_at("run"), ["/run: run:"]),
+    "a file is above the run folder": (
+        both(file_at("file"), put("run", "FOLDER/file/a/b")),
+        ["/file/a/b: run:"],
+    ),
+}
+INPUT: dict[str, tuple[Edit, list[str]]] = {
+    "no data folder": (put("data.prompts.path", "FOLDER/gone"), ["/gone", "data.prompts.path"]),
+    "data folder misspelt": (put("data.prompts.path", "gone"), ["gone", "data.prompts.path"]),
+    "data is a file": (put("data.prompts.path", f"FOLDER/{TRAIN}"), [TRAIN, "data.prompts.path"]),
+    "no such split": (put("data.prompts.valid", "dev"), ["/rows", "dev", ".jsonl", "data.prompts"]),
+    "unknown kind of file": (
+        both(put("data.prompts.train", "t.csv"), file_at("rows/t.csv")),
+        ["rows/t.csv", "neither JSONL nor Parquet"],
+    ),
+    "no such column": (
+        put("data.prompts.columns", {"prompt": "post"}),
+        [TRAIN, "'post'", "found: prompt, label", "data.prompts.columns.prompt"],
+    ),
+    "column missing in one row": (rows(GOOD, {"label": "x"}), [f"{TRAIN}:2", "'prompt'"]),
+    "empty file": (rows(), [TRAIN, "empty"]),
+    "blank lines only": (rows("", " "), [TRAIN, "empty"]),
+    "bad JSON": (rows(GOOD, "", '{"prompt": "x"'), [f"{TRAIN}:3", "not valid JSON"]),
+    "a list": (rows(GOOD, ["a"]), [f"{TRAIN}:2", "not a JSON object"]),
+    "a JSON array": (rows("[", GOOD, "]"), [f"{TRAIN}:1", "JSON"]),
+    "a number": (rows(GOOD, {"prompt": 7}), [f"{TRAIN}:2", "'prompt'", "int"]),
+    "a number after a blank line": (rows(GOOD, "", {"prompt": 7}), [f"{TRAIN}:3", "int"]),
+    "null": (rows({"prompt": None}), [f"{TRAIN}:1", "'prompt'"]),
+    "an empty prompt": (rows(GOOD, GOOD, {"prompt": ""}), [f"{TRAIN}:3", "empty"]),
+    "a blank prompt": (rows({"prompt": " \n"}), [f"{TRAIN}:1", "blank"]),
+    "half a character": (rows('{"prompt": "\\ud83d"}'), [f"{TRAIN}:1", "half a character"]),
+    "a number of 5,000 digits": (rows(f'{{"prompt": {"9" * 5000}}}'), [f"{TRAIN}:1", "JSON"]),
+    "bottomless JSON": (rows("[" * 100_000), [f"{TRAIN}:1", "not valid JSON"]),
+    "data not UTF-8": (rows(GOOD, b'{"prompt": "\xe9"}'), [f"{TRAIN}:2", "UTF-8"]),
+    "truncated gzip": (broken_gzip(lambda raw: raw[: len(raw) // 2]), ["train.jsonl.gz", "read"]),
+    "damaged gzip": (
+        broken_gzip(lambda raw: raw[:99] + bytes(99) + raw[198:]),
+        ["train.jsonl.gz"],
+    ),
+    "no gzip": (broken_gzip(lambda raw: b"plain"), ["train.jsonl.gz", "cannot be read"]),
+    "no Parquet": (parquet(None), ["train.parquet", "data.prompts"]),
+    "Parquet without the column": (parquet({"post": ["a"]}), ["train.parquet", "found: post"]),
+    "empty Parquet": (parquet({"prompt": []}), ["train.parquet", "empty"]),
+    "Parquet of numbers": (parquet({"prompt": [1]}), ["train.parquet:1", "int"]),
+    "more prompts than rows": (
+        both(put("sampling.replacement", False), put("sampling.prompts", 7)),
+        ["sampling.prompts", "7 prompts", "6 rows"],
+    ),
+    "no comparisons": (COMPARED, ["nowhere", "data.comparisons.path"]),
+    "no model folder": (put("policy.model", "FOLDER/gone"), ["/gone", "no such model folder"]),
+    "no reward model folder": (put("reward_model.model", "./gone"), ["gone", "no such model"]),
+    "no tokenizer folder": (put("policy.tokenizer", "FOLDER/gone"), ["/gone"]),
+    "model without weights": (model("policy", remove("*.safetensors")), ["/policy", "no model w"]),
+    "model without config": (model("policy", remove("config.json")), ["/policy/config.json"]),
+    "model without tokenizer": (model("policy", remove("tokenizer*")), ["/policy", "tokenizer"]),
+    "truncated weights": (model("policy", truncate), ["/policy/model.safetensors"]),
+    "a weight not finite": (
+        model("policy", weights(not_finite)),
+        ["/policy/model.safetensors", "model.layers.1.mlp.up_proj.weight", "not finite"],
+    ),
+    "a weight missing": (
+        model("policy", weights(lambda state: state.__delitem__("model.norm.weight"))),
+        ["/policy/model.safetensors", "model.norm.weight", "missing"],
+    ),
+    "a weight of another shape": (
+        model("policy", weights(lambda state: state.update({"lm_head.weight": torch.ones(3, 32)}))),
+        ["/policy/model.safetensors", "lm_head.weight", "shape"],
+    ),
+    "reward model truncated": (model("judge", truncate), ["/judge/model.safetensors"]),
+    "reward model not finite": (model("judge", weights(not_finite)), ["/judge", "not finite"]),
+    "reward model without a head": (
+        model("judge", weights(lambda state: state.__delitem__("score.weight"))),
+        ["/judge/model.safetensors", "score.weight"],
+    ),
+    "a policy as reward model": (
+        lambda folder, config: config["reward_model"].update(config["policy"]),
+        ["/policy", "not a reward model"],
+    ),
+    "reward template": (put("reward_model.template", "{prompt}"), ["reward_model.template"]),
+    "no DeepSpeed JSON": (put("training.deepspeed", "gone.json"), ["gone.json", "training.deep"]),
+    "bad DeepSpeed JSON": (zero("{\n\n,}"), ["zero.json:3", "JSON", "training.deepspeed"]),
+    "DeepSpeed JSON is a list": (zero("[]"), ["zero.json", "object", "training.deepspeed"]),
+    "DeepSpeed JSON not UTF-8": (zero(b"\xff"), ["zero.json", "UTF-8", "training.deepspeed"]),
+    "DeepSpeed key of ours": (
+        zero('{"train_batch_size": 4}'),
+        ["zero.json", "'train_batch_size'", "training.deepspeed"],
+    ),
+    "DeepSpeed fp16 of ours": (zero('{"fp16": {"enabled": true}}'), ["zero.json", "fp16.enabled"]),
+    "no such ZeRO stage": (zero('{"zero_optimization": {"stage": 4}}'), ["zero.json", "stage 4"]),
+    "ZeRO is a number": (zero('{"zero_optimization": 2}'), ["zero.json", "zero_optimization"]),
+    "run folder under /proc": (put("run", "/proc/run"), ["/proc/run: run:"]),
+    "run folder holds something else": (file_at("run/thesis.tex"), ["/run: run:", "thesis.tex"]),
+    "run folder holds other data": (file_at("run/data/a.csv"), ["/run: run:", "data/a.csv"]),
+}
+
+
+@pytest.mark.parametrize("name", ["run", "plan"])
+@pytest.mark.parametrize("case", CONFIG.values(), ids=CONFIG.keys())
+def test_wrong_config(
+    good: tuple[Path, dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    case: tuple[Edit, list[str]],
+    name: str,
+) -> None:
+    refused(good, capsys, case, name)
+
+
+@pytest.mark.parametrize("case", INPUT.values(), ids=INPUT.keys())
+def test_wrong_input(
+    good: tuple[Path, dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    case: tuple[Edit, list[str]],
+) -> None:
+    refused(good, capsys, case, "run")
+
+
+def refused(
+    good: tuple[Path, dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    case: tuple[Edit, list[str]],
+    name: str,
+) -> None:
+    folder, config = good
+    edit, named = case
+    edit(folder, config)
+    before = sorted(folder.rglob("*"))
+    assert command(name, folder, config) == 2
+    said = sentence(capsys)
+    for word in named:
+        assert word in said, said
+    after = set(folder.rglob("*")) - {folder / "config.yaml"}
+    assert after == set(before) - {folder / "config.yaml"}  # nothing half made is left
+
+
+def test_missing_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("run", "plan", "submit", "fetch"):
+        assert main([name, str(tmp_path / "gone.yaml")]) == 2
+        assert "gone.yaml: cannot read the config" in sentence(capsys)
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("status", "report", "controller"):
+        assert main([name, str(tmp_path)]) == 2
+        assert f"{tmp_path}: not a run folder" in sentence(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_submitting_without_slurm(
+    good: tuple[Path, dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, config = good
+    monkeypatch.setenv("PATH", str(folder))
+    assert command("submit", folder, config) == 2
+    assert "sbatch" in sentence(capsys)
+    assert not (folder / "run").exists()
+
+
+def test_submitting_where_slurm_does_not_answer(
+    good: tuple[Path, dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, config = good
+    for name in ("sbatch", "squeue", "scontrol", "srun", "sinfo"):
+        (folder / name).write_text("#!/bin/sh\necho 'Unable to contact slurmctld' >&2\nexit 1\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    assert command("submit", folder, config) == 2
+    assert "Slurm does not answer" in sentence(capsys)
+    assert not (folder / "run").exists()
+
+
+def test_the_good_config_is_good_and_its_folder_is_its_own(
+    good: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the tests above spoil passes every check; afterwards its frozen options cannot move."""
+    from alt_hpc import config as configs
+    from alt_hpc import launch
+
+    folder, config = good
+    assert command("plan", folder, config) == 0
+    launch.prepare(configs.load(folder / "config.yaml"))
+    assert RunFolder(folder / "run").exists()
+    for name in ("run", "plan"):
+        for override in ("seed=4", "training.lr=1e-3", "sampling.prompts=5"):
+            assert main([name, str(folder / "config.yaml"), "--set", override]) == 2
+            assert f"another {override.partition('=')[0]};" in sentence(capsys)
+    assert main(["plan", str(folder / "config.yaml"), "--set", "iterations=3"]) == 0
+
+
+def test_data_of_a_failed_try_is_not_taken_for_that_of_the_next(
+    good: tuple[Path, dict[str, Any]],
+) -> None:
+    """Killed while it froze its rows; then the user mends the rows and starts again."""
+    from alt_hpc import config as configs
+    from alt_hpc import launch
+
+    folder, config = good
+    RunFolder(folder / "run").path.mkdir()
+    RunFolder(folder / "run").write_data("prompts-train", [{"prompt": "of the first try"}])
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    run = launch.prepare(configs.load(folder / "config.yaml"))
+    assert [row["prompt"] for row in run.read_data("prompts-train")] == [r["prompt"] for r in ROWS]

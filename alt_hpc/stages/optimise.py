@@ -55,13 +55,14 @@ def optimise(
     return result.weights
 
 
-def connect(folder: RunFolder, piece: Piece) -> Ranks:
-    """Find the other ranks of this start of the job."""
+def begin(folder: RunFolder, piece: Piece, attempt: int) -> tuple[Ranks, Attempt | None]:
+    """Find the other ranks of this start of the job; rank 0 also begins the attempt."""
     meeting = folder.meeting_file(piece)
     meeting.parent.mkdir(parents=True, exist_ok=True)
     ranks = processes.from_environment()
+    work = folder.attempt(piece, attempt) if ranks.first else None
     processes.connect(meeting, ranks)
-    return ranks
+    return ranks, work
 
 
 def commit(

@@ -26,14 +26,13 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     """
     settings = folder.config().reward_training
     assert settings is not None
-    ranks = optimise.connect(folder, piece)
+    ranks, work = optimise.begin(folder, piece, attempt)
     inputs.device()
     target = Path(tempfile.mkdtemp(prefix="alt-hpc-reward-"))
     make = _train_head if settings.head_only else _train_whole
     rows = make(folder, piece, ranks, target / REWARD_MODEL)
-    if not ranks.first:
+    if work is None:
         return
-    work = folder.attempt(piece, attempt)
     _move(target / REWARD_MODEL, work.folder / REWARD_MODEL)
     models.check_weights(work.folder / REWARD_MODEL)
     facts = _held_out(folder, work.folder / REWARD_MODEL, ranks)

@@ -27,7 +27,7 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     settings = config.sft
     assert settings is not None
     assert config.policy.base is not None
-    ranks = optimise.connect(folder, piece)
+    ranks, work = optimise.begin(folder, piece, attempt)
     inputs.device()
     place = folder.model(config.policy.base)
     tokenizer = inputs.tokenizer(folder, place)
@@ -38,9 +38,8 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     weights = optimise.optimise(
         folder, piece, ranks, model, examples, losses.sft_loss, settings, config.seed
     )
-    if weights is None:
+    if work is None:
         return
-    work = folder.attempt(piece, attempt)
     card = CARD.format(base=config.policy.base)
     train.export(work.folder / POLICY, place, weights, tokenizer, settings.export_dtype, card)
     facts = {"steps": len(trainer.global_batches(len(examples), settings, config.seed))}

@@ -43,7 +43,7 @@ Feedback texts, best first: {texts}. Method: arXiv 2407.16970. Made from `{base}
 def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     """Make the policy of an iteration. Runs on every rank; rank 0 exports and publishes."""
     config, k = folder.config(), piece.iteration
-    ranks = optimise.connect(folder, piece)
+    ranks, work = optimise.begin(folder, piece, attempt)
     sources = folder.checksums(pieces.inputs(config, folder.shardings(), piece))
     inputs.device()
     place = inputs.policy_folder(folder, k - 1)
@@ -65,9 +65,8 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     weights = optimise.optimise(
         folder, piece, ranks, model, examples, loss, settings, config.seed + k, first_step
     )
-    if weights is None:
+    if work is None:
         return
-    work = folder.attempt(piece, attempt)
     card = _card(config, k)
     export(work.folder / POLICY, place, weights, tokenizer, settings.export_dtype, card)
     steps = len(trainer.global_batches(len(examples), settings, config.seed + k))

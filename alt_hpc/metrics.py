@@ -60,6 +60,24 @@ def by_quantile(
     return found
 
 
+def histogram(values: Sequence[float], bins: int = 30) -> dict[str, Any]:
+    """A histogram in TensorBoard's raw form, with the standard deviation as `spread`."""
+    array = np.asarray(values, dtype=np.float64)
+    if not len(array):
+        return {"num": 0}
+    counts, edges = np.histogram(array, bins=bins)
+    return {
+        "min": float(array.min()),
+        "max": float(array.max()),
+        "num": len(array),
+        "sum": float(array.sum()),
+        "sum_squares": float((array**2).sum()),
+        "bucket_limits": edges[1:].tolist(),
+        "bucket_counts": counts.tolist(),
+        "spread": float(array.std()),
+    }
+
+
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 

@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from alt_hpc import config as configs
+from alt_hpc import launch
+from alt_hpc.runfolder import RunFolder
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
-os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for jobs that run the tests' own tasks
+os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT}/tests"  # jobs run this checkout, and the tests' tasks
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +73,20 @@ cluster:
 """
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The tiny config run whole on the local backend, with another number of shards."""
+    place = tmp_path_factory.mktemp("local") / "run"
+    overrides = [
+        f"run={place}",
+        "cluster.backend=local",
+        "cluster.sample.shards=1",
+        "cluster.score.shards=1",
+    ]
+    assert launch.run(configs.load(tiny_config, overrides)) == 0
+    return RunFolder(place)
 
 
 @pytest.fixture

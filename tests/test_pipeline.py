@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +170,58 @@ def test_a_stage_can_be_run_by_hand(tiny_config: Path, tmp_path: Path, name: str
     data.begin_iteration(folder.config(), folder, 1)
     with pytest.raises(Exception, match="is not whole"):
         task.stage(str(folder.path), name, "1", "0", "1")
+
+
+def test_curves_run_through_all_iterations_without_doubled_points(undisturbed: RunFolder) -> None:
+    """One curve a quantity: training steps counted through, evaluations by iteration."""
+    training = _scalars(undisturbed.tensorboard("train"))
+    trained = [undisturbed.manifest(Piece(k, "train")) for k in (1, 2)]
+    steps = sum(m.facts["steps"] for m in trained if m is not None)
+    for name in ("loss", "ce", "entropy", "lr", "grad_norm", "tokens_per_s"):
+        assert [step for step, _ in training[f"train/{name}"]] == list(range(1, steps + 1))
+    iterations = _scalars(undisturbed.tensorboard("iterations"))
+    for name in ("reward", "perplexity", "length"):
+        assert [step for step, _ in iterations[f"valid-best/{name}"]] == [0, 1, 2]
+    assert "stages/sample_straggling" in iterations
+    best = undisturbed.manifest(Piece(2, "report"))
+    assert best is not None
+    told = best.facts["report"]["evaluation"]["valid"]["best"]["reward"]
+    assert iterations["valid-best/reward"][2][1] == pytest.approx(told, rel=1e-6)
+
+
+def test_a_report_made_again_replaces_its_points(undisturbed: RunFolder, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(undisturbed.path, copy, symlinks=True)
+    folder = RunFolder(copy)
+    folder.withdraw(Piece(1, "report"))
+    task.stage(str(copy), "report", "1", "0", "2")
+    points = _scalars(folder.tensorboard("iterations"))["valid-best/reward"]
+    assert [step for step, _ in points] == [0, 1, 2]
+
+
+def _scalars(place: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every curve of a TensorBoard folder, as TensorBoard itself reads it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(place)).Reload()
+    names = found.Tags()["scalars"]
+    return {name: [(e.step, e.value) for e in found.Scalars(name)] for name in names}
+
+
+def test_a_finished_run_stays_finished_and_its_checkpoint_is_an_ordinary_folder(
+    undisturbed: RunFolder, tiny_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = undisturbed.journal()
+    config = undisturbed.config()
+    assert launch.run(config) == 0
+    assert [e for e in undisturbed.journal()[len(before) :] if e["event"] == "intent"] == []
+    assert "'Excellent.' after iteration 2 minus plain 0" in capsys.readouterr().out
+    policy = undisturbed.path / "policies" / "002"
+    model = transformers.AutoModelForCausalLM.from_pretrained(policy)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(policy)
+    ids = tokenizer("Excellent. input: " + "SUBREDDIT: r/x\nTL;DR:", return_tensors="pt")
+    out = model.generate(**ids, max_new_tokens=4, do_sample=False)
+    assert out.shape[1] > ids["input_ids"].shape[1]
+    assert "Excellent. input: " in (policy / "README.md").read_text()
+    more = launch.run(dataclasses.replace(config, iterations=1))
+    assert more == 0

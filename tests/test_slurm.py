@@ -59,20 +59,6 @@ def _policies(folder: RunFolder) -> dict[int, bytes]:
     }
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The same run on the local backend, with another number of shards."""
-    place = tmp_path_factory.mktemp("local") / "run"
-    overrides = [
-        f"run={place}",
-        "cluster.backend=local",
-        "cluster.sample.shards=1",
-        "cluster.score.shards=1",
-    ]
-    assert launch.run(configs.load(tiny_config, overrides)) == 0
-    return RunFolder(place)
-
-
 def test_two_iterations_with_nobody_touching_them(
     slurm: None, tiny_config: Path, tmp_path: Path, undisturbed: RunFolder
 ) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from alt_hpc import metrics, pieces
+from alt_hpc import curves, metrics, pieces
 from alt_hpc.pieces import Piece
 from alt_hpc.runfolder import REPORT, RunFolder, write_atomically
-from alt_hpc.summary import draw_curves, table
+from alt_hpc.summary import table
 
 
 def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
@@ -19,7 +19,7 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     rows = list(folder.all_rows(k, "evaluate"))
     report: dict[str, Any] = {"iteration": k, "evaluation": _evaluation(rows)}
     report["stages"] = _stages(folder, k)
-    rewards: list[list[float]] = []
+    report["samples"] = [_sample(row) for row in rows if row["variant"] == "best"][:5]
     if k:
         scores = list(folder.all_rows(k, "score"))
         rewards = metrics.by_quantile(
@@ -27,16 +27,16 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
             [row["quantiles"] for row in scores],
             config.feedback.quantiles,
         )
-        report["quantile_rewards"] = [sum(r) / len(r) if r else None for r in rewards]
+        report["quantiles"] = [metrics.histogram(values) for values in rewards]
         report["set_aside"] = sum(all(q is None for q in row["quantiles"]) for row in scores)
     maker = pieces.reward_model(config)
     if k == 0 and maker is not None:
         report["reward_model"] = dict(folder.open_piece(maker)[1].facts)
     (work.folder / REPORT).write_text(json.dumps(report, indent=1))
-    _tensorboard(folder, report, rewards, rows)
     work.commit([REPORT], rows=len(rows), inputs=sources, facts={"report": report})
     write_atomically(folder.report_file, table(folder) + "\n")
-    draw_curves(folder)
+    curves.write(folder, k)
+    curves.draw(folder)
 
 
 def _evaluation(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -46,6 +46,12 @@ def _evaluation(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         chosen = [row for row in rows if (row["split"], row["variant"]) == (split, variant)]
         found.setdefault(split, {})[variant] = metrics.summarise(chosen)
     return found
+
+
+def _sample(row: dict[str, Any]) -> str:
+    """A held-out post with its summary, as Markdown."""
+    text = f"{row['prompt']}\n\n**{row['text']}**\n\nreward {row['reward']}"
+    return text.replace("\n", "  \n")
 
 
 def _stages(folder: RunFolder, iteration: int) -> dict[str, dict[str, float]]:
@@ -73,36 +79,3 @@ def _stages(folder: RunFolder, iteration: int) -> dict[str, dict[str, float]]:
                 "queue_wait_s": max(waits, default=0.0),
             }
     return found
-
-
-def _tensorboard(
-    folder: RunFolder,
-    report: dict[str, Any],
-    rewards: list[list[float]],
-    rows: list[dict[str, Any]],
-) -> None:
-    """One point a quantity; made again after a restart, it replaces the earlier one."""
-    import numpy as np
-    from torch.utils.tensorboard import SummaryWriter
-
-    k = report["iteration"]
-    writer = SummaryWriter(str(folder.tensorboard("iterations")), purge_step=k)  # type: ignore[no-untyped-call]
-    for split, variants in report["evaluation"].items():
-        for variant, measures in variants.items():
-            for name, value in measures.items():
-                if value is not None:
-                    writer.add_scalar(f"{split}-{variant}/{name}", value, k)
-    for stage, durations in report["stages"].items():
-        for name, value in durations.items():
-            writer.add_scalar(f"stages/{stage}_{name}", value, k)
-    for quantile, values in enumerate(rewards):
-        if values:
-            text = folder.config().feedback.texts[quantile]
-            writer.add_scalar(f"quantile-{quantile} {text}/reward_mean", float(np.mean(values)), k)
-            writer.add_scalar(f"quantile-{quantile} {text}/reward_spread", float(np.std(values)), k)
-            writer.add_histogram(f"quantile-{quantile} {text}/rewards", np.asarray(values), k)
-    best = [row for row in rows if row["variant"] == "best"][:5]
-    for number, row in enumerate(best):
-        text = f"{row['prompt']}\n\n**{row['text']}**\n\nreward {row['reward']}"
-        writer.add_text(f"samples/{number}", text.replace("\n", "  \n"), k)
-    writer.close()

@@ -1,0 +1,100 @@
+"""Curves of a run: TensorBoard points and the picture, from the reports of its iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from alt_hpc.pieces import Piece
+from alt_hpc.runfolder import METRICS, RunFolder, read_lines
+from alt_hpc.summary import reports
+
+
+def write(folder: RunFolder, iteration: int) -> None:
+    """One point a quantity for an iteration, and again for later ones that have a report.
+
+    The new session purges everything from `iteration` on, so that a report made again leaves
+    neither doubled points nor a gap.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder.tensorboard("iterations")), purge_step=iteration)
+    for k, report in reports(folder).items():
+        if k >= iteration:
+            _points(writer, k, report, folder.config().feedback.texts)
+    writer.close()
+
+
+def _points(writer: Any, k: int, report: dict[str, Any], texts: list[str]) -> None:
+    for split, variants in report["evaluation"].items():
+        for variant, measures in variants.items():
+            for name, value in measures.items():
+                if value is not None:
+                    writer.add_scalar(f"{split}-{variant}/{name}", value, k)
+    for stage, durations in report["stages"].items():
+        for name, value in durations.items():
+            writer.add_scalar(f"stages/{stage}_{name}", value, k)
+    for quantile, shape in enumerate(report.get("quantiles", [])):
+        name = f"quantile-{quantile} {texts[quantile]}"
+        if shape["num"]:
+            writer.add_scalar(f"{name}/reward_mean", shape["sum"] / shape["num"], k)
+            writer.add_scalar(f"{name}/reward_spread", shape["spread"], k)
+            raw = {key: value for key, value in shape.items() if key != "spread"}
+            writer.add_histogram_raw(f"{name}/rewards", **raw, global_step=k)
+    for number, text in enumerate(report["samples"]):
+        writer.add_text(f"samples/{number}", text, k)
+
+
+def draw(folder: RunFolder) -> None:
+    """Draw reward, perplexity, length and training loss of the run so far into `curves.png`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    found = reports(folder)
+    _curve(folder, axes[0][0], found, "reward", "mean reward")
+    _curve(folder, axes[0][1], found, "perplexity", "perplexity under the starting policy")
+    _curve(folder, axes[1][0], found, "length", "mean length (tokens)")
+    steps = list(_training(folder))
+    axes[1][1].plot([s["step"] for s in steps], [s["loss"] for s in steps], color="tab:purple")
+    axes[1][1].set(title="training loss", xlabel="optimiser step")
+    figure.suptitle(f"{folder.path.name}: held-out posts (valid)")
+    temporary = folder.curves_file.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=110)
+    pyplot.close(figure)
+    temporary.replace(folder.curves_file)
+
+
+def _curve(folder: RunFolder, axis: Any, found: dict[int, Any], name: str, title: str) -> None:
+    texts = folder.config().feedback.texts
+    styles = {"best": (texts[0], "tab:blue"), "worst": (texts[-1], "tab:red")}
+    for variant, (label, colour) in styles.items():
+        points = [(k, report["evaluation"]["valid"][variant]) for k, report in found.items()]
+        xs = [k for k, m in points if m[name] is not None]
+        ys = [m[name] for _, m in points if m[name] is not None]
+        axis.plot(xs, ys, marker="o", label=label, color=colour)
+        if name == "reward":
+            errors = [1.96 * (m["reward_error"] or 0) for _, m in points if m[name] is not None]
+            low, high = zip(*[(y - e, y + e) for y, e in zip(ys, errors, strict=True)], strict=True)
+            axis.fill_between(xs, low, high, color=colour, alpha=0.12)
+    plain = found.get(0, {}).get("evaluation", {}).get("valid", {}).get("plain", {}).get(name)
+    if plain is not None:
+        axis.axhline(plain, color="grey", linestyle="--", label="plain, iteration 0")
+    axis.set(title=title, xlabel="iteration")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(fontsize=8)
+
+
+def _training(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """Training metrics of all iterations, their steps counted through."""
+    offset = 0
+    for k in sorted(folder.shardings()):
+        manifest = folder.manifest(Piece(k, "train")) if k else None
+        if manifest is None:
+            continue
+        path = folder.piece_folder(Piece(k, "train")) / manifest.folder / METRICS
+        for row in read_lines(path):
+            yield {**row, "step": offset + row["step"]}
+        offset += manifest.facts["steps"]

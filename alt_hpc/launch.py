@@ -43,7 +43,9 @@ def submit(config: Config, wait: bool = False) -> int:
 
 def _slurm() -> Slurm:
     try:
-        return Slurm()
+        slurm = Slurm()
+        assert slurm.max_array  # asks slurmctld
+        return slurm
     except QueueUnknown as error:
         raise InputError(f"Slurm does not answer: {error}") from error
 

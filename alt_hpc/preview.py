@@ -6,7 +6,7 @@ import dataclasses
 import shlex
 
 from alt_hpc import controller, data
-from alt_hpc.clusters import Request
+from alt_hpc.clusters import QueueUnknown, Request
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm, available
 from alt_hpc.config import Config
@@ -23,8 +23,18 @@ def preview(config: Config) -> str:
     folder = RunFolder.preview(config)
     state = _state(config, folder)
     slurm = Slurm() if config.cluster.backend == "slurm" and available() else None
-    todo = plan(config, state, slurm.max_array if slurm else Local.max_array)
+    todo = plan(config, state, _max_array(slurm))
     return "\n".join([_summary(folder, config, todo), *_scripts(folder, config, todo, slurm)])
+
+
+def _max_array(slurm: Slurm | None) -> int:
+    """The cluster's limit; Slurm's default where it does not answer."""
+    if slurm is None:
+        return Local.max_array
+    try:
+        return slurm.max_array
+    except QueueUnknown:
+        return 1001
 
 
 def _state(config: Config, folder: RunFolder) -> State:

@@ -41,7 +41,10 @@ class QueueUnknown(RuntimeError):
 class Cluster(Protocol):
     """What the controller needs of a cluster."""
 
-    max_array: int
+    @property
+    def max_array(self) -> int:
+        """Elements that an array may have."""
+        ...
 
     def submit(self, request: Request, after: Sequence[Dependency]) -> str:
         """Queue a job whose dependencies name jobs or elements (`12`, `12_3`); returns its id."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import getpass
 import os
 import re
@@ -65,7 +66,11 @@ class Slurm:
     def __init__(self) -> None:
         if not available():
             raise InputError("Slurm's commands (sbatch, squeue, scontrol, srun) are not on PATH")
-        self.max_array = _max_array()
+
+    @functools.cached_property
+    def max_array(self) -> int:
+        """Elements that an array may have here; raises `QueueUnknown`."""
+        return _max_array()
 
     def submit(self, request: Request, after: Sequence[Dependency]) -> str:
         """One sbatch: an array through submitit, or a plain job for a single element."""
@@ -164,11 +169,11 @@ class Slurm:
     def check(self, common: ClusterConfig) -> None:
         """Stop with one sentence on an unknown partition or more nodes than a partition has."""
         known: dict[str, int] = {}
-        for line in client("sinfo", "--noheader", "--format=%R|%D").splitlines():
+        first = None
+        for line in _sinfo("%P|%D").splitlines():
             name, _, nodes = line.partition("|")
-            known[name] = known.get(name, 0) + int(nodes)
-        default = client("sinfo", "--noheader", "--format=%P").split()
-        first = next((p.rstrip("*") for p in default if p.endswith("*")), None)
+            first = name.rstrip("*") if name.endswith("*") else first
+            known[name.rstrip("*")] = known.get(name.rstrip("*"), 0) + int(nodes)
         for name, stage in _stages(common):
             partition = stage.partition or common.partition or first
             where = "cluster.partition" if not stage.partition else f"cluster.{name}.partition"
@@ -245,6 +250,13 @@ def controller_name(run: str, run_id: str) -> str:
 
 def _stages(common: ClusterConfig) -> list[tuple[str, StageCluster]]:
     return [(k, v) for k, v in vars(common).items() if isinstance(v, StageCluster)]
+
+
+def _sinfo(form: str) -> str:
+    try:
+        return client("sinfo", "--noheader", f"--format={form}")
+    except (subprocess.SubprocessError, OSError) as error:
+        raise InputError(f"Slurm does not answer: sinfo: {_own_words(error)}") from error
 
 
 def _max_array() -> int:

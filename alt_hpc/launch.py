@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -205,8 +206,12 @@ def _stages(config: Config) -> list[str]:
 def run(config: Config) -> int:
     """Run everything on this machine, with progress and the final table on stdout."""
     folder = prepare(config)
-    with folder.only_one():
-        return _run(config, folder)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        with folder.only_one():
+            return _run(config, folder)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(config: Config, folder: RunFolder) -> int:
@@ -222,9 +227,11 @@ def _run(config: Config, folder: RunFolder) -> int:
             local.wait(done.waits, screen.tick)
             screen.ended(local)
     except KeyboardInterrupt:
+        local.end_all()
         print(f"\nstopped; run the same command again to go on ({folder.path})", file=sys.stderr)
         return 130
     if done.plan.stop:
+        local.end_all()
         sentence = f"stopped: {done.plan.stop}; logs are in {folder.path / 'jobs'}"
         folder.end("STOPPED", sentence)
         print(sentence, file=sys.stderr)

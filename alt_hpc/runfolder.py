@@ -490,13 +490,16 @@ class RunFolder:
         start = os.environ.get("ALT_HPC_START", f"by-hand-{os.getpid()}")
         return self.piece_folder(piece) / f"meeting-{start}.json"
 
-    def checkpoints(self, piece: Piece) -> Path:
-        """Checkpoints of a training and what its steps measured, shared by its attempts."""
-        return self.piece_folder(piece) / "checkpoints"
+    def checkpoints(self, piece: Piece, inputs: Mapping[str, str]) -> Path:
+        """Checkpoints of a training and what its steps measured.
+
+        Shared by its attempts, and left alone by one whose inputs have other checksums.
+        """
+        return self.piece_folder(piece) / "checkpoints" / configs.digest(dict(inputs))[:12]
 
     def remove_checkpoints(self, piece: Piece) -> None:
         """Once the piece is whole they are of no use."""
-        shutil.rmtree(self.checkpoints(piece), ignore_errors=True)
+        shutil.rmtree(self.piece_folder(piece) / "checkpoints", ignore_errors=True)
 
     def show_progress(self, piece: Piece, done: int, total: int, unit: str, started: float) -> None:
         """Say how far a piece is: `done` of `total` units since `started` (seconds, epoch)."""

@@ -29,6 +29,8 @@ def optimise(
     loss: Loss,
     settings: Training,
     seed: int,
+    *,
+    inputs: Mapping[str, str],
     first_step: int = 0,
 ) -> Mapping[str, Tensor] | None:
     """Train and return the weights on rank 0, None elsewhere. `first_step` continues the curves.
@@ -36,7 +38,7 @@ def optimise(
     Every rank calls it. What the steps measured is kept beside the checkpoints, so that an
     attempt which goes on from one leaves neither doubled nor missing points.
     """
-    place = folder.checkpoints(piece)
+    place = folder.checkpoints(piece, inputs)
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     curves = Curves(folder, piece, place / METRICS, first_step)
     result = trainer.train(
@@ -75,7 +77,7 @@ def commit(
     facts: Mapping[str, Any],
 ) -> None:
     """Publish the exported folder `model` of this attempt, with its metrics; drop checkpoints."""
-    source = folder.checkpoints(work.piece) / METRICS
+    source = folder.checkpoints(work.piece, inputs) / METRICS
     (work.folder / METRICS).write_bytes(source.read_bytes())
     files = [
         str(p.relative_to(work.folder)) for p in (work.folder / model).rglob("*") if p.is_file()

@@ -59,7 +59,7 @@ def _train_head(folder: RunFolder, piece: Piece, ranks: Ranks, target: Path) -> 
     head = nn.Linear(features.shape[-1], 1, bias=False)
     nn.init.zeros_(head.weight)
     weights = optimise.optimise(
-        folder, piece, ranks, head, examples, losses.feature_loss, settings, config.seed
+        folder, piece, ranks, head, examples, losses.feature_loss, settings, config.seed, inputs={}
     )
     if weights is not None:
         tokenizer = trunk.text.tokenizer
@@ -87,7 +87,7 @@ def _train_whole(folder: RunFolder, piece: Piece, ranks: Ranks, target: Path) ->
     model = models.load_whole(AutoModelForSequenceClassification, start, "float32", inputs.cpu())
     trainer.freeze(model, settings.trained_blocks, settings.train_embeddings)
     weights = optimise.optimise(
-        folder, piece, ranks, model, examples, losses.pair_loss, settings, config.seed
+        folder, piece, ranks, model, examples, losses.pair_loss, settings, config.seed, inputs={}
     )
     if weights is not None:
         whole = models.assemble(

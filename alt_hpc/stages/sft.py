@@ -36,7 +36,7 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     train.set_dropout(model, config.policy.dropout)
     trainer.freeze(model, settings.trained_blocks, settings.train_embeddings)
     weights = optimise.optimise(
-        folder, piece, ranks, model, examples, losses.sft_loss, settings, config.seed
+        folder, piece, ranks, model, examples, losses.sft_loss, settings, config.seed, inputs={}
     )
     if work is None:
         return

@@ -63,7 +63,16 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     last = folder.manifest(before) if k > 1 else None
     first_step = last.facts["last_step"] if last else 0
     weights = optimise.optimise(
-        folder, piece, ranks, model, examples, loss, settings, config.seed + k, first_step
+        folder,
+        piece,
+        ranks,
+        model,
+        examples,
+        loss,
+        settings,
+        config.seed + k,
+        inputs=sources,
+        first_step=first_step,
     )
     if work is None:
         return

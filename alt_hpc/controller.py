@@ -145,7 +145,12 @@ def run_on_slurm(folder: RunFolder) -> int:
         print(folder.ended())
         return 0
     slurm = Slurm()
-    successor = _successor(folder, slurm, me)
+    try:
+        successor = _successor(folder, slurm, me)
+    except SubmissionRefused as error:  # nothing has been submitted yet; submitting again is safe
+        folder.end("STOPPED", f"stopped: Slurm refused the next controller: {error}")
+        print(folder.ended(), file=sys.stderr, flush=True)
+        return 1
     try:
         done = step(folder, slurm)
     except QueueUnknown as error:

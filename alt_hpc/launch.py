@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from alt_hpc import controller, data, progress
-from alt_hpc.clusters import QueueUnknown
+from alt_hpc.clusters import QueueUnknown, SubmissionRefused
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm
 from alt_hpc.config import Config
@@ -32,7 +32,10 @@ def submit(config: Config, wait: bool = False) -> int:
         return progress.follow(folder) if wait else 0
     folder.reopen()
     folder.record("submit", who=os.environ.get("USER", str(os.getuid())))
-    job = controller.queue_controller(folder, slurm, "")
+    try:
+        job = controller.queue_controller(folder, slurm, "")
+    except SubmissionRefused as error:
+        raise InputError(f"cluster.controller: Slurm refused the controller: {error}") from error
     print(
         f"submitted controller {job} of run {folder.path}\n"
         f"  squeue --me\n"

@@ -141,7 +141,11 @@ class Slurm:
             **common.sbatch,
             **asked.sbatch,
         }
-        flags = [f"--{key}={value}" for key, value in options.items() if value is not None]
+        flags = [
+            f"--{key}" if value is True else f"--{key}={value}"
+            for key, value in options.items()
+            if value is not None
+        ]
         try:
             return client("sbatch", "--parsable", *flags, str(script)).split(";")[0].strip()
         except (subprocess.SubprocessError, OSError) as error:
@@ -295,4 +299,5 @@ def _own_words(error: BaseException) -> str:
     said = getattr(error, "stderr", None) or str(error)
     text = said.decode() if isinstance(said, bytes) else said
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__).removeprefix("sbatch: error: ")
+    told = [line for line in lines if "error" in line.lower()] or lines
+    return told[0].removeprefix("sbatch: error: ") if told else type(error).__name__

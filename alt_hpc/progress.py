@@ -55,17 +55,17 @@ class Screen:
         print("\n" + summaries.summary(self.folder), flush=True)
 
 
-def line(folder: RunFolder, iteration: int, stage: str) -> str:
+def line(folder: RunFolder, iteration: int, stage: str, silent: str = "starting") -> str:
     """`sample 1   shards 1/2   37/48 prompts   2.1 prompts/s   about 0:05 left`."""
     sharding = folder.shardings()[iteration]
     shards = {"sample": sharding.sample, "score": sharding.sample, "evaluate": sharding.evaluate}
     count = len(shards.get(stage, [0]))
     pieces = [Piece(iteration, stage, shard) for shard in range(count)]
     whole = sum(folder.manifest(piece) is not None for piece in pieces)
-    words = f"{stage} {iteration}".ljust(14) + f"shards {whole}/{count}".ljust(16)
+    words = f"{stage} {iteration}".ljust(16) + f"shards {whole}/{count}".ljust(16)
     found = [p for p in map(folder.progress, pieces) if p is not None]
     if not found:
-        return words + "starting"
+        return words + ("whole" if whole == count else silent)
     done, total = sum(p["done"] for p in found), sum(p["total"] for p in found)
     spent = max(p["at"] for p in found) - min(p["started"] for p in found)
     rate = done / spent if spent > 0 and done else 0.0
@@ -90,7 +90,7 @@ def status(folder: RunFolder) -> str:
         skipped = {"sft"} if config.policy.model else set()
         skipped |= {"reward-model"} if config.reward_model.model else set()
         stages = (*preparing, *(("sample", "score", "train") if k else ()), "evaluate", "report")
-        lines += [line(folder, k, stage) for stage in stages if stage not in skipped]
+        lines += [line(folder, k, stage, "not started") for stage in stages if stage not in skipped]
     ended = folder.ended()
     lines.append(f"{ended[0]}: {ended[1]}" if ended else "goes on")
     return "\n".join(lines)

@@ -33,7 +33,6 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     prompts = data.held_out_prompts(folder, k, start, end)
     kinds = variants(k, config.feedback.texts, config.feedback.template)
     steps = len(prompts) * (len(kinds) + 2)
-    done = 0
     rows = _generate(folder, k, prompts, kinds, lambda n: work.progress(n, steps, "prompts"))
     done = len(prompts) * len(kinds)
     model = inputs.reward_model(folder, inputs.device())

@@ -56,7 +56,7 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     loss = functools.partial(losses.alt_loss, entropy=settings.entropy)
     if settings.kl:
         reference = models.load_policy(
-            inputs.policy_folder(folder, 0), _reference_dtype(config), ranks.device
+            inputs.policy_folder(folder, 0), settings.precision, ranks.device
         )
         loss = functools.partial(loss, kl=settings.kl, reference=reference)
     before = Piece(k - 1, "train")
@@ -107,10 +107,6 @@ def set_dropout(model: PreTrainedModel, p: float) -> None:
             module.p = p
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = p  # type: ignore[assignment]
-
-
-def _reference_dtype(config: Config) -> str:
-    return config.training.precision
 
 
 def _card(config: Config, iteration: int) -> str:

@@ -164,6 +164,8 @@ class Cluster:
     backend: Literal["local", "slurm"] = "local"
     slots: int = 1  # local: tasks at once
     max_attempts: int = 3
+    chain: Literal["controller", "presubmitted"] = "controller"  # the latter: nodes have no sbatch
+    hung_minutes: float = 60.0  # a task without progress for so long ends itself
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -563,7 +565,8 @@ _RANGES: list[tuple[str, Callable[[float], bool], str]] = [
     (
         "more than 0",
         lambda value: value > 0,
-        "sampling.temperature TRAINING.lr TRAINING.eps TRAINING.clip STAGE.mem_gb",
+        "sampling.temperature TRAINING.lr TRAINING.eps TRAINING.clip STAGE.mem_gb"
+        " cluster.hung_minutes",
     ),
     (
         "a share above 0 and at most 1",

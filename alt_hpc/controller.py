@@ -15,14 +15,16 @@ from pathlib import Path
 
 from alt_hpc import data
 from alt_hpc.clusters import Cluster, QueueUnknown, Request, SubmissionRefused
-from alt_hpc.clusters.slurm import Slurm
+from alt_hpc.clusters.slurm import Slurm, available
 from alt_hpc.config import Config
+from alt_hpc.errors import InputError
 from alt_hpc.pieces import Piece
-from alt_hpc.plan import Dependency, Job, Plan, State, current_iteration, plan
+from alt_hpc.plan import Dependency, Job, Outcome, Plan, State, current_iteration, plan
 from alt_hpc.runfolder import RunFolder
 
 IDLE_CONTROLLERS = 3  # in a row without progress: stop
-BACK_OFF_MINUTES = 1
+BACK_OFF_MINUTES = (1, 5, 30)  # before the first, second, third try after nothing went
+LOCK_WITHIN_S = 60.0  # how long a controller waits for another one to finish
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,11 @@ class Step:
 
     plan: Plan
     waits: tuple[str, ...] = ()
-    refused: str | None = None
+    refused: SubmissionRefused | None = None
 
 
-def step(folder: RunFolder, cluster: Cluster) -> Step:
-    """Plan and submit once.
+def step(folder: RunFolder, cluster: Cluster, horizon: int | None = None) -> Step:
+    """Plan and submit once: the iteration that is up next, or all up to `horizon`.
 
     Raises
     ------
@@ -43,9 +45,9 @@ def step(folder: RunFolder, cluster: Cluster) -> Step:
         It could not be learnt what is in flight; nothing was submitted.
     """
     config = folder.config()
-    in_flight = cluster.in_flight(folder.run_id)
-    state = read_state(folder, cluster, in_flight)
-    todo = plan(config, state, cluster.max_array)
+    state = read_state(folder, cluster.in_flight(folder.run_id))
+    state = replace(state, outcomes=_outcomes(folder, cluster, state))
+    todo = plan(config, state, cluster.limits(config.cluster), horizon)
     ids: dict[str, str] = {}
     refused = None
     for job in todo.jobs:
@@ -55,8 +57,8 @@ def step(folder: RunFolder, cluster: Cluster) -> Step:
         try:
             ids[job.key] = cluster.submit(request(folder, config, job), after)
         except SubmissionRefused as error:
-            refused = str(error)
-            folder.record("refused", key=job.key, why=refused)
+            refused = error
+            folder.record("refused", key=job.key, why=str(error), kind=error.kind)
             break
         folder.record("submitted", key=job.key, job=ids[job.key])
         print(f"submitted {job.key} as {ids[job.key]} ({len(job.shards)} tasks)", flush=True)
@@ -66,9 +68,7 @@ def step(folder: RunFolder, cluster: Cluster) -> Step:
     return Step(todo, tuple(w for w in waits if w not in unknown), refused)
 
 
-def read_state(
-    folder: RunFolder, cluster: Cluster | None, in_flight: dict[str, dict[int, str]]
-) -> State:
+def read_state(folder: RunFolder, in_flight: dict[str, dict[int, str]]) -> State:
     """The run folder and the queue as one value. Begins the iteration that is up next."""
     config = folder.config()
     data.begin_iteration(config, folder, 0)
@@ -84,6 +84,31 @@ def read_state(
         for index, element in in_flight.get(submission.key, {}).items():
             flying[submission.pieces[index]] = element
     return replace(state, in_flight=flying)
+
+
+def _outcomes(folder: RunFolder, cluster: Cluster, state: State) -> dict[tuple[str, int], Outcome]:
+    """How elements ended that are neither whole nor in flight; what is new is written down.
+
+    The cluster forgets (MinJobAge), the journal does not.
+    """
+    known = folder.outcomes()
+    for submission in state.submissions[state.counted_from :]:
+        lost = [
+            index
+            for index, piece in enumerate(submission.pieces)
+            if (submission.key, index) not in known
+            and piece not in state.in_flight
+            and piece not in state.done
+        ]
+        ends = cluster.ends([submission.job]) if lost and submission.job else {}
+        for index in lost:
+            element = cluster.element(submission.job or "", index, len(submission.shards))
+            how, nodes = ends.get(element, ("UNKNOWN", ()))
+            end = Outcome(how, nodes, folder.saved(submission.pieces[index]))
+            known[submission.key, index] = end
+            facts = {"state": end.state, "nodes": end.nodes, "saved": end.saved}
+            folder.record("outcome", key=submission.key, index=index, **facts)
+    return known
 
 
 def request(folder: RunFolder, config: Config, job: Job) -> Request:
@@ -107,6 +132,7 @@ def request(folder: RunFolder, config: Config, job: Job) -> Request:
         stage=stage,
         common=config.cluster,
         threads=config.threads,
+        exclude=job.exclude,
     )
 
 
@@ -144,7 +170,13 @@ def run_on_slurm(folder: RunFolder) -> int:
     if folder.ended():
         print(folder.ended())
         return 0
-    slurm = Slurm()
+    if not available():
+        return _conclude(folder)
+    with folder.only_one("controller.lock", LOCK_WITHIN_S):  # two may have been started at once
+        return _run_on_slurm(folder, Slurm(), me)
+
+
+def _run_on_slurm(folder: RunFolder, slurm: Slurm, me: str) -> int:
     try:
         successor = _successor(folder, slurm, me)
     except SubmissionRefused as error:  # nothing has been submitted yet; submitting again is safe
@@ -161,17 +193,49 @@ def run_on_slurm(folder: RunFolder) -> int:
         return 0
     if done.plan.stop:
         return _stop(folder, slurm, successor, done.plan.stop)
+    if done.refused and done.refused.kind == "wrong":
+        return _stop(folder, slurm, successor, f"Slurm would not take a job: {done.refused}")
     progress = len(folder.done()), len([j for j in folder.journal() if j["event"] == "submitted"])
     folder.record("step", progress=progress, waits=done.waits)
-    if done.refused and not done.waits:
-        return _back_off(folder, slurm, successor, f"sbatch refused a job: {done.refused}")
+    if not done.waits:
+        why = f"sbatch refused a job: {done.refused}" if done.refused else "no room for a job"
+        return _back_off(folder, slurm, successor, why)
     if _idle(folder):
         return _stop(
             folder, slurm, successor, f"{IDLE_CONTROLLERS} controllers in a row without progress"
         )
-    if done.waits:
-        slurm.depend(successor, f"afterany:{':'.join(done.waits)},singleton")
+    slurm.depend(successor, f"afterany:{':'.join(done.waits)},singleton")
     return 0
+
+
+def presubmit(folder: RunFolder, slurm: Slurm) -> str:
+    """Submit all iterations at once, for sites whose nodes have no sbatch; returns the last job.
+
+    That last job only concludes. What fails takes what depends on it along; what Slurm requeues
+    itself goes on.
+    """
+    config = folder.config()
+    for k in range(1, config.iterations + 1):
+        data.begin_iteration(config, folder, k)
+    done = step(folder, slurm, config.iterations)
+    if done.plan.stop or done.refused:
+        slurm.cancel(*done.waits)
+        raise InputError(f"cluster.chain: {done.plan.stop or done.refused}")
+    return queue_controller(folder, slurm, f"afterany:{':'.join(done.waits)}" if done.waits else "")
+
+
+def _conclude(folder: RunFolder) -> int:
+    """Say how a presubmitted chain ended, on a node that can submit nothing."""
+    state = read_state(folder, {})
+    todo = plan(folder.config(), state)
+    if todo.finished:
+        folder.end("FINISHED", "the run is finished")
+        return 0
+    missing = todo.jobs[0].pieces[0] if todo.jobs else todo.stop
+    sentence = f"stopped: {missing} is not whole, and sbatch is not on this node; submit again"
+    folder.end("STOPPED", f"{sentence} to go on; logs are in {folder.path / 'jobs'}")
+    print(sentence, file=sys.stderr, flush=True)
+    return 1
 
 
 def _successor(folder: RunFolder, slurm: Slurm, me: str) -> str:
@@ -188,12 +252,19 @@ def _successor(folder: RunFolder, slurm: Slurm, me: str) -> str:
 
 def _back_off(folder: RunFolder, slurm: Slurm, successor: str, why: str) -> int:
     """Nothing could be submitted: the successor tries again in a while, a few times."""
-    print(f"{why}; trying again in {BACK_OFF_MINUTES} min", flush=True)
-    folder.record("step", progress=["backed off", why], waits=[])
+    folder.record("step", progress=["backed off"], waits=[])
     if _idle(folder):
         return _stop(folder, slurm, successor, why)
-    slurm.start_after(successor, BACK_OFF_MINUTES)
+    minutes = BACK_OFF_MINUTES[min(_backed_off(folder), len(BACK_OFF_MINUTES)) - 1]
+    print(f"{why}; trying again in {minutes} min", flush=True)
+    slurm.start_after(successor, minutes)
     return 0
+
+
+def _backed_off(folder: RunFolder) -> int:
+    """How many controllers in a row, up to now, could submit nothing."""
+    steps = [e.get("progress") for e in folder.journal() if e["event"] in ("step", "submit")]
+    return next((n for n, p in enumerate(reversed(steps)) if p != ["backed off"]), len(steps))
 
 
 def _idle(folder: RunFolder) -> bool:

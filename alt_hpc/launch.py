@@ -33,7 +33,10 @@ def submit(config: Config, wait: bool = False) -> int:
     folder.reopen()
     folder.record("submit", who=os.environ.get("USER", str(os.getuid())))
     try:
-        job = controller.queue_controller(folder, slurm, "")
+        if config.cluster.chain == "presubmitted":
+            job = controller.presubmit(folder, slurm)
+        else:
+            job = controller.queue_controller(folder, slurm, "")
     except SubmissionRefused as error:
         raise InputError(f"cluster.controller: Slurm refused the controller: {error}") from error
     print(
@@ -48,7 +51,7 @@ def submit(config: Config, wait: bool = False) -> int:
 def _slurm() -> Slurm:
     try:
         slurm = Slurm()
-        assert slurm.max_array  # asks slurmctld
+        slurm.in_flight("")  # asks slurmctld
         return slurm
     except QueueUnknown as error:
         raise InputError(f"Slurm does not answer: {error}") from error

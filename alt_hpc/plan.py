@@ -7,7 +7,7 @@ list of shards, each an array element.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from alt_hpc import pieces
@@ -44,6 +44,26 @@ class Submission:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """How an element ended whose piece is not whole."""
+
+    state: str  # Slurm's, such as FAILED; UNKNOWN where the cluster has forgotten it
+    nodes: tuple[str, ...] = ()
+    saved: int = 0  # units of work that were safe by then
+
+
+NOT_ITS_FAULT = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the cluster takes: elements of an array, and elements in all (None: no limit)."""
+
+    array: int = 1000
+    room: int | None = None
+
+
+@dataclass(frozen=True)
 class State:
     """The run folder and the queue, as a controller found them."""
 
@@ -52,6 +72,7 @@ class State:
     submissions: tuple[Submission, ...] = ()  # all of them, oldest first
     counted_from: int = 0  # index in `submissions` of the first since a person last submitted
     in_flight: Mapping[Piece, str] = field(default_factory=dict)  # piece -> job or element id
+    outcomes: Mapping[tuple[str, int], Outcome] = field(default_factory=dict)  # (job key, index)
 
 
 @dataclass(frozen=True)
@@ -72,6 +93,7 @@ class Job:
     shards: tuple[int, ...]
     after: tuple[Dependency, ...] = ()
     waits: Mapping[Piece, int] = field(default_factory=dict)
+    exclude: tuple[str, ...] = ()  # nodes on which these pieces failed, the latest first
 
     @property
     def key(self) -> str:
@@ -96,9 +118,14 @@ class Plan:
     finished: bool = False
 
 
-def plan(config: Config, state: State, max_array: int = 1000) -> Plan:
-    """The next jobs of a run. `max_array` is the largest number of elements of an array."""
-    horizon = current_iteration(config, state)
+def plan(
+    config: Config, state: State, limits: Limits = Limits(), horizon: int | None = None
+) -> Plan:
+    """The next jobs of a run; where the cluster has not room for all, the first that fit.
+
+    `horizon` is the last iteration to plan for; by default the one that is up next.
+    """
+    horizon = horizon or current_iteration(config, state)
     needed = _needed(config, state, horizon)
     if not needed and horizon == config.iterations:
         return Plan(finished=True)
@@ -106,7 +133,7 @@ def plan(config: Config, state: State, max_array: int = 1000) -> Plan:
     exhausted = _exhausted(config, state, missing)
     if exhausted:
         return Plan(stop=exhausted)
-    jobs = _jobs(config, state, missing, max_array)
+    jobs = _that_fit(_jobs(config, state, missing, limits.array), limits.room)
     return Plan(jobs=tuple(jobs), wait_for=_wait_for(config, state, jobs, horizon))
 
 
@@ -153,31 +180,89 @@ def _needed(config: Config, state: State, horizon: int) -> list[Piece]:
 
 
 def attempts(state: State, piece: Piece) -> int:
-    """How many submissions of a piece had a chance to run since a person last submitted.
+    """How many submissions of a piece count since a person last submitted.
 
-    One that waited for an input which then failed was cancelled by Slurm and does not count:
-    that input is missing, or was made by a later attempt.
+    One that waited for an input which then failed was cancelled by Slurm and does not count: that
+    input is missing, or was made by a later attempt. Preemption and a node's failure do not count
+    while they leave more work safe than the attempts before.
     """
-    count = 0
+    count, saved = 0, -1
     for submission in state.submissions[state.counted_from :]:
-        if piece not in submission.pieces:
+        if piece not in submission.pieces or not _could_run(state, submission, piece):
             continue
-        waited = {
-            source: attempt
-            for source, attempt in submission.waits.items()
-            if source.stage != "sample" or piece.stage != "score" or source.shard == piece.shard
-        }
-        made = {source: state.done.get(source) for source in waited}
-        count += all(d is not None and d.attempt == waited[s] for s, d in made.items())
+        end = state.outcomes.get((submission.key, submission.pieces.index(piece)))
+        count += end is None or end.state not in NOT_ITS_FAULT or end.saved <= saved
+        saved = max(saved, end.saved if end else saved)
     return count
+
+
+def _could_run(state: State, submission: Submission, piece: Piece) -> bool:
+    """Whether what a submission waited for was made by the attempt that it waited for."""
+    waited = {
+        source: attempt
+        for source, attempt in submission.waits.items()
+        if source.stage != "sample" or piece.stage != "score" or source.shard == piece.shard
+    }
+    made = {source: state.done.get(source) for source in waited}
+    return all(d is not None and d.attempt == waited[s] for s, d in made.items())
+
+
+def failed_on(state: State, piece: Piece) -> tuple[str, ...]:
+    """Nodes on which a piece failed since a person last submitted, the latest first."""
+    nodes: dict[str, None] = {}
+    for submission in reversed(state.submissions[state.counted_from :]):
+        if piece in submission.pieces:
+            end = state.outcomes.get((submission.key, submission.pieces.index(piece)))
+            if end is not None and end.state not in ("CANCELLED", "PREEMPTED", "UNKNOWN"):
+                nodes.update(dict.fromkeys(end.nodes))
+    return tuple(nodes)
 
 
 def _exhausted(config: Config, state: State, missing: Iterable[Piece]) -> str | None:
     for piece in missing:
         tried = attempts(state, piece)
         if tried >= config.cluster.max_attempts:
-            return f"{piece} failed {tried} times (cluster.max_attempts)"
+            return f"{piece} failed {tried} times (cluster.max_attempts){_last_end(state, piece)}"
     return None
+
+
+def _last_end(state: State, piece: Piece) -> str:
+    """`, last FAILED on n2`, where that is known."""
+    for submission in reversed(state.submissions):
+        if piece in submission.pieces:
+            end = state.outcomes.get((submission.key, submission.pieces.index(piece)))
+            if end is not None and end.state != "UNKNOWN":
+                return f", last {end.state}" + (f" on {','.join(end.nodes)}" if end.nodes else "")
+    return ""
+
+
+def _that_fit(jobs: list[Job], room: int | None) -> list[Job]:
+    """The jobs, or elements of the last one, that the cluster has room for.
+
+    What they leave out the next controller submits; an array cut short pairs with no other.
+    """
+    if room is None:
+        return jobs
+    taken: list[Job] = []
+    for job in jobs:
+        shards = job.shards[: room - sum(len(other.shards) for other in taken)]
+        if shards:
+            taken.append(replace(job, shards=shards))
+        if shards != job.shards:
+            break
+    return [_unpaired(job, taken) for job in taken]
+
+
+def _unpaired(job: Job, taken: list[Job]) -> Job:
+    """`aftercorr` of a cut array would wait for elements beyond its own: they go, or are all."""
+    shards = {other.key: other.shards for other in taken}
+    after = tuple(
+        replace(d, kind="afterok")
+        if d.kind == "aftercorr" and shards[d.target] != job.shards
+        else d
+        for d in job.after
+    )
+    return replace(job, after=after)
 
 
 def _jobs(config: Config, state: State, missing: list[Piece], max_array: int) -> list[Job]:
@@ -186,13 +271,14 @@ def _jobs(config: Config, state: State, missing: list[Piece], max_array: int) ->
     making: dict[Piece, Job] = {}
     used = {submission.key for submission in state.submissions}
     for k, stage in dict.fromkeys((p.iteration, p.stage) for p in missing):
-        alike: dict[tuple[Dependency, ...], list[Piece]] = {}
+        alike: dict[tuple[tuple[Dependency, ...], tuple[str, ...]], list[Piece]] = {}
         for piece in (p for p in missing if (p.iteration, p.stage) == (k, stage)):
-            alike.setdefault(_after(config, state, making, piece), []).append(piece)
-        for after, members in alike.items():
+            shared = _after(config, state, making, piece), failed_on(state, piece)
+            alike.setdefault(shared, []).append(piece)
+        for (after, exclude), members in alike.items():
             for start in range(0, len(members), max_array):
                 chunk = members[start : start + max_array]
-                job = _job(config, state, making, chunk, after, used)
+                job = replace(_job(config, state, making, chunk, after, used), exclude=exclude)
                 used.add(job.key)
                 jobs.append(job)
                 making.update(dict.fromkeys(chunk, job))
@@ -260,7 +346,7 @@ def _pair(job: Job, jobs: list[Job]) -> Job:
             and len(job.shards) > 1
         )
         after.append(Dependency("aftercorr", dependency.target) if pairs else dependency)
-    return Job(job.stage, job.iteration, job.attempt, job.shards, tuple(after), job.waits)
+    return replace(job, after=tuple(after))
 
 
 def _wait_for(config: Config, state: State, jobs: list[Job], horizon: int) -> tuple[str, ...]:

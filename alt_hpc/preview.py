@@ -10,7 +10,7 @@ from alt_hpc.clusters import QueueUnknown, Request
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm, available
 from alt_hpc.config import Config
-from alt_hpc.plan import Dependency, Job, Plan, State, current_iteration, plan
+from alt_hpc.plan import Dependency, Job, Limits, Plan, State, current_iteration, plan
 from alt_hpc.runfolder import RunFolder
 
 
@@ -23,18 +23,18 @@ def preview(config: Config) -> str:
     folder = RunFolder.preview(config)
     state = _state(config, folder)
     slurm = Slurm() if config.cluster.backend == "slurm" and available() else None
-    todo = plan(config, state, _max_array(slurm))
+    todo = plan(config, state, _limits(config, slurm))
     return "\n".join([_summary(folder, config, todo), *_scripts(folder, config, todo, slurm)])
 
 
-def _max_array(slurm: Slurm | None) -> int:
-    """The cluster's limit; Slurm's default where it does not answer."""
-    if slurm is None:
-        return Local.max_array
+def _limits(config: Config, slurm: Slurm | None) -> Limits:
+    """The cluster's limits; Slurm's default where it does not answer."""
+    if config.cluster.backend == "local":
+        return Local(1).limits(config.cluster)
     try:
-        return slurm.max_array
+        return slurm.limits(config.cluster) if slurm else Limits()
     except QueueUnknown:
-        return 1001
+        return Limits()
 
 
 def _state(config: Config, folder: RunFolder) -> State:

@@ -6,7 +6,9 @@ import sys
 import time
 
 from alt_hpc import summary as summaries
+from alt_hpc.clusters import QueueUnknown
 from alt_hpc.clusters.local import Local
+from alt_hpc.clusters.slurm import Slurm, available
 from alt_hpc.pieces import Piece
 from alt_hpc.runfolder import RunFolder
 
@@ -90,10 +92,26 @@ def status(folder: RunFolder) -> str:
         skipped = {"sft"} if config.policy.model else set()
         skipped |= {"reward-model"} if config.reward_model.model else set()
         stages = (*preparing, *(("sample", "score", "train") if k else ()), "evaluate", "report")
-        lines += [line(folder, k, stage, "not started") for stage in stages if stage not in skipped]
+        for stage in stages:
+            if stage not in skipped:
+                lines.append(line(folder, k, stage, "not started"))
+                lines += [f"  {lag}" for lag in folder.laggards(k, stage)]
     ended = folder.ended()
-    lines.append(f"{ended[0]}: {ended[1]}" if ended else "goes on")
+    lines.append(f"{ended[0]}: {ended[1]}" if ended else _alive(folder))
     return "\n".join(lines)
+
+
+def _alive(folder: RunFolder) -> str:
+    """Whether anything in the queue will bring the run on."""
+    if folder.config().cluster.backend != "slurm" or not available():
+        return "goes on"
+    try:
+        queued = Slurm().controllers(folder.run_id)
+    except QueueUnknown as error:
+        return f"not known whether it goes on ({error})"
+    if queued:
+        return f"goes on (controller {', '.join(queued)})"
+    return "no controller is in the queue: submit again to go on"
 
 
 def follow(folder: RunFolder) -> int:

@@ -6,7 +6,7 @@ RUN/
   data/NAME.jsonl              frozen rows of text, with NAME.offsets (byte of each row) beside
   iterations/001/draw.json     the prompts drawn and how the iteration is cut into shards
   iterations/001/sample/00003/manifest.json        which attempt counts, and that it is whole
-  iterations/001/sample/00003/attempt-1/...        what an attempt wrote
+  iterations/001/sample/00003/attempt-1/...        what an attempt wrote (kept.jsonl: until whole)
   policies/001 -> ...          links to the exported checkpoints
   journal.jsonl                what controllers intended and submitted
   jobs/1-sample-1/             submitit's scripts and pickles, and the logs of that array
@@ -26,7 +26,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,11 @@ from typing import Any
 import numpy as np
 
 from alt_hpc import config as configs
-from alt_hpc import pieces
+from alt_hpc import interrupt, pieces
 from alt_hpc.config import Config
 from alt_hpc.errors import InputError
 from alt_hpc.pieces import Piece, Sharding
-from alt_hpc.plan import Done, Job, Submission
+from alt_hpc.plan import Done, Job, Outcome, Submission
 
 ROWS = {  # the rows that an attempt writes
     "sample": "samples.jsonl",
@@ -48,7 +48,10 @@ ROWS = {  # the rows that an attempt writes
 POLICY = "policy"  # an exported checkpoint, within its attempt
 REWARD_MODEL = "model"
 METRICS = "metrics.jsonl"  # what each optimiser step measured
+MOST, LAGS = 0.6, 3.0  # a shard lags: this share is whole, and it takes so many times as long
+KEPT = "kept.jsonl"  # prompt groups that an attempt has finished
 REPORT = "report.json"
+LOOK_EVERY_S = 60.0  # how often a task looks whether it lags
 VISIBLE_WITHIN_S = 60.0  # how long a file written on another node may stay hidden by NFS caches
 
 
@@ -81,6 +84,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def node_name() -> str:
+    """This machine as Slurm calls it, or as it calls itself."""
+    return os.environ.get("SLURMD_NODENAME", os.uname().nodename)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file: a reader sees the old or the new text, never a part, also after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
@@ -97,11 +105,19 @@ def write_atomically(path: Path, text: str) -> None:
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
     """Append one JSON line durably; a torn line of a killed writer is closed first."""
     line = json.dumps(value) + "\n"
-    torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+    torn = _last_byte(path) not in (b"", b"\n")
     with path.open("a", encoding="utf-8") as file:
         file.write(("\n" if torn else "") + line)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _last_byte(path: Path) -> bytes:
+    if not path.exists() or not path.stat().st_size:
+        return b""
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read()
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -238,13 +254,20 @@ class RunFolder:
             )
 
     @contextlib.contextmanager
-    def only_one(self) -> Iterator[None]:
-        """One local run at a time. The kernel frees the lock when its holder dies."""
-        with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"{self.path}: run: is being run by another process") from None
+    def only_one(self, name: str = "lock", within_s: float = 0.0) -> Iterator[None]:
+        """One process at a time. The kernel frees the lock when its holder dies."""
+        deadline = time.monotonic() + within_s
+        with (self.path / name).open("w") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        raise InputError(
+                            f"{self.path}: run: is being run by another process"
+                        ) from None
+                    time.sleep(0.2)
             yield
 
     def _check_same(self, config: Config) -> None:
@@ -497,14 +520,30 @@ class RunFolder:
         """
         return self.piece_folder(piece) / "checkpoints" / configs.digest(dict(inputs))[:12]
 
+    def saved(self, piece: Piece) -> int:
+        """Units of work of a piece that outlive the task which did them, whatever made them.
+
+        Prompt groups kept, or the last optimiser step of a whole checkpoint.
+        """
+        folder = self.piece_folder(piece)
+        kept = (sum(1 for _ in read_lines(file)) for file in folder.glob(f"attempt-*/{KEPT}"))
+        steps = folder.glob("checkpoints/*/steps/step-*/manifest.json")
+        return max([sum(kept), *(int(p.parent.name.removeprefix("step-")) for p in steps)])
+
     def remove_checkpoints(self, piece: Piece) -> None:
         """Once the piece is whole they are of no use."""
         shutil.rmtree(self.piece_folder(piece) / "checkpoints", ignore_errors=True)
 
+    def identity(self, piece: Piece, inputs: Mapping[str, str]) -> str:
+        """Digest of what decides a piece's bytes: settings, rows and inputs."""
+        settings = pieces.fingerprint(self.config(), self.shardings(), piece)
+        return configs.digest([settings, dict(inputs)])
+
     def show_progress(self, piece: Piece, done: int, total: int, unit: str, started: float) -> None:
         """Say how far a piece is: `done` of `total` units since `started` (seconds, epoch)."""
+        interrupt.beat()
         values = {"done": done, "total": total, "unit": unit, "started": started}
-        text = json.dumps({**values, "at": time.time()})
+        text = json.dumps({**values, "at": time.time(), "node": node_name()})
         write_atomically(self.progress_file(piece), text)
 
     def deepspeed(self, path: str) -> dict[str, Any]:
@@ -578,6 +617,14 @@ class RunFolder:
                     found[entry["key"]] = dataclasses.replace(found[entry["key"]], job=entry["job"])
         return tuple(found.values()), counted_from
 
+    def outcomes(self) -> dict[tuple[str, int], Outcome]:
+        """How elements (job key, index) ended that left no whole piece, as controllers found."""
+        return {
+            (e["key"], e["index"]): Outcome(e["state"], tuple(e["nodes"]), e["saved"])
+            for e in self.journal()
+            if e["event"] == "outcome"
+        }
+
     def jobs_folder(self, job: Job) -> Path:
         """Scripts, pickles and logs of one submission; mode 0700: submitit unpickles here."""
         return self.path / "jobs" / f"{job.iteration}-{job.stage}-{job.attempt}"
@@ -605,6 +652,27 @@ class RunFolder:
             return value
         except (OSError, json.JSONDecodeError):
             return None
+
+    def laggards(self, iteration: int, stage: str) -> list[str]:
+        """A line for each shard that lags far behind, once most shards of its stage are whole."""
+        sharding = self.shardings()[iteration]
+        shards = sharding.evaluate if stage == "evaluate" else sharding.sample
+        if stage not in ROWS or len(shards) < 3:
+            return []
+        found = {i: self.manifest(Piece(iteration, stage, i)) for i in range(len(shards))}
+        took = sorted(m.facts["seconds"] for m in found.values() if m is not None)
+        if len(took) < MOST * len(shards):
+            return []
+        usual, lines = took[len(took) // 2], []
+        for piece in (Piece(iteration, stage, i) for i, m in found.items() if m is None):
+            now = self.progress(piece)
+            if now is not None and time.time() - now["started"] > LAGS * max(usual, LAGS):
+                so_far = time.time() - now["started"]
+                lines.append(
+                    f"{piece} lags on {now.get('node')}: {so_far:.0f} s so far,"
+                    f" {now['done']}/{now['total']} {now['unit']}; the others took {usual:.0f} s"
+                )
+        return lines
 
     def tensorboard(self, kind: str) -> Path:
         return self.path / "tensorboard" / kind
@@ -644,6 +712,7 @@ class Attempt:
         self.folder = folder
         self.started = time.time()
         self._shown = 0.0
+        self._looked = self.started
 
     def progress(self, done: int, total: int, unit: str) -> None:
         """Say how far this try is, at most once a second."""
@@ -652,6 +721,11 @@ class Attempt:
             return
         self._shown = now
         self.run.show_progress(self.piece, done, total, unit, self.started)
+        if now - self._looked > LOOK_EVERY_S:
+            self._looked = now
+            for line in self.run.laggards(self.piece.iteration, self.piece.stage):
+                if line.startswith(f"{self.piece} "):
+                    print(line, flush=True)
 
     def commit(
         self,
@@ -668,7 +742,7 @@ class Attempt:
             entries[name] = {"size": path.stat().st_size, "sha256": sha256(path)}
         run, piece = self.run, self.piece
         when = {"started": self.started, "seconds": time.time() - self.started}
-        where = {"node": os.environ.get("SLURMD_NODENAME", os.uname().nodename)}
+        where = {"node": node_name()}
         manifest = Manifest(
             attempt=self.number,
             folder=self.folder.name,
@@ -681,14 +755,85 @@ class Attempt:
         run.write_manifest(piece, manifest)
         return manifest
 
+    def resumable(
+        self,
+        inputs: Mapping[str, str],
+        starts: Sequence[int],
+        make: Callable[[int], list[dict[str, Any]]],
+        unit: str,
+        each: int = 1,
+    ) -> list[dict[str, Any]]:
+        """Rows of all prompt groups, in order; groups that an earlier attempt kept are not made.
+
+        Parameters
+        ----------
+        inputs
+            Checksums of what the rows are made from: rows made from others are not taken.
+        starts
+            Number of the first row of each group, and last the number after the last row.
+        make
+            Makes the rows of one group, given the index of the group.
+        unit, each
+            What progress counts, and how many of it a row is.
+
+        Raises
+        ------
+        Interrupted
+            The task was asked to stop; every group made so far is kept.
+        """
+        identity = self.run.identity(self.piece, inputs)
+        kept = self._kept(identity)
+        total, done = (starts[-1] - starts[0]) * each, 0
+        rows: list[dict[str, Any]] = []
+        mine = {start: kept[start] for start in starts[:-1] if start in kept}
+        if mine:
+            print(f"{self.piece}: {len(mine)} of {len(starts) - 1} prompt groups kept", flush=True)
+        self.progress(sum(map(len, mine.values())) * each, total, unit)
+        for group, start in enumerate(starts[:-1]):
+            made = mine.get(start)
+            if made is None:
+                interrupt.check()
+                made = make(group)
+                self._keep(identity, start, made)
+            rows += made
+            done = len(rows) + sum(len(r) for s, r in mine.items() if s > start)
+            self.progress(done * each, total, unit)
+        return rows
+
+    def _keep(self, identity: str, start: int, rows: list[dict[str, Any]]) -> None:
+        text = json.dumps(rows, ensure_ascii=False)
+        line = {"identity": identity, "start": start, "rows": text, "sha256": _text_sha256(text)}
+        append_line(self.folder / KEPT, line)
+
+    def _kept(self, identity: str) -> dict[int, list[dict[str, Any]]]:
+        """Whole groups that earlier attempts kept: number of the first row -> rows.
+
+        A torn or changed line is as if it were not there.
+        """
+        found: dict[int, list[dict[str, Any]]] = {}
+        for file in sorted(self.run.piece_folder(self.piece).glob(f"attempt-*/{KEPT}")):
+            for line in read_lines(file):
+                text = str(line.get("rows"))
+                whole = line.get("sha256") == _text_sha256(text)
+                if whole and line.get("identity") == identity:
+                    found[int(line["start"])] = json.loads(text)
+        return found
+
     def commit_rows(self, rows: Iterable[Mapping[str, Any]], **commit: Any) -> Manifest:
-        """Write rows as JSON lines and commit them."""
+        """Write rows as JSON lines and commit them; what attempts kept is of no more use."""
         name, count = ROWS[self.piece.stage], 0
         with (self.folder / name).open("w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 count += 1
-        return self.commit([name], rows=count, **commit)
+        manifest = self.commit([name], rows=count, **commit)
+        for old in self.run.piece_folder(self.piece).glob(f"attempt-*/{KEPT}"):
+            old.unlink(missing_ok=True)
+        return manifest
+
+
+def _text_sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_row(file: Any, start: int, end: int) -> dict[str, str]:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
+import subprocess
 import sys
+import time
 
+from alt_hpc import interrupt
 from alt_hpc.pieces import Piece
 from alt_hpc.runfolder import RunFolder
 
@@ -24,6 +28,10 @@ def call(entry: str, *arguments: str) -> None:
     getattr(importlib.import_module(module), function)(*arguments)
 
 
+STOPPED = 75  # exit status of a task that was asked to stop (EX_TEMPFAIL)
+REQUEUE_WITHIN_S = 90.0  # Slurm kills the job that it was told to requeue
+
+
 def stage(run: str, stage: str, iteration: str, shard: str, attempt: str) -> None:
     """Run one piece of a run; nothing when it is whole already (Slurm reran the job)."""
     folder = RunFolder(run)
@@ -36,8 +44,37 @@ def stage(run: str, stage: str, iteration: str, shard: str, attempt: str) -> Non
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    interrupt.install()
+    interrupt.watch(folder.config().cluster.hung_minutes * 60)
+    before = folder.saved(piece)
     module = importlib.import_module(f"alt_hpc.stages.{stage.replace('-', '_')}")
-    module.run(folder, piece, int(attempt))
+    try:
+        module.run(folder, piece, int(attempt))
+    except interrupt.Interrupted as reason:
+        saved = folder.saved(piece)
+        print(f"{piece}: {reason}; {saved} units of work are safe", flush=True)
+        if interrupt.wants_requeue() and saved > before:
+            _requeue()
+        sys.exit(STOPPED)
+
+
+def _requeue() -> None:
+    """Have Slurm start exactly this job or array element again; the first rank asks for all.
+
+    One that saved nothing new is not: it ends badly, and the controller counts its attempt.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        return
+    if os.environ.get("RANK", "0") == "0" and shutil.which("scontrol"):
+        array, index = (os.environ.get(f"SLURM_ARRAY_{n}") for n in ("JOB_ID", "TASK_ID"))
+        me = f"{array}_{index}" if array and index else os.environ["SLURM_JOB_ID"]
+        asked = subprocess.run(
+            ["scontrol", "requeue", me], capture_output=True, text=True, timeout=REQUEUE_WITHIN_S
+        )
+        print(f"scontrol requeue {me}: {asked.stderr.strip() or 'done'}", flush=True)
+        if asked.returncode:
+            return
+    time.sleep(REQUEUE_WITHIN_S)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from alt_hpc.config import Training, digest
 from alt_hpc.errors import InputError
+from alt_hpc.interrupt import Interrupted
 from alt_hpc.losses import ForLoss, Loss, Trainable, move
 from alt_hpc.ranks import Ranks
 
@@ -44,10 +45,6 @@ KEPT_CHECKPOINTS = 2
 MANIFEST = "manifest.json"
 
 Rows = NDArray[np.int64]
-
-
-class Stopped(Exception):
-    """All ranks have saved a checkpoint because one of them was asked to stop."""
 
 
 class TrainingDiverged(Exception):
@@ -192,8 +189,8 @@ def train(
     ------
     InputError
         Settings, examples or the JSON cannot be used.
-    Stopped
-        `stop` said so; the next call goes on from the checkpoint.
+    Interrupted
+        `stop` said so on some rank; all have saved, and the next call goes on from there.
     TrainingDiverged
         A loss, gradient norm or weight is not finite.
     """
@@ -220,7 +217,7 @@ def train(
             store.save(step)
             saved = time.monotonic()
         if stopping:
-            raise Stopped(f"stopped after step {step} of {len(batches)}")
+            raise Interrupted(f"asked to stop after step {step} of {len(batches)}")
     weights = originals.export(engine)
     engine.destroy()
     return TrainResult(weights, len(batches), resumed_at)

@@ -16,6 +16,7 @@ from alt_hpc.plan import (
     Dependency,
     Done,
     Job,
+    Limits,
     Plan,
     State,
     Submission,
@@ -293,7 +294,7 @@ def states(draw: st.DrawFn) -> tuple[Config, State, int]:
 @given(states())
 def test_a_plan_of_any_state(case: tuple[Config, State, int]) -> None:
     config, state, max_array = case
-    todo = plan(config, state, max_array)
+    todo = plan(config, state, Limits(max_array))
     everyone = everything(config, state)
     whole = {p for p in everyone if is_whole(config, state, p)}
     results = {p for p in everyone if p.stage in ("train", "report")}
@@ -355,7 +356,7 @@ def test_carrying_out_the_plans_finishes_any_run(max_array: int) -> None:
     made: list[Piece] = []
     count = 0
     for _ in range(200):
-        todo = plan(config, state, max_array)
+        todo = plan(config, state, Limits(max_array))
         assert todo.stop is None
         if todo.finished:
             break

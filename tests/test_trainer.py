@@ -31,7 +31,7 @@ from alt_hpc.errors import InputError
 from alt_hpc.losses import Example, FeaturePair, Pair, alt_loss, feature_loss, pair_loss
 from alt_hpc.ranks import Ranks, connect, disconnect, from_environment
 from alt_hpc.trainer import (
-    Stopped,
+    Interrupted,
     TrainingDiverged,
     fill_deepspeed_config,
     freeze,
@@ -156,7 +156,7 @@ def _work(job: dict[str, Any], folder: Path, ranks: Ranks) -> None:
             log=log,
             stop=stop,
         )
-    except (Stopped, TrainingDiverged) as caught:
+    except (Interrupted, TrainingDiverged) as caught:
         error = f"{type(caught).__name__}: {caught}"
     if ranks.first:
         weights = result.weights if result else None
@@ -427,7 +427,7 @@ def test_stopped_and_resumed_ends_in_same_bytes(
     runs: Callable[[int, str], Any], stage: str
 ) -> None:
     stopped, resumed = runs(2, f"stopped {stage}"), runs(2, f"resumed {stage}")
-    assert stopped["error"] == "Stopped: stopped after step 3 of 6"
+    assert stopped["error"] == "Interrupted: asked to stop after step 3 of 6"
     assert resumed["resumed"] == 3
     _assert_same_bytes(resumed["weights"], runs(2, f"whole {stage}")["weights"])
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from alt_hpc.config import Cluster as ClusterConfig
 from alt_hpc.config import StageCluster
-from alt_hpc.plan import Dependency
+from alt_hpc.plan import Dependency, Limits
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Request:
     stage: StageCluster
     common: ClusterConfig
     threads: int = 1
+    exclude: Sequence[str] = ()  # nodes not to run on, as far as enough others are left
 
     @property
     def tasks(self) -> int:
@@ -31,7 +32,14 @@ class Request:
 
 
 class SubmissionRefused(RuntimeError):
-    """The cluster did not take a job. The message is the cluster's own."""
+    """The cluster did not take a job. The message is the cluster's own.
+
+    `kind`: a limit (go on with what fits), a busy cluster (try again), or wrong for good (stop).
+    """
+
+    def __init__(self, message: str, kind: Literal["limit", "busy", "wrong"] = "busy") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class QueueUnknown(RuntimeError):
@@ -41,9 +49,8 @@ class QueueUnknown(RuntimeError):
 class Cluster(Protocol):
     """What the controller needs of a cluster."""
 
-    @property
-    def max_array(self) -> int:
-        """Elements that an array may have."""
+    def limits(self, common: ClusterConfig) -> Limits:
+        """What it takes now of this user; raises `QueueUnknown`."""
         ...
 
     def submit(self, request: Request, after: Sequence[Dependency]) -> str:
@@ -56,4 +63,8 @@ class Cluster(Protocol):
 
     def element(self, job: str, index: int, count: int) -> str:
         """The id of one element of a job."""
+        ...
+
+    def ends(self, jobs: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """State and nodes of the elements of jobs that it remembers, by element id."""
         ...

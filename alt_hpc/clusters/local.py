@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from alt_hpc.clusters import Request
 from alt_hpc.clusters.slurm import INHERITED
-from alt_hpc.plan import Dependency
+from alt_hpc.config import Cluster as ClusterConfig
+from alt_hpc.plan import Dependency, Limits
 
 POLL_S = 0.1
 ENDED = ("COMPLETED", "FAILED", "CANCELLED")
@@ -34,11 +35,13 @@ class Element:
 class Local:
     """Runs at most `slots` processes at once, first come first served."""
 
-    max_array = 1_000_000
-
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.jobs: dict[str, list[Element]] = {}
+
+    def limits(self, common: ClusterConfig) -> Limits:
+        """None that matter."""
+        return Limits(array=1_000_000)
 
     def submit(self, request: Request, after: Sequence[Dependency]) -> str:
         """Queue a job; `wait` runs it."""
@@ -59,6 +62,10 @@ class Local:
             if element.state not in ENDED:
                 found.setdefault(key, {})[element.index] = element.id
         return found
+
+    def ends(self, jobs: Iterable[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
+        known = [job for job in jobs if job in self.jobs]
+        return {element: (state, ()) for element, state in self.states(known).items()}
 
     def states(self, jobs: Iterable[str]) -> dict[str, str]:
         """State of every element of these jobs."""

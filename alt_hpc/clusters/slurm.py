@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import getpass
 import os
 import re
@@ -23,10 +22,28 @@ from alt_hpc.clusters import QueueUnknown, Request, SubmissionRefused
 from alt_hpc.config import Cluster as ClusterConfig
 from alt_hpc.config import StageCluster
 from alt_hpc.errors import InputError
-from alt_hpc.plan import Dependency
+from alt_hpc.plan import Dependency, Limits
 
 CLIENT_TIMEOUT_S = 60  # Slurm's clients retry for long when slurmctld is away
 ENDED = ("COMPLETING",)  # squeue still lists these; their processes are done
+NEXT_CONTROLLER = 1  # room that is left for the successor's successor
+WRONG_FOR_GOOD = (
+    "invalid partition",
+    "invalid account",
+    "invalid qos",
+    "invalid feature",
+    "invalid generic resource",
+    "invalid job array",
+    "node configuration is not available",
+    "partition configuration not available",
+    "node count specification invalid",
+    "time limit is invalid",
+    "more processors requested",
+    "memory specification can not be satisfied",
+    "permission denied",
+    "unrecognized option",
+)
+LIMITED = ("limit", "job violates accounting", "temporarily unable to accept")
 INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
 
 
@@ -67,10 +84,16 @@ class Slurm:
         if not available():
             raise InputError("Slurm's commands (sbatch, squeue, scontrol, srun) are not on PATH")
 
-    @functools.cached_property
-    def max_array(self) -> int:
-        """Elements that an array may have here; raises `QueueUnknown`."""
-        return _max_array()
+    def limits(self, common: ClusterConfig) -> Limits:
+        """What Slurm says that it takes: MaxArraySize, MaxJobCount, and this user's own limits."""
+        settings = _settings()
+        # submitit's indices run from 0, and the largest that Slurm takes is MaxArraySize - 1.
+        array = max(1, int(settings.get("MaxArraySize", "1001")))
+        rooms = [int(settings.get("MaxJobCount", "10000")) - len(_all_jobs("--states=all"))]
+        if "limits" in settings.get("AccountingStorageEnforce", ""):
+            mine = len(_all_jobs(f"--user={getpass.getuser()}"))
+            rooms += [limit - mine for limit in _submit_limits(common.account, common.qos)]
+        return Limits(array, max(0, min(rooms) - NEXT_CONTROLLER))
 
     def submit(self, request: Request, after: Sequence[Dependency]) -> str:
         """One sbatch: an array through submitit, or a plain job for a single element."""
@@ -79,7 +102,7 @@ class Slurm:
             with clean_environment():
                 jobs = executor.map_array(task.call, *zip(*request.calls, strict=True))
         except (FailedJobError, RuntimeError) as error:
-            raise SubmissionRefused(_own_words(error)) from error
+            raise refused(error) from error
         return jobs[0].job_id.partition("_")[0]
 
     def script(self, request: Request, after: Sequence[Dependency]) -> str:
@@ -105,19 +128,21 @@ class Slurm:
             found.setdefault(key, {})[int(index) if index.isdigit() else 0] = job
         return found
 
-    def states(self, jobs: Sequence[str]) -> dict[str, str]:
-        """State of jobs and elements as slurmctld remembers them (`scontrol show job`)."""
-        states: dict[str, str] = {}
+    def ends(self, jobs: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """State and nodes of elements as slurmctld remembers them (`scontrol show job`)."""
+        found: dict[str, tuple[str, tuple[str, ...]]] = {}
         for job in jobs:
-            for block in client("scontrol", "show", "job", job).split("\n\n"):
-                facts = dict(re.findall(r"(\w+)=(\S+)", block))
-                for index in _indices(facts.get("ArrayTaskId", "")):
-                    states[f"{facts['ArrayJobId']}_{index}"] = facts["JobState"]
-                if "ArrayTaskId" in facts:
-                    continue
-                if "JobId" in facts:
-                    states[facts["JobId"]] = facts["JobState"]
-        return states
+            with contextlib.suppress(subprocess.CalledProcessError):  # purged
+                for block in client("scontrol", "show", "job", job).split("\n\n"):
+                    facts = dict(re.findall(r"(\w+)=(\S+)", block))
+                    if "JobId" in facts:
+                        end = facts["JobState"], _hostnames(facts.get("NodeList", ""))
+                        found |= dict.fromkeys(_elements(facts), end)
+        return found
+
+    def states(self, jobs: Sequence[str]) -> dict[str, str]:
+        """State of jobs and elements as slurmctld remembers them."""
+        return {element: state for element, (state, _) in self.ends(jobs).items()}
 
     # ------------------------------------------------------------------ the controller's own job
 
@@ -149,7 +174,7 @@ class Slurm:
         try:
             return client("sbatch", "--parsable", *flags, str(script)).split(";")[0].strip()
         except (subprocess.SubprocessError, OSError) as error:
-            raise SubmissionRefused(_own_words(error)) from error
+            raise refused(error) from error
 
     def controllers(self, run_id: str) -> dict[str, str]:
         """Controllers of this run in the queue: job id -> state."""
@@ -209,9 +234,10 @@ class Slurm:
     def _executor(self, request: Request, after: Sequence[Dependency]) -> SlurmExecutor:
         stage, common = request.stage, request.common
         python = shlex.quote(stage.python or sys.executable)
-        executor = SlurmExecutor(folder=request.folder, python=python)
+        executor = _Executor(folder=request.folder, python=python)
         cpus = stage.cpus or request.threads
         minutes = stage.minutes or common.minutes
+        excluded = _sparable(request, stage.partition or common.partition)
         container = [f"--container-image={stage.container}"] if stage.container else []
         parameters: dict[str, Any] = {
             "job_name": request.name,
@@ -232,6 +258,7 @@ class Slurm:
             "additional_parameters": {
                 "requeue": True,
                 **({"mem": f"{stage.mem_gb:g}G"} if stage.mem_gb else {}),
+                **({"exclude": ",".join(excluded)} if excluded else {}),
                 **({"kill-on-invalid-dep": "yes"} if after else {}),
                 **({"dependency": dependency_text(after)} if after else {}),
                 **common.sbatch,
@@ -240,6 +267,31 @@ class Slurm:
         }
         executor.update_parameters(**{k: v for k, v in parameters.items() if v is not None})
         return executor
+
+
+def _sparable(request: Request, partition: str | None) -> list[str]:
+    """Of the nodes to exclude, the first ones without which the partition still has enough."""
+    if not request.exclude:
+        return []
+    where = (f"--partition={partition}",) if partition else ()
+    usable = "--states=idle,mixed,alloc,comp"
+    try:
+        text = client("sinfo", "--noheader", "--Node", "--format=%N", usable, *where)
+    except (subprocess.SubprocessError, OSError):
+        return []
+    left, excluded = set(text.split()), []
+    for node in request.exclude:
+        if node not in left or len(left) > request.stage.nodes:
+            left.discard(node)
+            excluded.append(node)
+    return excluded
+
+
+class _Executor(SlurmExecutor):
+    """submitit's, but for sbatch, which waits for ever where there is no room for a job."""
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        return ["timeout", str(CLIENT_TIMEOUT_S), "sbatch", str(submission_file_path)]
 
 
 def dependency_text(after: Sequence[Dependency]) -> str:
@@ -263,14 +315,62 @@ def _sinfo(form: str) -> str:
         raise InputError(f"Slurm does not answer: sinfo: {_own_words(error)}") from error
 
 
-def _max_array() -> int:
-    """Elements that an array may have: submitit's indices run from 0 to MaxArraySize - 1."""
+def refused(error: BaseException) -> SubmissionRefused:
+    """sbatch's refusal, told apart by its words: they are all that there is."""
+    words = _own_words(error)
+    said = str(getattr(error, "stderr", None) or error).lower()
+    if any(text in said for text in WRONG_FOR_GOOD):
+        return SubmissionRefused(words, "wrong")
+    return SubmissionRefused(words, "limit" if any(t in said for t in LIMITED) else "busy")
+
+
+def _settings() -> dict[str, str]:
+    """slurmctld's configuration."""
     try:
         text = client("scontrol", "show", "config")
     except (subprocess.SubprocessError, OSError) as error:
         raise QueueUnknown(f"scontrol show config: {_own_words(error)}") from error
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
-    return max(1, int(found.group(1))) if found else 1000
+    return dict(re.findall(r"^(\w+)\s*=\s*(\S+)", text, re.MULTILINE))
+
+
+def _submit_limits(account: str | None, qos: str | None) -> list[int]:
+    """How many jobs this user may have in the queue, by association and QOS (slurmdbd)."""
+    me = getpass.getuser()
+    try:
+        own = _table("assoc", f"user={me}", form="Account,MaxSubmitJobs,DefaultQOS")
+        listed = _table("qos", form="Name,MaxSubmitJobsPerUser")
+    except (subprocess.SubprocessError, OSError) as error:
+        raise QueueUnknown(f"sacctmgr: {_own_words(error)}") from error
+    named = {row[0]: row[1] for row in listed}
+    mine = [row for row in own if account in (None, row[0])]
+    limits = [row[1] for row in mine] + [named.get(qos or row[2] or "normal", "") for row in mine]
+    return [int(limit) for limit in limits if limit]
+
+
+def _table(*what: str, form: str) -> list[list[str]]:
+    text = client("sacctmgr", "--noheader", "--parsable2", "show", *what, f"format={form}")
+    return [line.split("|") for line in text.splitlines()]
+
+
+def _all_jobs(*which: str) -> list[str]:
+    try:
+        return client("squeue", "--noheader", "--array", "--format=%i", *which).splitlines()
+    except (subprocess.SubprocessError, OSError) as error:
+        raise QueueUnknown(f"squeue: {_own_words(error)}") from error
+
+
+def _hostnames(listed: str) -> tuple[str, ...]:
+    """`n[1-2],n4` as names; none for `(null)`."""
+    if not listed or listed.startswith("("):
+        return ()
+    return tuple(client("scontrol", "show", "hostnames", listed).split())
+
+
+def _elements(facts: dict[str, str]) -> list[str]:
+    """Ids of the elements that a block of `scontrol show job` is about."""
+    if "ArrayTaskId" not in facts:
+        return [facts["JobId"]]
+    return [f"{facts['ArrayJobId']}_{index}" for index in _indices(facts["ArrayTaskId"])]
 
 
 def _squeue() -> list[tuple[str, str, str, str]]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from alt_hpc import interrupt, trainer
 from alt_hpc import ranks as processes
-from alt_hpc import trainer
 from alt_hpc.config import Training
 from alt_hpc.losses import Loss, Trainable
 from alt_hpc.pieces import Piece
@@ -51,6 +51,7 @@ def optimise(
         ranks=ranks,
         checkpoints=place / "steps",
         log=curves.add,
+        stop=interrupt.asked,
     )
     processes.disconnect()
     curves.close()

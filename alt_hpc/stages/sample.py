@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alt_hpc import data, engines, models, pieces
 from alt_hpc.feedback import conditioning
+from alt_hpc.generate import Generation
 from alt_hpc.pieces import Piece
 from alt_hpc.runfolder import RunFolder
 from alt_hpc.stages import inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
@@ -30,30 +34,34 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     longest, on = budget + config.sampling.max_new_tokens, inputs.device()
     engine = engines.load(place, config.sampling, config.policy.dtype, ends, longest, on)
     prefix = "" if k == 1 else conditioning(config.feedback.template, config.feedback.texts[0])
-    rows: list[dict[str, Any]] = []
-    each = config.sampling.generations
-    work.progress(0, len(prompts) * each, "samples")
-    for first in range(0, len(prompts), config.sampling.group):
-        group = prompts[first : first + config.sampling.group]
-        fitted = [models.fit_prompt(tokenizer, prefix, prompt, budget) for prompt in group]
-        numbers = range(start + first, start + first + len(group))
+
+    def make(group: int) -> list[dict[str, Any]]:
+        numbers = range(starts[group], starts[group + 1])
+        texts = prompts[numbers.start - start : numbers.stop - start]
+        fitted = [models.fit_prompt(tokenizer, prefix, text, budget) for text in texts]
         seeds = [row_seed(config.seed, k, number) for number in numbers]
         sampled = engine.sample([ids for ids, _ in fitted], seeds)
-        for number, prompt, (_, lost), generations in zip(
-            numbers, group, fitted, sampled, strict=True
-        ):
-            texts = [models.text_of(tokenizer, g.ids, ends) for g in generations]
-            made = [
-                {"ids": g.ids, "ended": g.ended, "text": text}
-                for g, text in zip(generations, texts, strict=True)
-            ]
-            rows.append({"row": number, "prompt": prompt, "lost": lost, "generations": made})
-        work.progress(len(rows) * each, len(prompts) * each, "samples")
+        return [
+            {"row": number, "prompt": text, "lost": lost}
+            | {"generations": [_generation(tokenizer, ends, one) for one in generations]}
+            for number, text, (_, lost), generations in zip(
+                numbers, texts, fitted, sampled, strict=True
+            )
+        ]
+
+    starts = [*range(start, end, config.sampling.group), end]
+    rows = work.resumable(sources, starts, make, "samples", config.sampling.generations)
     cut = sum(row["lost"] > 0 for row in rows)
     if cut:
         print(f"{piece}: {cut} of {len(rows)} prompts lost the end of their post (context full)")
     tokens = sum(len(g["ids"]) for row in rows for g in row["generations"])
     work.commit_rows(rows, inputs=sources, facts={"prompts_cut": cut, "tokens": tokens})
+
+
+def _generation(
+    tokenizer: PreTrainedTokenizerBase, ends: tuple[int, ...], one: Generation
+) -> dict[str, Any]:
+    return {"ids": one.ids, "ended": one.ended, "text": models.text_of(tokenizer, one.ids, ends)}
 
 
 def row_seed(seed: int, iteration: int, row: int) -> int:

@@ -25,23 +25,25 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     samples = list(folder.rows(source))
     model = inputs.reward_model(folder, inputs.device())
     settings = config.feedback
-    rows: list[dict[str, Any]] = []
-    cut = 0
-    each = config.sampling.generations
-    work.progress(0, len(samples) * each, "samples")
-    for row in samples:
-        rewards, was_cut = model.score(row["prompt"], [g["text"] for g in row["generations"]])
-        cut += was_cut
+
+    def make(index: int) -> list[dict[str, Any]]:
+        row = samples[index]
+        rewards, cut = model.score(row["prompt"], [g["text"] for g in row["generations"]])
         quantiles = feedback.quantiles(rewards, settings.quantiles, settings.remainder)
-        rows.append(
+        return [
             {
                 "row": row["row"],
                 "rewards": [r if math.isfinite(r) else None for r in rewards],
                 "quantiles": quantiles,
                 "feedback": [None if q is None else settings.texts[q] for q in quantiles],
+                "post_cut": cut,
             }
-        )
-        work.progress(len(rows) * each, len(samples) * each, "samples")
+        ]
+
+    first = samples[0]["row"]
+    starts = range(first, first + len(samples) + 1)
+    rows = work.resumable(sources, starts, make, "samples", config.sampling.generations)
+    cut = sum(row["post_cut"] for row in rows)
     aside = sum(all(q is None for q in row["quantiles"]) for row in rows)
     if aside:
         print(f"{piece}: {aside} of {len(rows)} prompts set aside (too few finite rewards)")

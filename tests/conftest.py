@@ -21,6 +21,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT}/tests"  # jobs run this checkout, and the tests' tasks
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", action="store_true", help="break runs in every way, not just some")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --faults only the representative core of the fault tests is run."""
+    if config.getoption("--faults"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("faults")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
 def tiny_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random policy, a tiny reward model and a few prompts."""

@@ -24,6 +24,10 @@ def submit(config: Config, wait: bool = False) -> int:
     """Check a config, freeze its data and models, and queue the first controller on Slurm."""
     slurm = _slurm()
     slurm.check(config.cluster)
+    if set("%\\") & set(config.run):
+        raise InputError(
+            f"run: {config.run}: Slurm reads % and \\ in paths of logs; choose another"
+        )
     folder = prepare(config)
     _test_jobs(folder, slurm)
     waiting = slurm.controllers(folder.run_id)

@@ -44,10 +44,11 @@ class Site:
     expected: dict[int, bytes]
     stages: str = "stub"
     settings: list[str] = field(default_factory=list)
+    name: str = "run"
 
     @property
     def run(self) -> RunFolder:
-        return RunFolder(self.place / "run")
+        return RunFolder(self.place / self.name)
 
     @property
     def faults(self) -> Path:
@@ -57,7 +58,7 @@ class Site:
         (self.faults / name).write_text(action)
 
     def submit(self, *settings: str) -> int:
-        chosen = [f"run={self.run.path}", *self.settings, *settings]
+        chosen = [f"run={json.dumps(str(self.run.path))}", *self.settings, *settings]
         return main(["submit", str(self.config), *[a for s in chosen for a in ("--set", s)]])
 
     def wait(self, what: str, holds: Callable[[], bool], seconds: float = LONG_S) -> None:
@@ -67,7 +68,7 @@ class Site:
             time.sleep(0.3)
 
     def state(self) -> str:
-        folder = self.place / "run" / "jobs" / "controller"
+        folder = self.run.path / "jobs" / "controller"
         logs = [p.read_text()[-2000:] for p in sorted(folder.glob("*.log"))]
         journal = self.run.journal() if self.run.exists() else []
         return "\n".join([*map(json.dumps, journal[-40:]), *logs, *map(str, queue())])
@@ -138,14 +139,14 @@ STAGES = ("sample", "score", "train", "evaluate", "report")
 
 
 def settings(python: Path, stages: tuple[str, ...] = STAGES) -> list[str]:
-    return [f"cluster.{stage}.python={python}" for stage in stages]
+    return [f"cluster.{stage}.python={json.dumps(str(python))}" for stage in stages]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One throw-away Slurm cluster for all tests of this file that need no other."""
     place = Path("/tmp") / f"alt-hpc-faults-{os.getpid()}"
-    yield from _cluster(place, 17200)
+    yield from _cluster(place, 17200 + os.getpid() % 40 * 20)
 
 
 def _cluster(place: Path, port: int, *options: str) -> Iterator[None]:
@@ -492,9 +493,8 @@ def test_a_disk_that_cannot_be_written(site: Site, kind: str) -> None:
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)], check=True)
     try:
-        site.settings.append(f"run={disk}/run")
         site.fault("score-1-0", "start wait")
-        (site.place / "run").symlink_to(disk / "run")
+        site.name = "disk/run"
         began = time.monotonic()
         assert site.submit() == 0
         site.wait("scoring", lambda: bool(list(site.faults.glob(".score-1-0*"))))
@@ -636,6 +636,30 @@ def test_sbatch_refuses_for_good(site: Site, monkeypatch: pytest.MonkeyPatch) ->
     how, sentence = site.ended()
     assert (how, "Invalid account" in sentence) == ("STOPPED", True)
     site.tell("sbatch refuses for good", f"stopped: “{sentence[9:70]}…”", began)
+
+
+# ------------------------------------------------------------------ strangers' words and secrets
+
+
+def test_nothing_of_a_config_reaches_a_shell_and_no_secret_is_written(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "hf_planted_7c1d"
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.chdir(site.place)
+    evil = "a $(touch pwned) `touch pwned`; touch pwned & 'q' \"d\" #"
+    site.name = evil
+    python = site.place / f"python {evil}"
+    (site.place / "python").rename(python)
+    site.settings = [*settings(python), *STUB]
+    words = json.dumps({"wckey": evil, "mail-user": evil})
+    assert site.submit("iterations=1", f"cluster.sample.sbatch={words}") == 0
+    site.whole(1)
+    assert not list(site.place.rglob("pwned"))
+    assert not list(ROOT.glob("pwned"))
+    for path in site.run.path.rglob("*"):
+        if path.is_file():
+            assert token.encode() not in path.read_bytes(), path
 
 
 # ------------------------------------------------------------------ limits

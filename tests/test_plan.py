@@ -17,9 +17,11 @@ from alt_hpc.plan import (
     Done,
     Job,
     Limits,
+    Outcome,
     Plan,
     State,
     Submission,
+    attempts,
     current_iteration,
     is_whole,
     plan,
@@ -348,16 +350,18 @@ def test_a_plan_of_any_state(case: tuple[Config, State, int]) -> None:
     assert expected <= set(todo.wait_for)
 
 
-@pytest.mark.parametrize("max_array", [1, 2, 3, 1000])
-def test_carrying_out_the_plans_finishes_any_run(max_array: int) -> None:
+@pytest.mark.parametrize("room", [None, 1, 5])
+@pytest.mark.parametrize("max_array", [1, 3, 1000])
+def test_carrying_out_the_plans_finishes_any_run(max_array: int, room: int | None) -> None:
     """Play the controller with a cluster on which every third element fails."""
     config = make_config(3, sft=True, rm=True, cluster=Cluster(max_attempts=30))
     state = State(shardings(1, sample=4))
     made: list[Piece] = []
     count = 0
     for _ in range(200):
-        todo = plan(config, state, Limits(max_array))
+        todo = plan(config, state, Limits(max_array, room))
         assert todo.stop is None
+        assert room is None or sum(len(job.shards) for job in todo.jobs) <= room
         if todo.finished:
             break
         ended: dict[str, set[int]] = {}
@@ -384,6 +388,66 @@ def test_carrying_out_the_plans_finishes_any_run(max_array: int) -> None:
     else:
         raise AssertionError("not finished after 200 controllers")
     assert len(made) == len(set(made)) == len(everything(config, state))
+
+
+# ---------------------------------------------------------------------- how tries ended
+
+
+def tried(shards: tuple[int, ...], *ends: Outcome | None) -> State:
+    """Sample shards of iteration 1, submitted once for each end of theirs; None: forgotten."""
+    jobs = [Job("sample", 1, n, shards) for n in range(1, len(ends) + 1)]
+    outcomes = {
+        (job.key, i): end
+        for job, end in zip(jobs, ends, strict=True)
+        if end
+        for i in range(len(shards))
+    }
+    return State(shardings(1), submissions=tuple(map(submitted, jobs)), outcomes=outcomes)
+
+
+def test_preemption_and_a_dead_node_do_not_count_while_more_and_more_is_safe() -> None:
+    failed, unknown = Outcome("FAILED", ("n1",)), None
+    piece = Piece(1, "sample", 0)
+    preempted = [Outcome("PREEMPTED", ("n1",), saved) for saved in (0, 2, 7)]
+    dead = [Outcome("NODE_FAIL", ("n2",), 3)] * 4
+    assert attempts(tried((0,), *preempted), piece) == 0
+    assert attempts(tried((0,), *dead), piece) == 3  # only the first left more than before
+    assert attempts(tried((0,), failed, unknown, *preempted), piece) == 3
+
+
+def test_a_retry_keeps_away_from_the_nodes_on_which_that_shard_failed() -> None:
+    state = tried((0,), Outcome("FAILED", ("n1",)), Outcome("TIMEOUT", ("n3",)))
+    jobs = {job.shards: job for job in plan(make_config(), state).jobs if job.stage == "sample"}
+    assert jobs[(0,)].exclude == ("n3", "n1")
+    assert jobs[(1, 2)].exclude == ()
+
+
+def test_the_stop_sentence_names_piece_end_and_node() -> None:
+    state = tried((0,), *[Outcome("OUT_OF_MEMORY", ("n2",))] * 3)
+    stop = plan(make_config(), state).stop
+    assert stop is not None
+    assert "sample 1 shard 0 failed 3 times" in stop
+    assert stop.endswith("last OUT_OF_MEMORY on n2")
+
+
+def test_where_there_is_room_for_few_the_first_are_submitted_and_no_other() -> None:
+    todo = plan(make_config(), State(shardings(1)), Limits(room=5))
+    assert [(job.stage, job.shards) for job in todo.jobs] == [
+        ("evaluate", (0, 1)),
+        ("report", (0,)),
+        ("sample", (0, 1)),
+    ]
+    assert todo.wait_for == ("1:sample:1",)
+    none = plan(make_config(), State(shardings(1)), Limits(room=0))
+    assert (none.jobs, none.wait_for, none.stop, none.finished) == ((), (), None, False)
+
+
+def test_a_chain_submitted_at_once_goes_to_its_last_iteration() -> None:
+    config = make_config(3)
+    todo = plan(config, State(shardings(3)), horizon=3)
+    keys = {f"{job.iteration} {job.stage}": job for job in todo.jobs}
+    assert Dependency("afterok", keys["2 train"].key) in keys["3 sample"].after
+    assert set(todo.wait_for) == {job.key for job in todo.jobs}
 
 
 def sizes(todo: Plan, key: str) -> int:

@@ -802,7 +802,8 @@ class Attempt:
 
     def _keep(self, identity: str, start: int, rows: list[dict[str, Any]]) -> None:
         text = json.dumps(rows, ensure_ascii=False)
-        line = {"identity": identity, "start": start, "rows": text, "sha256": _text_sha256(text)}
+        line = {"identity": identity, "start": start, "rows": text}
+        line["sha256"] = configs.digest(line)
         append_line(self.folder / KEPT, line)
 
     def _kept(self, identity: str) -> dict[int, list[dict[str, Any]]]:
@@ -813,10 +814,9 @@ class Attempt:
         found: dict[int, list[dict[str, Any]]] = {}
         for file in sorted(self.run.piece_folder(self.piece).glob(f"attempt-*/{KEPT}")):
             for line in read_lines(file):
-                text = str(line.get("rows"))
-                whole = line.get("sha256") == _text_sha256(text)
+                whole = line.pop("sha256", None) == configs.digest(line)
                 if whole and line.get("identity") == identity:
-                    found[int(line["start"])] = json.loads(text)
+                    found[line["start"]] = json.loads(line["rows"])
         return found
 
     def commit_rows(self, rows: Iterable[Mapping[str, Any]], **commit: Any) -> Manifest:
@@ -830,10 +830,6 @@ class Attempt:
         for old in self.run.piece_folder(self.piece).glob(f"attempt-*/{KEPT}"):
             old.unlink(missing_ok=True)
         return manifest
-
-
-def _text_sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_row(file: Any, start: int, end: int) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -325,3 +326,66 @@ def test_damaged_run_json_is_one_sentence(run: RunFolder) -> None:
     (run.path / "config.json").write_text(json.dumps({"run": 1}))
     with pytest.raises(InputError, match=r"config\.json"):
         RunFolder(run.path).config()
+
+
+# ---------------------------------------------------------------------- going on inside a shard
+
+
+def make_rows(run: RunFolder, number: int, made: list[int], dies_at: int = -1) -> list[Any]:
+    """An attempt at four groups of one row; `made` notes those it had to make."""
+    work = run.attempt(SAMPLE, number)
+
+    def make(group: int) -> list[dict[str, Any]]:
+        if group == dies_at:
+            raise RuntimeError("died")
+        made.append(group)
+        return [{"row": 4 + group, "text": f"é\u2028 {group}"}]
+
+    return work.resumable({"policy": "abc"}, range(4, 9), make, "rows")
+
+
+def test_a_new_attempt_makes_only_the_groups_that_none_has_kept(run: RunFolder) -> None:
+    made: list[int] = []
+    with pytest.raises(RuntimeError, match="died"):
+        make_rows(run, 1, made, dies_at=2)
+    assert run.saved(SAMPLE) == 2
+    rows = make_rows(run, 2, made)
+    assert made == [0, 1, 2, 3]
+    assert [row["row"] for row in rows] == [4, 5, 6, 7]
+
+
+@given(byte=st.integers(0, 700), flip=st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_what_is_kept_is_taken_only_whole(tmp_path_factory: Any, byte: int, flip: bool) -> None:
+    """Whatever byte is flipped, or wherever the file is cut: the rows come out right."""
+    run = make_run(tmp_path_factory.mktemp("kept") / "run")
+    with pytest.raises(RuntimeError, match="died"):
+        make_rows(run, 1, [], dies_at=3)
+    (file,) = run.piece_folder(SAMPLE).glob("attempt-1/kept.jsonl")
+    bytes_ = bytearray(file.read_bytes())
+    at = byte % len(bytes_)
+    if flip:
+        bytes_[at] ^= 1
+    file.write_bytes(bytes_ if flip else bytes_[:at])
+    made: list[int] = []
+    rows = make_rows(run, 2, made)
+    assert [row["text"] for row in rows] == [f"é\u2028 {group}" for group in range(4)]
+
+
+def test_rows_made_from_other_inputs_are_not_taken(run: RunFolder) -> None:
+    with pytest.raises(RuntimeError, match="died"):
+        make_rows(run, 1, [], dies_at=3)
+    work, made = run.attempt(SAMPLE, 2), []
+    work.resumable({"policy": "other"}, range(4, 9), lambda g: made.append(g) or [{}], "rows")
+    assert made == [0, 1, 2, 3]
+
+
+def test_a_shard_far_behind_the_others_is_told_with_its_node(run: RunFolder) -> None:
+    for shard in (0, 2):
+        commit(run, Piece(1, "sample", shard))
+    run.attempt(SAMPLE, 1)
+    run.show_progress(SAMPLE, 3, 8, "samples", started=time.time() - 5)
+    assert run.laggards(1, "sample") == []
+    run.show_progress(SAMPLE, 3, 8, "samples", started=time.time() - 600)
+    (line,) = run.laggards(1, "sample")
+    assert line.startswith(f"sample 1 shard 1 lags on {runfolder.node_name()}: 600 s so far, 3/8")

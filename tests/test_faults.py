@@ -289,11 +289,7 @@ def test_a_hanging_task_ends_itself(site: Site) -> None:
 
 @FULL
 def test_a_time_limit_is_no_failure_while_there_is_progress(site: Site) -> None:
-    """A shard of three minutes under a limit of one: Slurm requeues it, nothing is lost."""
-    python = interpreter(site.place, stubs=True, before="export SLOW=1")
-    script(
-        python, python.read_text().replace("export SLOW=1", "sleep 0").removeprefix("#!/bin/bash\n")
-    )
+    """A shard of 80 s under a limit of 60 s: it asks to be requeued, nothing is lost."""
     site.fault("sample-1-0", "always group1 group2 group3 group4 slow")
     began = time.monotonic()
     assert site.submit("cluster.sample.shards=1", "iterations=1", "cluster.sample.minutes=1") == 0
@@ -422,6 +418,25 @@ def test_slurmctld_goes_away(site: Site, how: str) -> None:
     site.tell(f"slurmctld: {how}", "the chain goes on; what was lost is made again", began)
 
 
+@FULL
+def test_slurmd_is_restarted(site: Site) -> None:
+    site.fault("sample-1-0", "group1 slow")
+    began = time.monotonic()
+    assert site.submit() == 0
+    site.wait("the slow task", lambda: bool(list(site.faults.glob(".sample-1-0*"))))
+    (job,) = [j for j in running("run-sample-1") if j[0].endswith("_0")]
+    pid = (Path(os.environ["SLURM_CONF"]).parent / f"slurmd-{job[3]}.pid").read_text().strip()
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")[:-1]
+    environment = dict(v.split(b"=", 1) for v in variables)
+    os.kill(int(pid), signal.SIGKILL)
+    time.sleep(1)
+    subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    site.whole()
+    assert len([e for e in site.run.journal() if e["event"] == "intent"]) == 2 + 2 * 5
+    site.tell("slurmd restarted under a task", "the task lives on", began)
+
+
 # ------------------------------------------------------------------ files
 
 
@@ -539,7 +554,6 @@ if {condition}:
     slurm.Slurm.submit_controller = dying(slurm.Slurm.submit_controller)
     slurm.Slurm.depend = dying(slurm.Slurm.depend)
 """
-EFFECTS = 26  # of the first controller of two iterations: see test below
 
 
 @FULL
@@ -666,6 +680,27 @@ def test_nothing_of_a_config_reaches_a_shell_and_no_secret_is_written(
 
 
 @FULL
+def test_a_task_exceeds_its_memory(
+    tiny_config: Path, tmp_path: Path, stub_expected: dict[int, bytes]
+) -> None:
+    options = ["JobAcctGatherParams=OverMemoryKill", "JobAcctGatherFrequency=1"]
+    for _ in _cluster(_elsewhere(), 17300, *[a for o in options for a in ("--conf", o)]):
+        python = interpreter(tmp_path, stubs=True)
+        site = Site(tmp_path, tiny_config, stub_expected, settings=[*settings(python), *STUB])
+        site.fault("sample-1-1", "group1 memory")
+        began = time.monotonic()
+        assert site.submit("cluster.sample.mem_gb=0.4") == 0
+        site.whole()
+        (end,) = [e for e in site.run.journal() if e["event"] == "outcome" and e["index"] == 1][:1]
+        happened = f"Slurm says {end['state']}; the attempt counts; again"
+        site.tell("a task: memory exceeded", happened, began)
+
+
+def _elsewhere() -> Path:
+    return Path("/tmp") / f"alt-hpc-limits-{os.getpid()}"
+
+
+@FULL
 @pytest.mark.parametrize(
     ("fault", "options"),
     [
@@ -681,8 +716,7 @@ def test_limits_of_the_cluster(
     fault: str,
     options: list[str],
 ) -> None:
-    place = Path("/tmp") / f"alt-hpc-limits-{os.getpid()}"
-    for _ in _cluster(place, 17300, *options):
+    for _ in _cluster(_elsewhere(), 17300, *options):
         python = interpreter(tmp_path, stubs=True)
         site = Site(tmp_path, tiny_config, stub_expected, settings=[*settings(python), *STUB])
         began = time.monotonic()
@@ -695,9 +729,8 @@ def test_limits_of_the_cluster(
 def test_a_submit_limit_of_the_user(
     tiny_config: Path, tmp_path: Path, stub_expected: dict[int, bytes]
 ) -> None:
-    place = Path("/tmp") / f"alt-hpc-limits-{os.getpid()}"
     enforce = ["--conf", "AccountingStorageEnforce=limits,qos"]
-    for _ in _cluster(place, 17400, "--accounting", *enforce):
+    for _ in _cluster(_elsewhere(), 17400, "--accounting", *enforce):
         client("sacctmgr", "-i", "modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=6")
         python = interpreter(tmp_path, stubs=True)
         site = Site(tmp_path, tiny_config, stub_expected, settings=[*settings(python), *STUB])

@@ -32,6 +32,7 @@ from alt_hpc.runfolder import RunFolder
 ROOT = Path(__file__).parent.parent
 LONG_S = 420
 FULL = pytest.mark.faults
+OTHER_PORT = 18200 + os.getpid() % 40 * 20  # so that two test runs can share a machine
 TABLE: list[tuple[str, str, str, float]] = []  # fault, stages, what happened, seconds
 
 
@@ -146,7 +147,7 @@ def settings(python: Path, stages: tuple[str, ...] = STAGES) -> list[str]:
 def cluster() -> Iterator[None]:
     """One throw-away Slurm cluster for all tests of this file that need no other."""
     place = Path("/tmp") / f"alt-hpc-faults-{os.getpid()}"
-    yield from _cluster(place, 17200 + os.getpid() % 40 * 20)
+    yield from _cluster(place, OTHER_PORT - 1000)
 
 
 def _cluster(place: Path, port: int, *options: str) -> Iterator[None]:
@@ -426,7 +427,7 @@ def test_slurmctld_goes_away(
     tiny_config: Path, tmp_path: Path, stub_expected: dict[int, bytes], how: str
 ) -> None:
     """On a cluster of its own: one that has lost its state gives old job ids again."""
-    for _ in _cluster(_elsewhere(), 17300):
+    for _ in _cluster(_elsewhere(), OTHER_PORT):
         python = interpreter(tmp_path, stubs=True)
         chosen = [*settings(python), *STUB]
         _slurmctld_goes_away(Site(tmp_path, tiny_config, stub_expected, settings=chosen), how)
@@ -719,7 +720,7 @@ def test_a_task_exceeds_its_memory(
     tiny_config: Path, tmp_path: Path, stub_expected: dict[int, bytes]
 ) -> None:
     options = ["JobAcctGatherParams=OverMemoryKill", "JobAcctGatherFrequency=1"]
-    for _ in _cluster(_elsewhere(), 17300, *[a for o in options for a in ("--conf", o)]):
+    for _ in _cluster(_elsewhere(), OTHER_PORT, *[a for o in options for a in ("--conf", o)]):
         python = interpreter(tmp_path, stubs=True)
         site = Site(tmp_path, tiny_config, stub_expected, settings=[*settings(python), *STUB])
         site.fault("sample-1-1", "group1 memory")
@@ -751,7 +752,7 @@ def test_limits_of_the_cluster(
     fault: str,
     options: list[str],
 ) -> None:
-    for _ in _cluster(_elsewhere(), 17300, *options):
+    for _ in _cluster(_elsewhere(), OTHER_PORT, *options):
         python = interpreter(tmp_path, stubs=True)
         site = Site(tmp_path, tiny_config, stub_expected, settings=[*settings(python), *STUB])
         began = time.monotonic()
@@ -765,7 +766,7 @@ def test_a_submit_limit_of_the_user(
     tiny_config: Path, tmp_path: Path, stub_expected: dict[int, bytes]
 ) -> None:
     enforce = ["--conf", "AccountingStorageEnforce=limits,qos"]
-    for _ in _cluster(_elsewhere(), 17400, "--accounting", *enforce):
+    for _ in _cluster(_elsewhere(), OTHER_PORT, "--accounting", *enforce):
         client("sacctmgr", "-i", "modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=6")
         python = interpreter(tmp_path, stubs=True)
         site = Site(tmp_path, tiny_config, stub_expected, settings=[*settings(python), *STUB])

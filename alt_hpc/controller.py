@@ -24,6 +24,7 @@ from alt_hpc.runfolder import RunFolder
 
 IDLE_CONTROLLERS = 3  # in a row without progress: stop
 BACK_OFF_MINUTES = (1, 5, 30)  # before the first, second, third try after nothing went
+RELEASES = 3  # of one job that Slurm held after a failed launch
 LOCK_WITHIN_S = 60.0  # how long a controller waits for another one to finish
 
 
@@ -184,6 +185,7 @@ def _run_on_slurm(folder: RunFolder, slurm: Slurm, me: str) -> int:
         print(folder.ended(), file=sys.stderr, flush=True)
         return 1
     try:
+        _release(folder, slurm)
         done = step(folder, slurm)
     except QueueUnknown as error:
         return _back_off(folder, slurm, successor, str(error))
@@ -206,6 +208,18 @@ def _run_on_slurm(folder: RunFolder, slurm: Slurm, me: str) -> int:
         )
     slurm.depend(successor, f"afterany:{':'.join(done.waits)},singleton")
     return 0
+
+
+def _release(folder: RunFolder, slurm: Slurm) -> None:
+    """Let go what Slurm holds because a node could not launch it, a few times each.
+
+    What a person holds stays held.
+    """
+    released = [entry["job"] for entry in folder.journal() if entry["event"] == "released"]
+    for job, why in slurm.held(folder.run_id).items():
+        if "launch failed" in why and released.count(job) < RELEASES:
+            folder.record("released", job=job)
+            slurm.release(job)
 
 
 def presubmit(folder: RunFolder, slurm: Slurm) -> str:

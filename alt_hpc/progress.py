@@ -111,7 +111,7 @@ def _alive(folder: RunFolder) -> str:
     except QueueUnknown as error:
         return f"not known whether it goes on ({error})"
     if held:
-        return f"held by Slurm, which waits for a person: scontrol release {' '.join(held)}"
+        return f"held by Slurm: scontrol release {' '.join(held)}"
     if queued:
         return f"goes on (controller {', '.join(queued)})"
     return "no controller is in the queue: submit again to go on"

@@ -444,8 +444,16 @@ def _slurmctld_goes_away(site: Site, how: str) -> None:
     environment = os.environ | {"DEVCLUSTER": str(Path(conf).parent)}
     command = [shutil.which("slurmctld", path="/usr/sbin:/usr/bin") or "slurmctld", "-f", conf]
     subprocess.run(command, check=True, timeout=60, env=environment)
-    site.wait("an end or an empty queue", lambda: site.run.ended() is not None or not queue())
+
+    def quiet() -> bool:
+        return site.run.ended() is not None or not queue() or "held" in progress.status(site.run)
+
+    site.wait("an end, an empty queue or one held", quiet)
     happened = "the chain goes on"
+    if "held by Slurm" in (told := progress.status(site.run)):
+        client(*told.splitlines()[-1].partition(": ")[2].split())
+        happened = "Slurm holds a job; status says what to type; goes on"
+        site.wait("an end or an empty queue", lambda: site.run.ended() is not None or not queue())
     if site.run.ended() is None:  # slurmctld forgot the newest jobs, the next controller too
         assert "submit again to go on" in progress.status(site.run)
         assert site.submit() == 0
@@ -660,15 +668,18 @@ def test_squeue_does_not_answer_and_sbatch_refuses_once(
     tools = site.place / "bin"
     tools.mkdir()
     flags = f"{site.place}/flag"
-    script(tools / "squeue", f'mkdir {flags}1 2>/dev/null && exit 1; exec /usr/bin/squeue "$@"\n')
+    in_a_job = "grep -qz ^SLURM_JOB_ID= /proc/$PPID/environ"
+    fails = f"{in_a_job} && mkdir {flags}1 2>/dev/null && exit 1"
+    script(tools / "squeue", f'{fails}; exec /usr/bin/squeue "$@"\n')
     refuse = f"mkdir {flags}2 2>/dev/null && {{ echo 'sbatch: error: Try later' >&2; exit 1; }}"
     sbatch = f'case "$*" in *controller*|*test-only*) ;; *) {refuse} ;; esac\n'
     script(tools / "sbatch", sbatch + 'exec /usr/bin/sbatch "$@"\n')
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     began = time.monotonic()
     assert site.submit("iterations=1") == 0
-    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    site.run.reopen()
     site.whole(1)
+    assert (site.place / "flag1").exists()
+    assert (site.place / "flag2").exists()
     site.tell("squeue does not answer; sbatch refuses once", "backs off and tries again", began)
 
 

@@ -128,10 +128,16 @@ class Slurm:
             found.setdefault(key, {})[int(index) if index.isdigit() else 0] = job
         return found
 
-    def held(self, run_id: str) -> list[str]:
-        """This run's jobs that will not start by themselves, such as after a failed launch."""
+    def held(self, run_id: str) -> dict[str, str]:
+        """This run's jobs that will not start by themselves, with Slurm's reason."""
         mine = (row for row in _squeue() if row[1].startswith(f"alt-hpc:{run_id}:"))
-        return [job for job, _, state, why in mine if state == "PENDING" and "held" in why.lower()]
+        return {
+            job: why for job, _, state, why in mine if state == "PENDING" and "held" in why.lower()
+        }
+
+    def release(self, job: str) -> None:
+        """Let a held job start again."""
+        client("scontrol", "release", job)
 
     def ends(self, jobs: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
         """State and nodes of elements as slurmctld remembers them (`scontrol show job`)."""

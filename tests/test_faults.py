@@ -6,6 +6,7 @@ fault, what happened, time to recover. Stages are stubs (see faulty.py) unless a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -543,6 +544,17 @@ def test_leftovers_of_a_half_written_attempt(site: Site) -> None:
     site.tell("files: leftovers of a half-written attempt", "left alone", began)
 
 
+def _fill(file: Path) -> None:
+    with contextlib.suppress(OSError), file.open("wb") as filler:
+        while filler.write(b"0" * 4096):
+            filler.flush()
+
+
+def _all_nodes(*changes: str) -> None:
+    for node in ("n1", "n2", "n3", "n4"):
+        client("scontrol", "update", f"NodeName={node}", *changes)
+
+
 @FULL
 @pytest.mark.parametrize("kind", ["the disk full", "the folder read-only"])
 def test_a_disk_that_cannot_be_written(site: Site, kind: str) -> None:
@@ -550,26 +562,24 @@ def test_a_disk_that_cannot_be_written(site: Site, kind: str) -> None:
         pytest.skip("mounting a small tmpfs needs root")
     disk = site.place / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(disk)], check=True)
     try:
-        site.fault("score-1-0", "start wait")
         site.name = "disk/run"
         began = time.monotonic()
-        assert site.submit() == 0
-        site.wait("scoring", lambda: bool(list(site.faults.glob(".score-1-0*"))))
         if "full" in kind:
-            with (disk / "filler").open("wb") as file:
-                try:
-                    while file.write(b"0" * 4096):
-                        file.flush()
-                except OSError:
-                    pass
-        else:
+            site.fault("score-1-0", "start wait")
+            assert site.submit() == 0
+            site.wait("scoring", lambda: bool(list(site.faults.glob(".score-1-0*"))))
+            _fill(disk / "filler")
+        else:  # a mount with writers cannot be made read-only: no job runs yet
+            _all_nodes("State=DOWN", "Reason=test")
+            assert site.submit() == 0
             subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+            _all_nodes("State=RESUME")
         site.wait("an empty queue", lambda: not queue())
-        (disk / "filler").unlink(missing_ok=True) if "full" in kind else subprocess.run(
-            ["mount", "-o", "remount,rw", str(disk)], check=True
-        )
+        assert site.run.ended() is None or site.run.ended()[0] == "STOPPED"
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        (disk / "filler").unlink(missing_ok=True)
         assert site.submit() == 0
         site.whole()
         site.tell(f"files: {kind}", "stops; submitted again when mended, goes on", began)

@@ -169,7 +169,7 @@ class Slurm:
             "open-mode": "append",
             "time": asked.minutes or 30,
             "cpus-per-task": asked.cpus or 1,
-            "mem": f"{asked.mem_gb or 1:g}G",
+            "mem": megabytes(asked.mem_gb or 1),
             "partition": asked.partition or common.partition,
             "account": common.account,
             "qos": common.qos,
@@ -268,7 +268,7 @@ class Slurm:
             "srun_args": [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1", *container],
             "additional_parameters": {
                 "requeue": True,
-                **({"mem": f"{stage.mem_gb:g}G"} if stage.mem_gb else {}),
+                **({"mem": megabytes(stage.mem_gb)} if stage.mem_gb else {}),
                 **({"exclude": ",".join(excluded)} if excluded else {}),
                 **({"kill-on-invalid-dep": "yes"} if after else {}),
                 **({"dependency": dependency_text(after)} if after else {}),
@@ -303,6 +303,11 @@ class _Executor(SlurmExecutor):
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         return ["timeout", str(CLIENT_TIMEOUT_S), "sbatch", str(submission_file_path)]
+
+
+def megabytes(gigabytes: float) -> str:
+    """Slurm takes whole numbers only."""
+    return f"{max(1, round(gigabytes * 1024))}M"
 
 
 def dependency_text(after: Sequence[Dependency]) -> str:

@@ -23,6 +23,7 @@ from alt_hpc.plan import Dependency, Job, Outcome, Plan, State, current_iteratio
 from alt_hpc.runfolder import RunFolder
 
 IDLE_CONTROLLERS = 3  # in a row without progress: stop
+DEAD_CONTROLLERS = 5  # in a row: stop
 BACK_OFF_MINUTES = (1, 5, 30)  # before the first, second, third try after nothing went
 RELEASES = 3  # of one job that Slurm held after a failed launch
 LOCK_WITHIN_S = 60.0  # how long a controller waits for another one to finish
@@ -173,8 +174,14 @@ def run_on_slurm(folder: RunFolder) -> int:
         return 0
     if not available():
         return _conclude(folder)
-    with folder.only_one("controller.lock", LOCK_WITHIN_S):  # two may have been started at once
-        return _run_on_slurm(folder, Slurm(), me)
+    slurm = Slurm()
+    try:
+        with folder.only_one("controller.lock", LOCK_WITHIN_S):  # two may have been started at once
+            return _run_on_slurm(folder, slurm, me)
+    except OSError as error:  # a full disk, say: each successor would die of it in turn
+        slurm.cancel(*(job for job in slurm.controllers(folder.run_id) if job != me))
+        print(f"stopped: {error}; submit again when it is mended", file=sys.stderr, flush=True)
+        return 1
 
 
 def _run_on_slurm(folder: RunFolder, slurm: Slurm, me: str) -> int:
@@ -184,6 +191,9 @@ def _run_on_slurm(folder: RunFolder, slurm: Slurm, me: str) -> int:
         folder.end("STOPPED", f"stopped: Slurm refused the next controller: {error}")
         print(folder.ended(), file=sys.stderr, flush=True)
         return 1
+    if _died(folder) > DEAD_CONTROLLERS:
+        why = f"{DEAD_CONTROLLERS} controllers in a row died before they had submitted all"
+        return _stop(folder, slurm, successor, why)
     try:
         _release(folder, slurm)
         done = step(folder, slurm)
@@ -288,6 +298,14 @@ def _idle(folder: RunFolder) -> bool:
     steps = [e["progress"] for e in journal[since:] if e["event"] == "step"]
     last = steps[-IDLE_CONTROLLERS - 1 :]
     return len(last) > IDLE_CONTROLLERS and all(step == last[0] for step in last)
+
+
+def _died(folder: RunFolder) -> int:
+    """How many controllers have been queued since one last came to its end."""
+    events = [
+        e["event"] for e in folder.journal() if e["event"] in ("controller", "step", "submit")
+    ]
+    return next((n for n, e in enumerate(reversed(events)) if e != "controller"), len(events))
 
 
 def _stop(folder: RunFolder, slurm: Slurm, successor: str, why: str) -> int:

@@ -192,11 +192,12 @@ def site(
     yield Site(tmp_path, tiny_config, stub_expected, settings=[*settings(python), *STUB])
     subprocess.run(["scancel", "--user", os.environ.get("USER", "root")], timeout=60)
     for node in ("n1", "n2", "n3", "n4"):
-        subprocess.run(
-            ["scontrol", "update", f"NodeName={node}", "State=RESUME"],
-            timeout=60,
-            capture_output=True,
-        )
+        resume = ["scontrol", "update", f"NodeName={node}", "State=RESUME"]
+        subprocess.run(resume, timeout=60, capture_output=True)
+    deadline = time.monotonic() + 30
+    while set(client("sinfo", "-h", "-N", "-o", "%T").split()) != {"idle"}:
+        assert time.monotonic() < deadline, client("sinfo", "-N")
+        time.sleep(0.3)
 
 
 @pytest.fixture
@@ -550,11 +551,6 @@ def _fill(file: Path) -> None:
             filler.flush()
 
 
-def _all_nodes(*changes: str) -> None:
-    for node in ("n1", "n2", "n3", "n4"):
-        client("scontrol", "update", f"NodeName={node}", *changes)
-
-
 @FULL
 @pytest.mark.parametrize("kind", ["the disk full", "the folder read-only"])
 def test_a_disk_that_cannot_be_written(site: Site, kind: str) -> None:
@@ -572,10 +568,8 @@ def test_a_disk_that_cannot_be_written(site: Site, kind: str) -> None:
             site.wait("scoring", lambda: bool(list(site.faults.glob(".score-1-0*"))))
             _fill(disk / "filler")
         else:  # a mount with writers cannot be made read-only: no job runs yet
-            _all_nodes("State=DOWN", "Reason=test")
-            assert site.submit() == 0
+            assert site.submit("cluster.controller.sbatch={begin: now+5}") == 0
             subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-            _all_nodes("State=RESUME")
         site.wait("an empty queue", lambda: not queue())
         assert site.run.ended() is None or site.run.ended()[0] == "STOPPED"
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)

@@ -783,7 +783,7 @@ class Attempt:
         """
         identity = self.run.identity(self.piece, inputs)
         kept = self._kept(identity)
-        total, done = (starts[-1] - starts[0]) * each, 0
+        total = (starts[-1] - starts[0]) * each
         rows: list[dict[str, Any]] = []
         mine = {start: kept[start] for start in starts[:-1] if start in kept}
         if mine:

@@ -266,7 +266,7 @@ def test_local_ends_random_failing_dags_as_slurm_does(slurm: None, tmp_path: Pat
 def _slurm_states(slurm: Slurm, dag: Dag, ids: list[str]) -> list[list[str]]:
     found = []
     for (fails, _), job in zip(dag, ids, strict=True):
-        states = slurm.states([job])
+        states = {element: state for element, (state, _) in slurm.ends([job]).items()}
         count = len(fails)
         found.append([states[slurm.element(job, i, count)] for i in range(count)])
     return found

@@ -151,10 +151,6 @@ class Slurm:
                         found |= dict.fromkeys(_elements(facts), end)
         return found
 
-    def states(self, jobs: Sequence[str]) -> dict[str, str]:
-        """State of jobs and elements as slurmctld remembers them."""
-        return {element: state for element, (state, _) in self.ends(jobs).items()}
-
     # ------------------------------------------------------------------ the controller's own job
 
     def submit_controller(

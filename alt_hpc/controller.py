@@ -63,7 +63,7 @@ def step(folder: RunFolder, cluster: Cluster, horizon: int | None = None) -> Ste
             folder.record("refused", key=job.key, why=str(error), kind=error.kind)
             break
         folder.record("submitted", key=job.key, job=ids[job.key])
-        print(f"submitted {job.key} as {ids[job.key]} ({len(job.shards)} tasks)", flush=True)
+        print(f"submitted {job.key} as {ids[job.key]} ({len(job.elements)} tasks)", flush=True)
     waits = tuple(ids.get(target, target) for target in todo.wait_for)
     submitted = {job.key for job in todo.jobs if job.key in ids}
     unknown = {job.key for job in todo.jobs} - submitted
@@ -84,11 +84,13 @@ def read_state(folder: RunFolder, in_flight: dict[str, dict[int, str]]) -> State
     flying: dict[Piece, str] = {}
     for submission in submissions:
         for index, element in in_flight.get(submission.key, {}).items():
-            flying[submission.pieces[index]] = element
+            flying |= dict.fromkeys(submission.elements[index], element)
     return replace(state, in_flight=flying)
 
 
-def _outcomes(folder: RunFolder, cluster: Cluster, state: State) -> dict[tuple[str, int], Outcome]:
+def _outcomes(
+    folder: RunFolder, cluster: Cluster, state: State
+) -> dict[tuple[str, Piece], Outcome]:
     """How elements ended that are neither whole nor in flight; what is new is written down.
 
     The cluster forgets (MinJobAge), the journal does not.
@@ -96,20 +98,21 @@ def _outcomes(folder: RunFolder, cluster: Cluster, state: State) -> dict[tuple[s
     known = folder.outcomes()
     for submission in state.submissions[state.counted_from :]:
         lost = [
-            index
-            for index, piece in enumerate(submission.pieces)
-            if (submission.key, index) not in known
+            piece
+            for piece in submission.pieces
+            if (submission.key, piece) not in known
             and piece not in state.in_flight
             and piece not in state.done
         ]
         ends = cluster.ends([submission.job]) if lost and submission.job else {}
-        for index in lost:
-            element = cluster.element(submission.job or "", index, len(submission.shards))
-            how, nodes = ends.get(element, ("UNKNOWN", ()))
-            end = Outcome(how, nodes, folder.saved(submission.pieces[index]))
-            known[submission.key, index] = end
-            facts = {"state": end.state, "nodes": end.nodes, "saved": end.saved}
-            folder.record("outcome", key=submission.key, index=index, **facts)
+        for piece in lost:
+            index, count = submission.element[piece], len(submission.elements)
+            how, nodes = ends.get(
+                cluster.element(submission.job or "", index, count), ("UNKNOWN", ())
+            )
+            end = Outcome(how, nodes, folder.saved(piece))
+            known[submission.key, piece] = end
+            folder.record_outcome(submission.key, piece, end)
     return known
 
 
@@ -117,14 +120,10 @@ def request(folder: RunFolder, config: Config, job: Job) -> Request:
     """A planned job as the cluster sees it."""
     stage = config.cluster.stage(job.stage)
     run = folder.path.name
+    fixed = "alt_hpc.task:stage", str(folder.path), job.stage, str(job.iteration)
     calls = [
-        (
-            "alt_hpc.task:stage",
-            str(folder.path),
-            job.stage,
-            *map(str, (job.iteration, s, job.attempt)),
-        )
-        for s in job.shards
+        (*fixed, ",".join(str(piece.shard) for piece in element), str(job.attempt))
+        for element in job.elements
     ]
     return Request(
         name=f"{run}-{job.stage}-{job.iteration}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ class Engine(Protocol):
         ...
 
 
+@functools.lru_cache(maxsize=1)  # a task may make several shards
 def load(
     policy: Path,
     sampling: Sampling,

@@ -1,13 +1,14 @@
 """The plan, pure: from config and the state of the run folder to the jobs to submit next.
 
 It touches neither disk nor cluster. A job is one sbatch: a stage of an iteration over an explicit
-list of shards, each an array element.
+list of shards, an array element each; several where the cluster's arrays are too short for that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 from alt_hpc import pieces
@@ -27,31 +28,53 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Submission:
-    """One recorded intent to submit a job."""
+class Array:
+    """A stage of an iteration over a list of shards. `attempt` numbers its submissions."""
 
-    key: str
     stage: str
     iteration: int
     attempt: int
     shards: tuple[int, ...]
     waits: Mapping[Piece, int] = field(default_factory=dict)  # inputs not yet whole -> attempt
-    job: str | None = None
+    pack: int = 1  # shards that an element makes, one after the other
 
     @property
-    def pieces(self) -> list[Piece]:
-        return [Piece(self.iteration, self.stage, shard) for shard in self.shards]
+    def key(self) -> str:
+        return f"{self.iteration}:{self.stage}:{self.attempt}"
+
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        return tuple(Piece(self.iteration, self.stage, shard) for shard in self.shards)
+
+    @cached_property
+    def elements(self) -> tuple[tuple[Piece, ...], ...]:
+        """The pieces of each array element."""
+        starts = range(0, len(self.shards), self.pack)
+        return tuple(self.pieces[start : start + self.pack] for start in starts)
+
+    @cached_property
+    def element(self) -> Mapping[Piece, int]:
+        """Which element makes a piece."""
+        return {piece: i for i, element in enumerate(self.elements) for piece in element}
+
+
+@dataclass(frozen=True)
+class Submission(Array):
+    """One recorded intent to submit a job, and the job's id once it had been taken."""
+
+    job: str | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an element ended whose piece is not whole."""
+    """How an element ended that left a piece which is not whole."""
 
     state: str  # Slurm's, such as FAILED; UNKNOWN where the cluster has forgotten it
     nodes: tuple[str, ...] = ()
-    saved: int = 0  # units of work that were safe by then
+    saved: int = 0  # units of the piece's work that were safe by then
 
 
+REWARD_MODEL = Piece(0, "reward-model")
 NOT_ITS_FAULT = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED")
 
 
@@ -72,7 +95,7 @@ class State:
     submissions: tuple[Submission, ...] = ()  # all of them, oldest first
     counted_from: int = 0  # index in `submissions` of the first since a person last submitted
     in_flight: Mapping[Piece, str] = field(default_factory=dict)  # piece -> job or element id
-    outcomes: Mapping[tuple[str, int], Outcome] = field(default_factory=dict)  # (job key, index)
+    outcomes: Mapping[tuple[str, Piece], Outcome] = field(default_factory=dict)  # by job key
 
 
 @dataclass(frozen=True)
@@ -84,24 +107,11 @@ class Dependency:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One sbatch to come. `attempt` numbers the submissions of this stage and iteration."""
+class Job(Array):
+    """One sbatch to come."""
 
-    stage: str
-    iteration: int
-    attempt: int
-    shards: tuple[int, ...]
     after: tuple[Dependency, ...] = ()
-    waits: Mapping[Piece, int] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()  # nodes on which these pieces failed, the latest first
-
-    @property
-    def key(self) -> str:
-        return f"{self.iteration}:{self.stage}:{self.attempt}"
-
-    @property
-    def pieces(self) -> list[Piece]:
-        return [Piece(self.iteration, self.stage, shard) for shard in self.shards]
 
 
 @dataclass(frozen=True)
@@ -188,9 +198,9 @@ def attempts(state: State, piece: Piece) -> int:
     """
     count, saved = 0, -1
     for submission in state.submissions[state.counted_from :]:
-        if piece not in submission.pieces or not _could_run(state, submission, piece):
+        if piece not in submission.element or not _could_run(state, submission, piece):
             continue
-        end = state.outcomes.get((submission.key, submission.pieces.index(piece)))
+        end = state.outcomes.get((submission.key, piece))
         count += end is None or end.state not in NOT_ITS_FAULT or end.saved <= saved
         saved = max(saved, end.saved if end else saved)
     return count
@@ -198,11 +208,11 @@ def attempts(state: State, piece: Piece) -> int:
 
 def _could_run(state: State, submission: Submission, piece: Piece) -> bool:
     """Whether what a submission waited for was made by the attempt that it waited for."""
-    waited = {
-        source: attempt
-        for source, attempt in submission.waits.items()
-        if source.stage != "sample" or piece.stage != "score" or source.shard == piece.shard
-    }
+    waited = submission.waits
+    if piece.stage == "score":  # element by element, the reward model apart
+        mates = submission.elements[submission.element[piece]]
+        sources = [Piece(p.iteration, "sample", p.shard) for p in mates] + [REWARD_MODEL]
+        waited = {source: waited[source] for source in sources if source in waited}
     made = {source: state.done.get(source) for source in waited}
     return all(d is not None and d.attempt == waited[s] for s, d in made.items())
 
@@ -211,8 +221,8 @@ def failed_on(state: State, piece: Piece) -> tuple[str, ...]:
     """Nodes on which a piece failed since a person last submitted, the latest first."""
     nodes: dict[str, None] = {}
     for submission in reversed(state.submissions[state.counted_from :]):
-        if piece in submission.pieces:
-            end = state.outcomes.get((submission.key, submission.pieces.index(piece)))
+        if piece in submission.element:
+            end = state.outcomes.get((submission.key, piece))
             if end is not None and end.state not in ("CANCELLED", "PREEMPTED", "UNKNOWN"):
                 nodes.update(dict.fromkeys(end.nodes))
     return tuple(nodes)
@@ -229,8 +239,8 @@ def _exhausted(config: Config, state: State, missing: Iterable[Piece]) -> str | 
 def _last_end(state: State, piece: Piece) -> str:
     """`, last FAILED on n2`, where that is known."""
     for submission in reversed(state.submissions):
-        if piece in submission.pieces:
-            end = state.outcomes.get((submission.key, submission.pieces.index(piece)))
+        if piece in submission.element:
+            end = state.outcomes.get((submission.key, piece))
             if end is not None and end.state != "UNKNOWN":
                 return f", last {end.state}" + (f" on {','.join(end.nodes)}" if end.nodes else "")
     return ""
@@ -245,7 +255,8 @@ def _that_fit(jobs: list[Job], room: int | None) -> list[Job]:
         return jobs
     taken: list[Job] = []
     for job in jobs:
-        shards = job.shards[: room - sum(len(other.shards) for other in taken)]
+        left = room - sum(len(other.elements) for other in taken)
+        shards = job.shards[: left * job.pack]
         if shards:
             taken.append(replace(job, shards=shards))
         if shards != job.shards:
@@ -266,7 +277,10 @@ def _unpaired(job: Job, taken: list[Job]) -> Job:
 
 
 def _jobs(config: Config, state: State, missing: list[Piece], max_array: int) -> list[Job]:
-    """Group pieces of one stage and iteration with alike dependencies into arrays."""
+    """Group pieces of one stage and iteration with alike dependencies into arrays.
+
+    Where an array may not have so many elements, each makes several pieces.
+    """
     jobs: list[Job] = []
     making: dict[Piece, Job] = {}
     used = {submission.key for submission in state.submissions}
@@ -276,12 +290,11 @@ def _jobs(config: Config, state: State, missing: list[Piece], max_array: int) ->
             shared = _after(config, state, making, piece), failed_on(state, piece)
             alike.setdefault(shared, []).append(piece)
         for (after, exclude), members in alike.items():
-            for start in range(0, len(members), max_array):
-                chunk = members[start : start + max_array]
-                job = replace(_job(config, state, making, chunk, after, used), exclude=exclude)
-                used.add(job.key)
-                jobs.append(job)
-                making.update(dict.fromkeys(chunk, job))
+            job = _job(config, state, making, members, after, used)
+            job = replace(job, exclude=exclude, pack=-(-len(members) // max_array))
+            used.add(job.key)
+            jobs.append(job)
+            making.update(dict.fromkeys(members, job))
     return [_pair(job, jobs) for job in jobs]
 
 
@@ -331,7 +344,7 @@ def _job(
 def _pair(job: Job, jobs: list[Job]) -> Job:
     """Turn `afterok` into `aftercorr` between a score array and the sample array of its shards.
 
-    Only arrays with the same list of shards pair, element by element; one element is a plain job
+    Only arrays of the same shards pair, element by element; one element is a plain job
     (submitit makes it so), for which afterok means the same.
     """
     by_key = {other.key: other for other in jobs}
@@ -343,7 +356,7 @@ def _pair(job: Job, jobs: list[Job]) -> Job:
             and other is not None
             and other.stage == "sample"
             and other.shards == job.shards
-            and len(job.shards) > 1
+            and len(job.elements) > 1
         )
         after.append(Dependency("aftercorr", dependency.target) if pairs else dependency)
     return replace(job, after=tuple(after))

@@ -61,7 +61,7 @@ def _summary(folder: RunFolder, config: Config, todo: Plan) -> str:
 
 def _line(request: Request, job: Job) -> str:
     stage = request.stage
-    size = f"{len(job.shards)} x {stage.nodes} nodes x {stage.tasks_per_node} tasks"
+    size = f"{len(job.elements)} x {stage.nodes} nodes x {stage.tasks_per_node} tasks"
     asks = f"{stage.cpus or request.threads} cpus, {stage.gpus} gpus a task"
     after = " ".join(f"{d.kind}:{_brace(d.target)}" for d in job.after) or "-"
     return f"{_brace(job.key):22} {size:28} {asks:24} {request.name:32} {after}"

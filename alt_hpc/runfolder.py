@@ -593,6 +593,7 @@ class RunFolder:
             iteration=job.iteration,
             attempt=job.attempt,
             shards=job.shards,
+            pack=job.pack,
             waits=[[p.iteration, p.stage, p.shard, a] for p, a in job.waits.items()],
         )
 
@@ -606,21 +607,26 @@ class RunFolder:
                     counted_from = len(found)
                 case "intent":
                     found[entry["key"]] = Submission(
-                        entry["key"],
                         entry["stage"],
                         entry["iteration"],
                         entry["attempt"],
                         tuple(entry["shards"]),
                         {Piece(k, stage, i): a for k, stage, i, a in entry["waits"]},
+                        entry["pack"],
                     )
                 case "submitted" if entry["key"] in found:
                     found[entry["key"]] = dataclasses.replace(found[entry["key"]], job=entry["job"])
         return tuple(found.values()), counted_from
 
-    def outcomes(self) -> dict[tuple[str, int], Outcome]:
-        """How elements (job key, index) ended that left no whole piece, as controllers found."""
+    def record_outcome(self, key: str, piece: Piece, end: Outcome) -> None:
+        """How a submission of a piece ended that did not make it whole."""
+        where = {"piece": [piece.iteration, piece.stage, piece.shard]}
+        self.record("outcome", key=key, **where, **dataclasses.asdict(end))
+
+    def outcomes(self) -> dict[tuple[str, Piece], Outcome]:
+        """How submissions (by job key) of pieces ended that are not whole, as controllers found."""
         return {
-            (e["key"], e["index"]): Outcome(e["state"], tuple(e["nodes"]), e["saved"])
+            (e["key"], Piece(*e["piece"])): Outcome(e["state"], tuple(e["nodes"]), e["saved"])
             for e in self.journal()
             if e["event"] == "outcome"
         }

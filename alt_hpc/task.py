@@ -32,30 +32,36 @@ STOPPED = 75  # exit status of a task that was asked to stop (EX_TEMPFAIL)
 REQUEUE_WITHIN_S = 90.0  # Slurm kills the job that it was told to requeue
 
 
-def stage(run: str, stage: str, iteration: str, shard: str, attempt: str) -> None:
-    """Run one piece of a run; nothing when it is whole already (Slurm reran the job)."""
+def stage(run: str, stage: str, iteration: str, shards: str, attempt: str) -> None:
+    """Run the pieces of one task (`0` or `3,4,5`), but those that are whole (Slurm reran it)."""
     folder = RunFolder(run)
     folder.check_owner()
-    piece = Piece(int(iteration), stage, int(shard))
-    if folder.manifest(piece) is not None:
-        print(f"{piece}: whole already", flush=True)
-        return
     os.environ["OMP_NUM_THREADS"] = str(folder.config().threads)  # read when torch is imported
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     interrupt.install()
     interrupt.watch(folder.config().cluster.hung_minutes * 60)
-    before = folder.saved(piece)
-    module = importlib.import_module(f"alt_hpc.stages.{stage.replace('-', '_')}")
-    try:
-        module.run(folder, piece, int(attempt))
-    except interrupt.Interrupted as reason:
-        saved = folder.saved(piece)
-        print(f"{piece}: {reason}; {saved} units of work are safe", flush=True)
-        if interrupt.wants_requeue() and saved > before:
-            _requeue()
-        sys.exit(STOPPED)
+    made = 0
+    for piece in [Piece(int(iteration), stage, int(shard)) for shard in shards.split(",")]:
+        if folder.manifest(piece) is not None:
+            print(f"{piece}: whole already", flush=True)
+            continue
+        before = folder.saved(piece)
+        try:
+            _run(folder, piece, int(attempt))
+        except interrupt.Interrupted as reason:
+            saved = folder.saved(piece)
+            print(f"{piece}: {reason}; {saved} units of work are safe", flush=True)
+            if interrupt.wants_requeue() and (made or saved > before):
+                _requeue()
+            sys.exit(STOPPED)
+        made += 1
+
+
+def _run(folder: RunFolder, piece: Piece, attempt: int) -> None:
+    module = importlib.import_module(f"alt_hpc.stages.{piece.stage.replace('-', '_')}")
+    module.run(folder, piece, attempt)
 
 
 def _requeue() -> None:

@@ -739,7 +739,8 @@ def test_a_task_exceeds_its_memory(
         began = time.monotonic()
         assert site.submit("cluster.sample.mem_gb=0.4") == 0
         site.whole()
-        (end,) = [e for e in site.run.journal() if e["event"] == "outcome" and e["index"] == 1][:1]
+        ends = [e for e in site.run.journal() if e["event"] == "outcome"]
+        end = next(e for e in ends if e["piece"] == [1, "sample", 1])
         happened = f"Slurm says {end['state']}; the attempt counts; again"
         site.tell("a task: memory exceeded", happened, began)
 
@@ -750,11 +751,15 @@ def _elsewhere() -> Path:
 
 @FULL
 @pytest.mark.parametrize(
-    ("fault", "options"),
+    ("fault", "options", "happened"),
     [
-        ("MaxArraySize=4", ["--max-array", "4"]),
-        ("MaxJobCount=9", ["--conf", "MaxJobCount=9", "--conf", "MinJobAge=2"]),
-        ("jobs purged from Slurm's memory after 2 s", ["--conf", "MinJobAge=2"]),
+        ("MaxArraySize=4", ["--max-array", "4"], "several shards a task"),
+        (
+            "MaxJobCount=9",
+            ["--conf", "MaxJobCount=9", "--conf", "MinJobAge=2"],
+            "submits what fits, goes on with the rest",
+        ),
+        ("jobs purged from Slurm's memory after 2 s", ["--conf", "MinJobAge=2"], "goes on"),
     ],
 )
 def test_limits_of_the_cluster(
@@ -763,6 +768,7 @@ def test_limits_of_the_cluster(
     stub_expected: dict[int, bytes],
     fault: str,
     options: list[str],
+    happened: str,
 ) -> None:
     for _ in _cluster(_elsewhere(), OTHER_PORT, *options):
         python = interpreter(tmp_path, stubs=True)
@@ -770,7 +776,7 @@ def test_limits_of_the_cluster(
         began = time.monotonic()
         assert site.submit("cluster.sample.shards=6", "cluster.score.shards=6") == 0
         site.whole()
-        site.tell(fault, "submits what fits, goes on with the rest", began)
+        site.tell(fault, happened, began)
 
 
 @FULL

@@ -72,7 +72,7 @@ def done(config: Config, state: State, *which: Piece, attempt: int = 1) -> State
 
 
 def submitted(job: Job) -> Submission:
-    return Submission(job.key, job.stage, job.iteration, job.attempt, job.shards, job.waits)
+    return Submission(job.stage, job.iteration, job.attempt, job.shards, job.waits, job.pack)
 
 
 def by_stage(todo: Plan) -> dict[str, Job]:
@@ -152,7 +152,7 @@ def test_evaluation_overlaps_the_next_iteration() -> None:
     ready = [p for p in everything(config, state) if p.iteration <= 1 and p.stage != "report"]
     evaluations = [p for p in ready if p == Piece(1, "evaluate", 1)]
     state = done(config, state, *(p for p in ready if p not in evaluations))
-    earlier = Submission("1:evaluate:1", "evaluate", 1, 1, (0, 1), job="77")
+    earlier = Submission("evaluate", 1, 1, (0, 1), job="77")
     flying = dict.fromkeys(evaluations, "77_1")
     state = replace(state, submissions=(earlier,), in_flight=flying)
     jobs = by_stage(plan(config, state))
@@ -185,7 +185,7 @@ def test_a_piece_made_again_with_other_bytes_unmakes_what_came_from_it() -> None
     assert plan(config, same).finished  # the same bytes again
     other = done(config, state, Piece(1, "sample", 1), attempt=2)
     jobs = plan(config, other).jobs
-    assert next(j for j in jobs if j.iteration).pieces == [Piece(1, "score", 1)]
+    assert next(j for j in jobs if j.iteration).pieces == (Piece(1, "score", 1),)
     assert {j.stage for j in jobs} == {"score", "train", "report"}
     # Evaluations fall when the policy that is made again differs.
     again = done(config, other, Piece(1, "score", 1), Piece(1, "train"), attempt=2)
@@ -282,12 +282,14 @@ def states(draw: st.DrawFn) -> tuple[Config, State, int]:
             members = [p for p in everyone if (p.iteration, p.stage) == (k, stage)]
             shards = draw(st.sets(st.sampled_from([p.shard for p in members])))
             if shards:
-                key = f"{k}:{stage}:{number}"
-                submissions.append(Submission(key, stage, k, number, tuple(sorted(shards))))
+                pack = draw(st.integers(1, 3))
+                submissions.append(Submission(stage, k, number, tuple(sorted(shards)), pack=pack))
     unfinished = [(p, s) for s in submissions for p in s.pieces if not is_whole(config, state, p)]
     if unfinished:
         for piece, submission in draw(st.lists(st.sampled_from(unfinished), max_size=6)):
-            in_flight[piece] = f"9{submissions.index(submission)}_{piece.shard}"
+            element = submission.element[piece]
+            mates = submission.elements[element]
+            in_flight |= dict.fromkeys(mates, f"9{submissions.index(submission)}_{element}")
     state = replace(state, submissions=tuple(submissions), in_flight=in_flight)
     return config, state, draw(st.integers(1, 4))
 
@@ -315,7 +317,8 @@ def test_a_plan_of_any_state(case: tuple[Config, State, int]) -> None:
     for job in todo.jobs:
         assert job.key not in used  # a recorded attempt is never taken for another
         used.add(job.key)
-        assert 1 <= len(job.shards) <= max_array
+        assert 1 <= len(job.elements) <= max_array
+        assert [p for element in job.elements for p in element] == list(job.pieces)
         assert len(set(job.shards)) == len(job.shards)
         after = {d.target: d.kind for d in job.after}
         for piece in job.pieces:
@@ -329,7 +332,7 @@ def test_a_plan_of_any_state(case: tuple[Config, State, int]) -> None:
                     assert job.waits[source] == other.attempt
                     if after[other.key] == "aftercorr":
                         assert (job.stage, other.stage) == ("score", "sample")
-                        assert job.shards == other.shards
+                        assert (job.shards, job.pack) == (other.shards, other.pack)
                 elif source in state.in_flight:
                     assert after[state.in_flight[source]] == "afterok"
                 else:
@@ -361,25 +364,30 @@ def test_carrying_out_the_plans_finishes_any_run(max_array: int, room: int | Non
     for _ in range(200):
         todo = plan(config, state, Limits(max_array, room))
         assert todo.stop is None
-        assert room is None or sum(len(job.shards) for job in todo.jobs) <= room
+        assert room is None or sum(len(job.elements) for job in todo.jobs) <= room
         if todo.finished:
             break
         ended: dict[str, set[int]] = {}
         for job in todo.jobs:
             state = replace(state, submissions=(*state.submissions, submitted(job)))
             good = set()
-            for i, piece in enumerate(job.pieces):
+            for i, element in enumerate(job.elements):
                 kinds = {d.target: d.kind for d in job.after}
                 upstream = [
                     (i in ended[t]) if kind == "aftercorr" else len(ended[t]) == sizes(todo, t)
                     for t, kind in kinds.items()
                 ]
-                count += 1
-                if all(upstream) and count % 3:
+                if not all(upstream):
+                    continue
+                for piece in element:
+                    count += 1
+                    if not count % 3:
+                        break  # takes the rest of its element along
                     for source in pieces.inputs(config, state.shardings, piece):
                         assert is_whole(config, state, source), (piece, source)
                     state = done(config, state, piece, attempt=job.attempt)
                     made.append(piece)
+                else:
                     good.add(i)
             ended[job.key] = good
         trained = [p.iteration for p in state.done if p.stage == "train"]
@@ -397,10 +405,10 @@ def tried(shards: tuple[int, ...], *ends: Outcome | None) -> State:
     """Sample shards of iteration 1, submitted once for each end of theirs; None: forgotten."""
     jobs = [Job("sample", 1, n, shards) for n in range(1, len(ends) + 1)]
     outcomes = {
-        (job.key, i): end
+        (job.key, piece): end
         for job, end in zip(jobs, ends, strict=True)
         if end
-        for i in range(len(shards))
+        for piece in job.pieces
     }
     return State(shardings(1), submissions=tuple(map(submitted, jobs)), outcomes=outcomes)
 
@@ -442,6 +450,27 @@ def test_where_there_is_room_for_few_the_first_are_submitted_and_no_other() -> N
     assert (none.jobs, none.wait_for, none.stop, none.finished) == ((), (), None, False)
 
 
+def test_arrays_that_would_be_too_long_have_several_shards_an_element() -> None:
+    todo = plan(make_config(), State(shardings(1, sample=8)), Limits(array=3))
+    jobs = {job.stage: job for job in todo.jobs if job.iteration == 1}
+    for stage in ("sample", "score"):
+        shards = [[piece.shard for piece in element] for element in jobs[stage].elements]
+        assert shards == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert Dependency("aftercorr", jobs["sample"].key) in jobs["score"].after
+    cut_short = plan(make_config(), State(shardings(1, sample=8)), Limits(array=3, room=5))
+    assert cut_short.jobs[-1].shards == (0, 1, 2, 3, 4, 5)
+
+
+def test_a_score_that_never_ran_does_not_count_for_any_shard_of_its_element() -> None:
+    config = make_config()
+    sample = Job("sample", 1, 1, (0, 1), pack=2)
+    score = Job("score", 1, 1, (0, 1), dict.fromkeys(sample.pieces, 1), pack=2)
+    state = State(shardings(1), submissions=(submitted(sample), submitted(score)))
+    state = done(config, state, Piece(1, "sample", 0))  # then the task died: no shard 1
+    assert attempts(state, Piece(1, "sample", 1)) == 1
+    assert [attempts(state, piece) for piece in score.pieces] == [0, 0]
+
+
 def test_a_chain_submitted_at_once_goes_to_its_last_iteration() -> None:
     config = make_config(3)
     todo = plan(config, State(shardings(3)), horizon=3)
@@ -451,4 +480,4 @@ def test_a_chain_submitted_at_once_goes_to_its_last_iteration() -> None:
 
 
 def sizes(todo: Plan, key: str) -> int:
-    return next(len(job.shards) for job in todo.jobs if job.key == key)
+    return next(len(job.elements) for job in todo.jobs if job.key == key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -9,6 +10,8 @@ from alt_hpc import feedback, pieces
 from alt_hpc.pieces import Piece
 from alt_hpc.runfolder import RunFolder
 from alt_hpc.stages import inputs
+
+_reward_model = functools.lru_cache(maxsize=1)(inputs.reward_model)  # for all shards of a task
 
 
 def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
@@ -23,7 +26,7 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     work = folder.attempt(piece, attempt)
     source = Piece(piece.iteration, "sample", piece.shard)
     samples = list(folder.rows(source))
-    model = inputs.reward_model(folder, inputs.device())
+    model = _reward_model(folder, inputs.device())
     settings = config.feedback
 
     def make(index: int) -> list[dict[str, Any]]:

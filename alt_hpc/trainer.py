@@ -4,7 +4,7 @@ It knows no cluster and no run folder. A caller starts one process per device, t
 
     ranks = from_environment()
     connect(meeting, ranks)                     # a path fresh for every attempt
-    freeze(model, settings.trained_blocks, settings.train_embeddings)
+    prepare(model, settings)
     loss = functools.partial(alt_loss, entropy=settings.entropy)
     result = train(model, examples, loss, settings, deepspeed_config=..., seed=..., ranks=ranks,
                    checkpoints=folder, log=write_curve, stop=flag.is_set)
@@ -107,6 +107,14 @@ def learning_rate(step: int, steps: int, settings: Training) -> float:
     return settings.lr * (steps - step + 1) / (steps - warm + 1)
 
 
+def prepare(model: nn.Module, settings: Training) -> None:
+    """Freeze what `settings` does not train; have activations recomputed if it says so."""
+    freeze(model, settings.trained_blocks, settings.train_embeddings)
+    if settings.checkpoint_activations:
+        enable: Any = model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
+
 def freeze(model: nn.Module, trained_blocks: float, train_embeddings: bool) -> None:
     """Train only the top share of a transformer's blocks (METHOD.md, "Frozen").
 
@@ -119,10 +127,10 @@ def freeze(model: nn.Module, trained_blocks: float, train_embeddings: bool) -> N
     InputError
         The model has no list of `num_hidden_layers` blocks.
     """
-    trunk, blocks = _blocks(model)
-    trained = max(1, math.floor(trained_blocks * len(blocks) + 1e-9))  # 0.29 * 100 is 28.999...
+    trunk, layers = blocks(model)
+    trained = max(1, math.floor(trained_blocks * len(layers) + 1e-9))  # 0.29 * 100 is 28.999...
     model.requires_grad_(True)
-    for block in list(blocks)[: len(blocks) - trained]:
+    for block in list(layers)[: len(layers) - trained]:
         block.requires_grad_(False)
     if train_embeddings:
         return
@@ -132,8 +140,14 @@ def freeze(model: nn.Module, trained_blocks: float, train_embeddings: bool) -> N
             child.requires_grad_(False)
 
 
-def _blocks(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
-    """The list of transformer blocks and the module that holds it beside the embeddings."""
+def blocks(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
+    """The module that holds a model's transformer blocks (and its embeddings), and those blocks.
+
+    Raises
+    ------
+    InputError
+        There is no list of `num_hidden_layers` blocks.
+    """
     base: Any = model.base_model
     count = getattr(model.config, "num_hidden_layers", None)
     for module in base.modules():
@@ -267,7 +281,7 @@ def fill_deepspeed_config(
     check_deepspeed_config(config)
     share = settings.global_batch // ranks.world
     micro = min(settings.micro_batch, share)
-    precision = _precision(settings, ranks)
+    dtype = precision(settings, ranks)
     filled = {k: v for k, v in config.items() if k not in ("optimizer", "scheduler")}
     return {
         **filled,
@@ -275,8 +289,8 @@ def fill_deepspeed_config(
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": share // micro,
         "gradient_clipping": settings.clip,
-        "bf16": {**_section(config, "bf16"), "enabled": precision == "bfloat16"},
-        "fp16": {**_section(config, "fp16"), "enabled": precision == "float16"},
+        "bf16": {**_section(config, "bf16"), "enabled": dtype == "bfloat16"},
+        "fp16": {**_section(config, "fp16"), "enabled": dtype == "float16"},
         "zero_optimization": _zero(_section(config, "zero_optimization"), ranks),
         # Offloaded states are stepped by torch's fused AdamW, which needs no compiler; DeepSpeed
         # would insist on its own.
@@ -314,7 +328,8 @@ def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _precision(settings: Training, ranks: Ranks) -> str:
+def precision(settings: Training, ranks: Ranks) -> str:
+    """The dtype that is computed in on these ranks' devices."""
     if settings.precision == "float16" and ranks.device.type == "cpu":
         _note(ranks, "float16 is trained in float32 on a CPU")
         return "float32"
@@ -378,7 +393,8 @@ class _Loop:
     def step(self, step: int, stop: bool, due: bool) -> tuple[StepRecord, bool, bool]:
         """One optimiser step; also whether any rank wants to stop, and rank 0 to save."""
         started = time.perf_counter()
-        rows = self.batches[step - 1]
+        # Sequences of like length are computed together: less padding, and ranks wait less.
+        rows = sorted(self.batches[step - 1], key=lambda row: self.examples[row].tokens)
         count = sum(self.examples[row].weight for row in rows)
         lr = learning_rate(step, len(self.batches), self.settings)
         for group in self.engine.optimizer.param_groups:
@@ -407,7 +423,7 @@ class _Loop:
         )
         return record, stopping > 0, saving > 0
 
-    def _accumulate(self, rows: Rows, count: int) -> tuple[list[str], Tensor]:
+    def _accumulate(self, rows: list[int], count: int) -> tuple[list[str], Tensor]:
         """Gradients of the step's loss; the names and sums of its parts on this rank.
 
         DeepSpeed divides gradients by the number of ranks and of micro-steps; multiplied by

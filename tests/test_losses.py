@@ -24,6 +24,8 @@ from transformers import (
 from alt_hpc import losses
 from alt_hpc.errors import InputError
 from alt_hpc.losses import Example, FeaturePair, Pair, alt_loss, feature_loss, pair_loss, sft_loss
+from alt_hpc.reference import share_trunk
+from alt_hpc.stages.train import set_dropout
 from alt_hpc.trainer import freeze
 
 COMMON: dict[str, Any] = {
@@ -98,6 +100,58 @@ def test_alt_loss(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> Non
         assert not parts[part].requires_grad
     _assert_same(model, loss, expected)
     assert all(parameter.grad is None for parameter in reference.parameters())
+
+
+def _as_policy(name: str, reference: Any) -> Any:
+    """A policy whose top block alone has been trained, from the reference's weights."""
+    policy = copy.deepcopy(reference)
+    set_dropout(policy, 0.0)
+    freeze(policy, 0.4, train_embeddings=False)
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return policy
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_reference_that_goes_on_from_the_policys_trunk(name: str) -> None:
+    whole = _model(name)
+    policy, shared = _as_policy(name, whole), copy.deepcopy(whole)
+    batch = Example.batch(EXAMPLES, most=9)
+    expected, plain = alt_loss(policy, batch, kl=0.5, reference=whole)
+    gradients = _gradients(policy, expected)
+    assert share_trunk(policy, shared) == 2
+    for _ in range(2):  # nothing of an earlier batch is left
+        other = Example.batch(EXAMPLES[:2], most=9)
+        alt_loss(policy, other, kl=0.5, reference=shared)
+        loss, parts = alt_loss(policy, batch, kl=0.5, reference=shared)
+    assert plain["kl"] > 0.01
+    for part, value in plain.items():
+        torch.testing.assert_close(parts[part], value, rtol=1e-6, atol=1e-6)
+    for key, gradient in _gradients(policy, loss).items():
+        torch.testing.assert_close(gradients[key], gradient, rtol=1e-6, atol=1e-6, msg=key)
+    low = getattr(shared.base_model, TRUNKS[name][0])[0]
+    assert all(parameter.is_meta for parameter in low.parameters())  # its memory is free
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda policy: policy.requires_grad_(True), "every block is trained"),
+        (lambda policy: freeze(policy, 0.4, train_embeddings=True), "embeddings are trained"),
+        (lambda policy: setattr(policy.transformer.h[0].attn.attn_dropout, "p", 0.1), "drops out"),
+        (lambda policy: policy.transformer.h[1].ln_1.weight.data.add_(0.1), "h.1.ln_1.weight"),
+    ],
+)
+def test_a_trunk_that_is_not_the_references_is_not_shared(
+    change: Any, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    reference = _model("gpt2")
+    policy = _as_policy("gpt2", reference)
+    change(policy)
+    assert share_trunk(policy, reference) == 0
+    assert why in caplog.text
+    alt_loss(policy, Example.batch(EXAMPLES, most=9), kl=0.5, reference=reference)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -30,6 +30,7 @@ from alt_hpc.config import Training
 from alt_hpc.errors import InputError
 from alt_hpc.losses import Example, FeaturePair, Pair, alt_loss, feature_loss, pair_loss
 from alt_hpc.ranks import Ranks, connect, disconnect, from_environment
+from alt_hpc.reference import share_trunk
 from alt_hpc.trainer import (
     Interrupted,
     TrainingDiverged,
@@ -38,6 +39,7 @@ from alt_hpc.trainer import (
     global_batches,
     learning_rate,
     order,
+    prepare,
     train,
 )
 
@@ -130,6 +132,15 @@ def _work(job: dict[str, Any], folder: Path, ranks: Ranks) -> None:
     losses.CHUNK = job.get("chunk", 512)
     settings = dataclasses.replace(BASE, **job.get("settings", {}))
     kind = job.get("model", "llama")
+    model, loss = _model(kind, job.get("dropout", 0.0)), LOSSES.get(kind, alt_loss)
+    if job.get("explode"):
+        loss = _explode
+    if job.get("share"):
+        reference = _model("llama").eval()
+        assert share_trunk(model, reference) == 1
+        loss = partial(alt_loss, kl=0.5, reference=reference)
+    if settings.checkpoint_activations:
+        prepare(model, settings)
     records: list[Any] = []
 
     def log(record: Any) -> None:
@@ -145,9 +156,9 @@ def _work(job: dict[str, Any], folder: Path, ranks: Ranks) -> None:
     error, result = "", None
     try:
         result = train(
-            _model(kind, job.get("dropout", 0.0)),
+            model,
             _examples(kind),
-            _explode if job.get("explode") else LOSSES.get(kind, alt_loss),
+            loss,
             settings,
             deepspeed_config=job.get("deepspeed", {"zero_optimization": {"stage": 2}}),
             seed=job.get("seed", 3),
@@ -241,6 +252,9 @@ TWO_RANKS: list[dict[str, Any]] = [
     {"name": "gpt2 stage 3", "model": "gpt2", "deepspeed": _zero(3)},
     {"name": "chunks", "chunk": 4, "deepspeed": _zero(3)},
     {"name": "kl", "model": "kl", "deepspeed": _zero(3)},
+    {"name": "kl, shared", "share": True, "deepspeed": _zero(2)},
+    {"name": "kl, shared 3", "share": True, "deepspeed": _zero(3)},
+    {"name": "recomputed", "settings": {"checkpoint_activations": True}, "deepspeed": _zero(3)},
     {"name": "pairs", "model": "scorer", "deepspeed": _zero(3)},
     {"name": "features", "model": "head", "deepspeed": _zero(2)},
     {"name": "offload", "deepspeed": _zero(2, offload_optimizer={"device": "cpu"})},
@@ -359,6 +373,9 @@ def _plain_training(kind: str) -> dict[str, Tensor]:
         (2, "gpt2 stage 3", "gpt2"),
         (2, "chunks", "llama"),
         (2, "kl", "kl"),
+        (2, "kl, shared", "kl"),
+        (2, "kl, shared 3", "kl"),
+        (2, "recomputed", "llama"),
         (1, "pairs", "scorer"),
         (2, "pairs", "scorer"),
         (1, "features", "head"),

@@ -85,7 +85,7 @@ def _train_whole(folder: RunFolder, piece: Piece, ranks: Ranks, target: Path) ->
     width = trunk.model.config.get_text_config().hidden_size
     reward.save_sequence_classifier(start, place, torch.zeros(1, width), trunk.text.tokenizer)
     model = models.load_whole(AutoModelForSequenceClassification, start, "float32", inputs.cpu())
-    trainer.freeze(model, settings.trained_blocks, settings.train_embeddings)
+    trainer.prepare(model, settings)
     weights = optimise.optimise(
         folder, piece, ranks, model, examples, losses.pair_loss, settings, config.seed, inputs={}
     )

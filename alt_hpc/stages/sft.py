@@ -34,7 +34,7 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     examples = list(_examples(folder, tokenizer, settings.max_length))
     model = models.load_policy(place, "float32", inputs.cpu())
     train.set_dropout(model, config.policy.dropout)
-    trainer.freeze(model, settings.trained_blocks, settings.train_embeddings)
+    trainer.prepare(model, settings)
     weights = optimise.optimise(
         folder, piece, ranks, model, examples, losses.sft_loss, settings, config.seed, inputs={}
     )

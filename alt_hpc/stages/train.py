@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from alt_hpc import feedback, losses, models, pieces, trainer
 from alt_hpc.losses import Example
 from alt_hpc.pieces import Piece
+from alt_hpc.reference import share_trunk
 from alt_hpc.runfolder import POLICY, RunFolder
 from alt_hpc.stages import inputs, optimise
 from alt_hpc.summary import best_iteration
@@ -52,12 +53,13 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     model = models.load_policy(place, "float32", inputs.cpu())
     set_dropout(model, config.policy.dropout)
     settings = config.training
-    trainer.freeze(model, settings.trained_blocks, settings.train_embeddings)
+    trainer.prepare(model, settings)
     loss = functools.partial(losses.alt_loss, entropy=settings.entropy)
     if settings.kl:
         reference = models.load_policy(
-            inputs.policy_folder(folder, 0), settings.precision, ranks.device
+            inputs.policy_folder(folder, 0), trainer.precision(settings, ranks), ranks.device
         )
+        share_trunk(model, reference)
         loss = functools.partial(loss, kl=settings.kl, reference=reference)
     before = Piece(k - 1, "train")
     last = folder.manifest(before) if k > 1 else None
@@ -130,8 +132,7 @@ def _examples(
     budget = inputs.prompt_budget(folder, place, config.sampling.max_new_tokens)
     prefixes = [feedback.conditioning(settings.template, text) for text in settings.texts]
     samples = folder.all_rows(iteration, "sample")
-    scores = list(folder.all_rows(iteration, "score"))
-    cuts = _cuts(config, scores)
+    cuts = _cuts(config, folder.all_rows(iteration, "score"))
     for row, cut in zip(samples, cuts, strict=True):
         generations = row["generations"]
         rng = np.random.default_rng([config.seed, iteration, row["row"]])
@@ -146,14 +147,16 @@ def _examples(
             yield Example([*prompt, *ids], len(prompt))
 
 
-def _cuts(config: Config, scores: list[dict[str, Any]]) -> list[list[int | None]]:
+def _cuts(config: Config, scores: Iterable[dict[str, Any]]) -> Iterator[Sequence[int | None]]:
     """Quantiles per row: as scored per prompt, or over the whole iteration (original Quark)."""
     settings = config.feedback
     if settings.pool == "prompt":
-        return [row["quantiles"] for row in scores]
-    rewards = [float("nan") if r is None else r for row in scores for r in row["rewards"]]
-    flat = iter(feedback.quantiles(rewards, settings.quantiles, settings.remainder))
-    return [[next(flat) for _ in row["rewards"]] for row in scores]
+        yield from (row["quantiles"] for row in scores)
+        return
+    rows = [[float("nan") if r is None else r for r in row["rewards"]] for row in scores]
+    pool = [reward for row in rows for reward in row]
+    flat = iter(feedback.quantiles(pool, settings.quantiles, settings.remainder))
+    yield from ([next(flat) for _ in row] for row in rows)
 
 
 def _ends_sentence(generation: dict[str, Any]) -> bool:

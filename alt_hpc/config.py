@@ -121,6 +121,7 @@ class Training:
     kl: float = 0.0  # coefficient of KL(reference || policy); the paper's KL variant: 0.05
     trained_blocks: float = 0.3  # top share of blocks that is trained; 1: all of them
     train_embeddings: bool = False  # the authors': true (see METHOD "Frozen")
+    share_prompts: bool = False  # `training`: a quantile's generations of a prompt in one row
     checkpoint_activations: bool = False  # compute them again in the backward pass: less memory
     precision: Dtype = "bfloat16"
     export_dtype: Dtype = "float32"  # the float32 master weights lose nothing between iterations

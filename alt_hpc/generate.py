@@ -80,7 +80,7 @@ def generate(
     """
     if temperature == 0 and n != 1:
         raise ValueError("greedy decoding gives one generation per prompt")
-    if not _decodes_side_by_side(model.config):
+    if not side_by_side(model.config):
         log.warning("%s: prompts are decoded one at a time", model.config.model_type)
         groups: list[slice] = [slice(i, i + 1) for i in range(len(prompts))]
         decoder: type[_Decoder] = _OneByOne
@@ -181,7 +181,8 @@ def _ranked(probabilities: Tensor, top: int) -> tuple[Tensor, Tensor]:
 # --- decoding a batch -------------------------------------------------------------------------
 
 
-def _decodes_side_by_side(config: PretrainedConfig) -> bool:
+def side_by_side(config: PretrainedConfig) -> bool:
+    """Whether such a model can have several answers to a prompt in one row of a batch."""
     plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
     known = config.model_type in SIDE_BY_SIDE
     return plain and known and config._attn_implementation in ("sdpa", "eager")

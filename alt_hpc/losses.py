@@ -79,11 +79,63 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Siblings:
+    """A conditioned prompt and several answers to it, the prompt computed once for all.
+
+    They stand behind one another in one row; each sees the prompt and itself, and counts its
+    positions from the prompt's end. `together` is False for models that cannot take such a row
+    (see `generate.side_by_side`): then each answer has the prompt to itself.
+    """
+
+    prompt: list[int]
+    answers: list[list[int]]
+    together: bool = True
+
+    @property
+    def weight(self) -> int:
+        return sum(map(len, self.answers))
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt) + self.weight
+
+    def empty(self) -> Siblings:
+        return Siblings(self.prompt[:1], [], self.together)
+
+    @classmethod
+    def batch(cls, rows: Sequence[Siblings], most: int) -> TextBatch:
+        if not rows[0].together:
+            alone = [Example([*r.prompt, *a], len(r.prompt)) for r in rows for a in r.answers]
+            return Example.batch(alone or [Example(rows[0].prompt, 1)], most)
+        ids, mask = _pad([[*row.prompt, *(t for a in row.answers for t in a)] for row in rows])
+        width = ids.shape[1]
+        owners, places = torch.full_like(ids, _NOBODY), torch.zeros_like(ids)
+        positions, targets = [], []
+        for index, row in enumerate(rows):
+            at = start = len(row.prompt)
+            owners[index, :start] = _ALL
+            places[index, :start] = torch.arange(start)
+            for number, answer in enumerate(row.answers):
+                end = at + len(answer)
+                owners[index, at:end] = number
+                places[index, at:end] = torch.arange(start, start + len(answer))
+                before = [start - 1, *range(at, end - 1)]
+                positions += [index * width + place for place in before]
+                targets += answer
+                at = end
+        chunks = max(1, -(-most // CHUNK))
+        return TextBatch(ids, mask, _longs(positions), _longs(targets), chunks, owners, places)
+
+
+_NOBODY, _ALL = -2, -1  # owners of padding and of the prompt
+
+
+@dataclass(frozen=True)
 class TextBatch:
     """Sequences with the positions that predict a loss token.
 
     `chunks` is the same on every rank, however many loss tokens each has: under ZeRO-3 each call
-    of the head is a collective.
+    of the head is a collective. `owners` and `places` are there for siblings only.
     """
 
     ids: Tensor  # [rows, width], padded on the right
@@ -91,6 +143,8 @@ class TextBatch:
     positions: Tensor  # [n], into the flattened [rows * width]
     targets: Tensor  # [n], the token after each position
     chunks: int
+    owners: Tensor | None = None  # [rows, width]: which answer a token is of
+    places: Tensor | None = None  # [rows, width]: its position for the model
 
 
 @dataclass(frozen=True)
@@ -201,11 +255,11 @@ def alt_loss(
     """
     if kl and reference is None:
         raise InputError("the KL term of the loss needs a reference model")
-    hidden = _hidden(model, batch.ids, batch.mask, batch.positions)
+    hidden = _text_hidden(model, batch)
     reference_hidden = hidden.new_empty(len(hidden), 0)
     if reference is not None:
         with torch.no_grad():
-            reference_hidden = _hidden(reference, batch.ids, batch.mask, batch.positions)
+            reference_hidden = _text_hidden(reference, batch)
     head = _head(model)
     reference_head = _head(reference) if reference is not None else None
     totals = hidden.new_zeros(3, dtype=torch.float32)
@@ -251,10 +305,30 @@ def _preference(chosen: Tensor, rejected: Tensor, weights: Tensor) -> tuple[Tens
     return loss, {"accuracy": (weights * (chosen > rejected)).sum().detach()}
 
 
-def _hidden(model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+def _text_hidden(model: nn.Module, batch: TextBatch) -> Tensor:
+    """Hidden states at the positions that predict a loss token, [n, hidden]."""
+    if batch.owners is None:
+        return _hidden(model, batch.ids, batch.mask, batch.positions)
+    dtype = next(model.parameters()).dtype
+    seen = _seen(batch.owners, dtype)
+    return _hidden(model, batch.ids, seen, batch.positions, position_ids=batch.places)
+
+
+def _seen(owners: Tensor, dtype: torch.dtype) -> Tensor:
+    """What each token may see, as scores to add, [rows, 1, width, width]."""
+    width = owners.shape[1]
+    kin = (owners[:, None, :] == owners[:, :, None]) | (owners == _ALL)[:, None, :]
+    seen = kin & torch.ones(width, width, dtype=torch.bool, device=owners.device).tril()
+    mask = torch.zeros(seen.shape, dtype=dtype, device=owners.device)
+    return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def _hidden(
+    model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, **more: Tensor | None
+) -> Tensor:
     """Hidden states after the final norm, [n, hidden], at flattened positions [n]."""
     trunk: nn.Module = model.base_model  # type: ignore[assignment]
-    states = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    states = trunk(input_ids=ids, attention_mask=mask, use_cache=False, **more).last_hidden_state
     return states.flatten(0, 1).index_select(0, positions)  # type: ignore[no-any-return]
 
 

@@ -23,7 +23,16 @@ from transformers import (
 
 from alt_hpc import losses
 from alt_hpc.errors import InputError
-from alt_hpc.losses import Example, FeaturePair, Pair, alt_loss, feature_loss, pair_loss, sft_loss
+from alt_hpc.losses import (
+    Example,
+    FeaturePair,
+    Pair,
+    Siblings,
+    alt_loss,
+    feature_loss,
+    pair_loss,
+    sft_loss,
+)
 from alt_hpc.reference import share_trunk
 from alt_hpc.stages.train import set_dropout
 from alt_hpc.trainer import freeze
@@ -100,6 +109,26 @@ def test_alt_loss(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> Non
         assert not parts[part].requires_grad
     _assert_same(model, loss, expected)
     assert all(parameter.grad is None for parameter in reference.parameters())
+
+
+ANSWERS = [[5, 6, 1], [7], [8, 9, 10, 11, 1]]
+FAMILIES = [Siblings([20, 21, 22, 23], ANSWERS), Siblings([30, 31], ANSWERS[1:])]
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_siblings_are_as_sequences_apart(name: str, together: bool) -> None:
+    model, reference = _model(name), _model(name, seed=1)
+    families = [Siblings(f.prompt, f.answers, together) for f in FAMILIES]
+    apart = [Example([*f.prompt, *a], len(f.prompt)) for f in FAMILIES for a in f.answers]
+    batch = Siblings.batch(families, most=15)
+    loss, parts = alt_loss(model, batch, kl=0.5, reference=reference)
+    expected, plain = alt_loss(model, Example.batch(apart, most=15), kl=0.5, reference=reference)
+    for part, value in plain.items():
+        torch.testing.assert_close(parts[part], value, rtol=1e-5, atol=1e-5)
+    _assert_same(model, loss, expected)
+    assert sum(f.weight for f in families) == sum(e.weight for e in apart) == 15
+    assert FAMILIES[0].tokens == 4 + 9
 
 
 def _as_policy(name: str, reference: Any) -> Any:
@@ -193,6 +222,8 @@ def test_feature_loss() -> None:
             pair_loss,
             Pair([3, 4], [5]),
         ),
+        (partial(_model, "llama"), sft_loss, FAMILIES[0]),
+        (partial(_model, "llama"), sft_loss, Siblings([20, 21], ANSWERS, together=False)),
         (lambda: nn.Linear(7, 1, bias=False), feature_loss, FeaturePair(torch.ones(2, 7))),
     ],
 )

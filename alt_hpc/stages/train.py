@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alt_hpc import feedback, losses, models, pieces, trainer
-from alt_hpc.losses import Example
+from alt_hpc.generate import side_by_side
+from alt_hpc.losses import Example, Siblings, Trainable
 from alt_hpc.pieces import Piece
 from alt_hpc.reference import share_trunk
 from alt_hpc.runfolder import POLICY, RunFolder
@@ -20,7 +22,7 @@ from alt_hpc.summary import best_iteration
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from alt_hpc.config import Config
+    from alt_hpc.config import Config, Training
 
 CARD = """# Policy aligned with textual feedback (ALT-RM), iteration {iteration}
 
@@ -49,10 +51,16 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     inputs.device()
     place = inputs.policy_folder(folder, k - 1)
     tokenizer = inputs.tokenizer(folder, place)
-    examples = list(_examples(folder, k, tokenizer, place))
     model = models.load_policy(place, "float32", inputs.cpu())
     set_dropout(model, config.policy.dropout)
+    families = _families(folder, k, tokenizer, place, side_by_side(model.config))
     settings = config.training
+    examples: list[Trainable]
+    if settings.share_prompts:
+        examples = list(families)
+        settings = _counting_families(settings, config.feedback.per_quantile)
+    else:
+        examples = [Example([*f.prompt, *a], len(f.prompt)) for f in families for a in f.answers]
     trainer.prepare(model, settings)
     loss = functools.partial(losses.alt_loss, entropy=settings.entropy)
     if settings.kl:
@@ -122,10 +130,20 @@ def _card(config: Config, iteration: int) -> str:
     )
 
 
-def _examples(
-    folder: RunFolder, iteration: int, tokenizer: PreTrainedTokenizerBase, place: Path
-) -> Iterator[Example]:
-    """Conditioned prompt + sampled ids of every generation kept, in the order of the draw."""
+def _counting_families(settings: Training, size: int) -> Training:
+    """Batch sizes in families of `size` sequences; a step has as many sequences as before."""
+    batch, micro = settings.global_batch // size, max(1, settings.micro_batch // size)
+    return dataclasses.replace(settings, global_batch=batch, micro_batch=micro)
+
+
+def _families(
+    folder: RunFolder,
+    iteration: int,
+    tokenizer: PreTrainedTokenizerBase,
+    place: Path,
+    together: bool,
+) -> Iterator[Siblings]:
+    """A conditioned prompt and the sampled ids kept of its quantile, in the order of the draw."""
     config = folder.config()
     settings = config.feedback
     ends = models.eos_ids(models.load_config(place), tokenizer)
@@ -137,14 +155,17 @@ def _examples(
         generations = row["generations"]
         rng = np.random.default_rng([config.seed, iteration, row["row"]])
         finished = [g["ended"] == "eos" for g in generations]
+        kept: dict[int, list[list[int]]] = {}
         for index in feedback.select(cut, finished, settings.per_quantile, rng):
-            quantile = cut[index]
-            assert quantile is not None
-            prompt, _ = models.fit_prompt(tokenizer, prefixes[quantile], row["prompt"], budget)
             ids = generations[index]["ids"]
             if settings.append_eos and not finished[index] and _ends_sentence(generations[index]):
                 ids = [*ids, ends[0]]
-            yield Example([*prompt, *ids], len(prompt))
+            quantile = cut[index]
+            assert quantile is not None
+            kept.setdefault(quantile, []).append(ids)
+        for quantile, answers in kept.items():
+            prompt, _ = models.fit_prompt(tokenizer, prefixes[quantile], row["prompt"], budget)
+            yield Siblings(prompt, answers, together)
 
 
 def _cuts(config: Config, scores: Iterable[dict[str, Any]]) -> Iterator[Sequence[int | None]]:

@@ -531,6 +531,15 @@ def _check_training(
             f"{training.global_batch} sequences cannot be divided among {world} processes"
             f" (cluster.{stage}: {asked.nodes} nodes x {asked.tasks_per_node} tasks)",
         )
+    if name == "training" and training.share_prompts:
+        size = config.feedback.per_quantile
+        if training.global_batch % (world * size) or training.micro_batch % size:
+            raise reader.error(
+                f"{name}.global_batch",
+                f"with training.share_prompts, {training.global_batch} sequences of {world}"
+                f" processes, {training.micro_batch} at once, must be whole families of {size}"
+                " (feedback.per_quantile)",
+            )
     share = training.global_batch // world
     if share % min(training.micro_batch, share):
         raise reader.error(

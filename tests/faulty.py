@@ -13,9 +13,10 @@ import json
 import os
 import runpy
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,11 +83,23 @@ ACTIONS: dict[str, Callable[[], None]] = {
 
 # --- real training that breaks ----------------------------------------------------------------
 
+HELD: list[socket.socket] = []
+
 
 def _break_training() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
-    from alt_hpc import models, trainer
+    from alt_hpc import models, ranks, trainer
 
+    ports = ranks._ports
+
+    def busy_ports(key: str) -> Iterator[int]:
+        found = list(ports(key))
+        if taken("ports"):
+            HELD.extend(socket.create_server(("127.0.0.1", port)) for port in found[:2])
+            Path(os.environ["FAULTS"], "held-ports").touch()
+        yield from found
+
+    ranks._ports = busy_ports
     step, write, save = trainer._Loop.step, trainer._Checkpoints._write_manifest, models.save_policy
 
     def broken_step(loop: Any, number: int, *rest: Any) -> Any:

@@ -371,6 +371,18 @@ def test_real_training_is_killed(real: Site, fault: str, action: str, more: list
 
 
 @FULL
+def test_real_training_finds_its_ports_in_use(real: Site) -> None:
+    real.fault("train-hooks", "")
+    real.fault("ports", "hold")
+    began = time.monotonic()
+    assert real.submit() == 0
+    real.whole(1)
+    assert (real.faults / "held-ports").exists()
+    assert [e["key"] for e in real.run.journal() if e["event"] == "outcome"] == []
+    real.tell("training: the first two ports already in use", "takes the next port", began)
+
+
+@FULL
 @pytest.mark.parametrize("fault", ["down", "preempted"])
 def test_real_training_loses_its_nodes(real: Site, fault: str) -> None:
     (real.faults / "slow-steps").touch()

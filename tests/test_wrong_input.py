@@ -252,6 +252,10 @@ CONFIG: dict[str, tuple[Edit, list[str]]] = {
         ["training.global_batch", "16 sequences", "3 processes"],
     ),
     "indivisible micro-batch": (put("training.micro_batch", 7), ["training.micro_batch", "of 7"]),
+    "broken families": (
+        both(put("training.share_prompts", True), put("feedback.per_quantile", 3)),
+        ["training.global_batch", "families of 3"],
+    ),
     "no test split": (put("evaluation.test_prompts", 3), ["evaluation.test_prompts", "test split"]),
     "no policy": (put("policy", {}), ["config.yaml:", "policy.model"]),
     "no reward model": (put("reward_model", {}), ["config.yaml:", "reward_model.model"]),

@@ -53,11 +53,11 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     tokenizer = inputs.tokenizer(folder, place)
     model = models.load_policy(place, "float32", inputs.cpu())
     set_dropout(model, config.policy.dropout)
-    families = _families(folder, k, tokenizer, place, side_by_side(model.config))
+    families = list(_families(folder, k, tokenizer, place, side_by_side(model.config)))
     settings = config.training
     examples: list[Trainable]
     if settings.share_prompts:
-        examples = list(families)
+        examples = [*families]
         settings = _counting_families(settings, config.feedback.per_quantile)
     else:
         examples = [Example([*f.prompt, *a], len(f.prompt)) for f in families for a in f.answers]
@@ -90,7 +90,8 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     export(work.folder / POLICY, place, weights, tokenizer, settings.export_dtype, card)
     steps = len(trainer.global_batches(len(examples), settings, config.seed + k))
     facts = {"steps": steps, "last_step": first_step + steps}
-    optimise.commit(folder, work, POLICY, rows=len(examples), inputs=sources, facts=facts)
+    rows = sum(len(family.answers) for family in families)
+    optimise.commit(folder, work, POLICY, rows=rows, inputs=sources, facts=facts)
     folder.publish_policy(piece, work.folder / POLICY)
     _remove_old_policies(folder, k)
 
@@ -132,7 +133,7 @@ def _card(config: Config, iteration: int) -> str:
 
 def _counting_families(settings: Training, size: int) -> Training:
     """Batch sizes in families of `size` sequences; a step has as many sequences as before."""
-    batch, micro = settings.global_batch // size, max(1, settings.micro_batch // size)
+    batch, micro = settings.global_batch // size, settings.micro_batch // size
     return dataclasses.replace(settings, global_batch=batch, micro_batch=micro)
 
 

@@ -130,13 +130,13 @@ def test_real_posts_one_iteration_of_the_smollm2_config(real_data: Path, tmp_pat
         "training.global_batch=8",
         "training.micro_batch=4",
         "training.epochs=1",
+        "training.kl=0.05",
         "iterations=1",
         "threads=1",
         "sampling.prompts=4",
         "sampling.group=2",
         "sampling.generations=6",
         "sampling.max_new_tokens=16",
-        "feedback.per_quantile=1",
         "evaluation.prompts=4",
         "evaluation.test_prompts=null",
         "evaluation.max_new_tokens=16",
@@ -155,6 +155,13 @@ def test_real_posts_one_iteration_of_the_smollm2_config(real_data: Path, tmp_pat
     reward = folder.manifest(Piece(0, "reward-model"))
     assert reward is not None
     assert 0 <= reward.facts["accuracy"] <= 1
+    trained = folder.manifest(Piece(1, "train"))
+    assert trained is not None
+    assert trained.rows == 4 * 6  # two of the best quantile of each prompt, one of the others
+    logs = "".join(p.read_text() for p in folder.path.glob("jobs/1-train-1/*log.out"))
+    assert "computed whole" not in logs  # the reference's trunk is the policy's
+    curves = (folder.open_piece(Piece(1, "train"))[0] / "metrics.jsonl").read_text()
+    assert all(json.loads(line)["parts"]["kl"] >= 0 for line in curves.splitlines())
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate"])

@@ -860,7 +860,9 @@ def test_a_person_cancels(site: Site, what: str) -> None:
     site.whole()
     again = what in ("the controller", "alt-hpc cancel")
     happened = "submitted again, goes on" if again else "what was cancelled again"
-    site.tell(f"a person: cancels {what}", happened, began)
+    changed = what == "alt-hpc cancel"
+    said = "alt-hpc cancel; then other partition, time and memory" if changed else f"cancels {what}"
+    site.tell(f"a person: {said}", happened, began)
 
 
 @FULL
@@ -940,7 +942,8 @@ def write_table(request: pytest.FixtureRequest) -> Iterator[None]:
         "# Faults, as broken and measured by `bash tests/run.sh --faults`\n\n"
         "Every run ended with an undisturbed run's policies, byte for byte, or stopped as told.\n"
         "Seconds are those of the whole run, recovery included: two iterations of stub stages\n"
-        "(real: one, of tiny models); undisturbed they take as long as the first rows.\n"
+        "(real: one, of tiny models); undisturbed they take as long as the first rows. The\n"
+        "cluster has neither accounting (sacct) nor kill_invalid_depend, unless a row says so.\n"
         f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}.\n\n"
         "| fault | stages | what happened | s |\n|---|---|---|---|\n"
         + "\n".join(rows.values())

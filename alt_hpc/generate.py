@@ -365,12 +365,12 @@ class _Fork(DynamicLayer):
 
 
 def read(
-    model: PreTrainedModel, prefix: list[int], continuations: list[list[int]], rows: int
+    model: PreTrainedModel, prefix: list[int], continuations: list[list[int]], budget: int
 ) -> Iterator[tuple[int, Tensor]]:
     """The model's output at each continuation's tokens, the prefix being computed once.
 
-    Continuations are read `rows` at a time, those of like length together, padded on the right,
-    where nothing real can see it.
+    Continuations are read together up to `budget` tokens, those of like length, padded on the
+    right, where nothing real can see it.
 
     Parameters
     ----------
@@ -395,12 +395,23 @@ def read(
             out = model(input_ids=_batch([prefix + continuations[i]], model), use_cache=False)[0]
             yield i, out[0, len(prefix) :]
         return
-    for start in range(0, len(order), rows):
-        chosen = order[start : start + rows]
+    for chosen in _within(budget, order, [len(ids) for ids in continuations]):
         ids = _batch([continuations[i] for i in chosen], model)
         out = model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)[0]
         for row, i in enumerate(chosen):
             yield i, out[row, : len(continuations[i])]
+
+
+def _within(budget: int, order: list[int], lengths: list[int]) -> Iterator[list[int]]:
+    """Cut `order` (by growing length) into batches whose padded size is within the budget."""
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) + 1) * lengths[i] > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def _prefix_cache(model: PreTrainedModel, prefix: list[int]) -> Cache | None:
@@ -426,7 +437,7 @@ def continuation_logprobs(
     asked = [i for i, continuation in enumerate(continuations) if continuation]
     # The prompt's last token is read with the continuation: it predicts the first one.
     inputs = [prompt[-1:] + continuations[i][:-1] for i in asked]
-    for i, logits in read(model, prompt[:-1], inputs, rows=8):  # 8: logits are large
+    for i, logits in read(model, prompt[:-1], inputs, budget=512):  # logits are large
         targets = torch.tensor(continuations[asked[i]], device=logits.device)
         logprobs = torch.log_softmax(logits.float(), dim=-1)
         out[asked[i]] = logprobs.gather(-1, targets[:, None])[:, 0].tolist()

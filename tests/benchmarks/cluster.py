@@ -7,7 +7,6 @@ import getpass
 import itertools
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT}/tests"
 
 from alt_hpc import config as configs  # noqa: E402
-from alt_hpc import controller, launch  # noqa: E402
+from alt_hpc import controller  # noqa: E402
 from alt_hpc.clusters import Request  # noqa: E402
 from alt_hpc.clusters.slurm import Slurm, client  # noqa: E402
 from alt_hpc.config import Cluster, StageCluster  # noqa: E402
@@ -145,8 +144,9 @@ def submission() -> str:
 
 
 def _submitted(place: Path, shards: int) -> dict[str, float]:
-    """What a process of its own says of submitting so many; then nothing is left in the queue."""
+    """What a process of its own says of submitting so many; then the queue is emptied."""
     command = [sys.executable, __file__, str(place), str(shards)]
+    subprocess.run([*command, "prepare"], capture_output=True, check=True)
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found: dict[str, float] = json.loads(said.splitlines()[-1])
     client("scancel", f"--user={getpass.getuser()}")
@@ -159,10 +159,12 @@ def _wait_until_empty() -> None:
         time.sleep(0.5)
 
 
-def _submit(place: Path, shards: int) -> dict[str, float]:
-    """Prepare a run of that many shards, then do what a controller does, twice."""
+def _prepare(place: Path, shards: int) -> None:
+    """Freeze a run of that many shards."""
     import tiny
     import transformers
+
+    from alt_hpc import launch
 
     home = place / str(shards)
     tiny.folder(home / "policy", "tied")
@@ -186,8 +188,12 @@ cluster:
   sample: {{shards: {shards}}}
   score: {{shards: {shards}}}
 """)
-    folder = launch.prepare(configs.load(home / "config.yaml"))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    launch.prepare(configs.load(home / "config.yaml"))
+
+
+def _submit(place: Path, shards: int) -> dict[str, float]:
+    """What a controller does, twice, in a process that has imported no more than one."""
+    folder = RunFolder(place / str(shards) / "run")
     if shards == PAPER:
         return _controller(folder)
     began = time.perf_counter()
@@ -197,8 +203,13 @@ cluster:
     began = time.perf_counter()
     assert controller.step(folder, Slurm()).plan.jobs == ()
     again = time.perf_counter() - began
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"submit": submit, "again": again, "MiB": (after - before) / 1024}
+    return {"submit": submit, "again": again, "MiB": peak()}
+
+
+def peak() -> float:
+    """The most memory that this program has had, in MiB (`getrusage` counts its parent's too)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def _controller(folder: RunFolder) -> dict[str, float]:
@@ -211,4 +222,7 @@ def _controller(folder: RunFolder) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_submit(Path(sys.argv[1]), int(sys.argv[2]))))
+    if sys.argv[3:] == ["prepare"]:
+        _prepare(Path(sys.argv[1]), int(sys.argv[2]))
+    else:
+        print(json.dumps(_submit(Path(sys.argv[1]), int(sys.argv[2]))))

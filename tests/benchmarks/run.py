@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -225,7 +224,7 @@ def _side(step: Callable[..., torch.Tensor], kl: float) -> str:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, fused=True)
     batches = _steps(tokenizer)
-    before, found = _peak(), []
+    before, found = cluster.peak(), []
     began = time.perf_counter()
     for batch in batches:
         loss = step(model, batch, reference, kl)
@@ -236,11 +235,7 @@ def _side(step: Callable[..., torch.Tensor], kl: float) -> str:
     seconds = time.perf_counter() - began
     count = sum(len(e.ids) for batch in batches for e in batch)
     facts = {"seconds": seconds, "tokens": count, "losses": found, "before": before}
-    return json.dumps(facts | {"MiB": _peak()})
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return json.dumps(facts | {"MiB": cluster.peak()})
 
 
 def _official_step(model: Any, batch: list[losses.Example], reference: Any, kl: float) -> Any:
@@ -397,13 +392,13 @@ def scale() -> str:
 
 def _stream(count: int) -> str:
     rng = np.random.default_rng(0)
-    before, began = _peak(), time.perf_counter()
+    before, began = cluster.peak(), time.perf_counter()
     for row in rng.choice(count, size=count):
         rewards = rng.standard_normal(96).tolist()
         cut = feedback.quantiles(rewards, 5, "spread")
         own = np.random.default_rng([1, 1, int(row)])
         assert len(feedback.select(cut, [True] * 96, 2, own)) == 10
-    return json.dumps([time.perf_counter() - began, _peak() - before])
+    return json.dumps([time.perf_counter() - began, cluster.peak() - before])
 
 
 def startup() -> str:

@@ -23,10 +23,11 @@ from pathlib import Path
 import pytest
 
 from alt_hpc import config as configs
-from alt_hpc import controller, launch, progress
+from alt_hpc import controller, launch, progress, task
 from alt_hpc.__main__ import main
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import client
+from alt_hpc.errors import InputError
 from alt_hpc.pieces import Piece
 from alt_hpc.runfolder import RunFolder
 
@@ -734,6 +735,31 @@ def test_nothing_of_a_config_reaches_a_shell_and_no_secret_is_written(
     for path in site.run.path.rglob("*"):
         if path.is_file():
             assert token.encode() not in path.read_bytes(), path
+
+
+def test_a_run_folder_of_somebody_else(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither submitting, nor a controller, nor a task goes near what may be unpickled there."""
+    began = time.monotonic()
+    chosen = [f"run={site.run.path}", *site.settings]
+    launch.prepare(configs.load(site.config, chosen))
+    stranger = 65534
+    if os.getuid() == 0:
+        os.chown(site.run.path, stranger, stranger)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: stranger)
+    run = str(site.run.path)
+    for command in (lambda: site.submit(), lambda: main(["controller", run])):
+        assert command() == 2
+        (sentence,) = capsys.readouterr().err.splitlines()
+        assert run in sentence
+        assert "belong" in sentence
+    with pytest.raises(InputError, match="belong"):
+        task.stage(run, "sample", "1", "0", "1")
+    assert queue() == []
+    assert not (site.run.path / "jobs").exists()
+    site.tell("files: the folder has a foreign owner", "refused in one sentence", began)
 
 
 # ------------------------------------------------------------------ limits

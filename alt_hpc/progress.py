@@ -121,11 +121,11 @@ def follow(folder: RunFolder) -> int:
     """Show a run's progress until it ends, then its summary; returns the exit status."""
     shown = ""
     while folder.ended() is None:
-        now = status(folder)
+        now = status(RunFolder(folder.path))  # a new one: controllers begin iterations meanwhile
         if now != shown:
             print(now + "\n", flush=True)
         shown = now
         time.sleep(EVERY_S)
-    print(summaries.summary(folder))
+    print(summaries.summary(RunFolder(folder.path)))
     ended = folder.ended()
     return 0 if ended and ended[0] == "FINISHED" else 1

@@ -156,11 +156,15 @@ def _script(path: Path, text: str) -> Path:
 
 
 def test_a_piece_that_always_fails_stops_the_run_with_one_sentence(
-    slurm: None, tiny_config: Path, tmp_path: Path
+    slurm: None, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Followed with --wait: what the stages are doing is seen until the run has ended."""
     folder = RunFolder(tmp_path / "run")
     arguments = [f"run={folder.path}", "cluster.sample.python=/bin/false", "iterations=1"]
-    assert main(["submit", str(tiny_config), *[a for o in arguments for a in ("--set", o)]]) == 0
+    command = ["submit", "--wait", str(tiny_config)]
+    assert main([*command, *[a for o in arguments for a in ("--set", o)]]) == 1
+    seen = capsys.readouterr().out
+    assert "sample 1        shards 0/3" in seen
     _await_end(folder)
     how, sentence = folder.ended() or ("", "")
     assert how == "STOPPED"

@@ -34,8 +34,8 @@ OPTIONS = {
     "sampling": "prompts replacement generations temperature top_p max_new_tokens group engine",
     "feedback": "quantiles texts template remainder pool per_quantile append_eos",
     "training": "epochs global_batch micro_batch lr betas eps weight_decay clip warmup entropy kl"
-    " trained_blocks train_embeddings precision export_dtype deepspeed checkpoint_minutes head_only"
-    " max_length",
+    " trained_blocks train_embeddings share_prompts checkpoint_activations precision export_dtype"
+    " deepspeed checkpoint_minutes head_only max_length",
     "evaluation": "prompts test_prompts max_new_tokens group",
     "cluster": "backend slots max_attempts chain hung_minutes partition account qos minutes sbatch"
     " controller sft reward_model sample score train evaluate report",

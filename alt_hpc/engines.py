@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from alt_hpc.errors import InputError
 from alt_hpc.generate import Generation, generate
 
 # What vLLM reads from the environment; a user's own values stay.
-_VLLM_ENVIRONMENT = {
+VLLM_ENVIRONMENT = {
     # One process instead of three: one kill ends it, and OMP_NUM_THREADS holds. (Workers of its
     # CPU build pin their threads to the first cores: shards on one node would share them.)
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -27,11 +28,14 @@ _VLLM_ENVIRONMENT = {
 }
 
 
-class Engine(Protocol):
-    """Samples generations for a prompt group."""
+Group = list[tuple[list[int], int]]  # token ids and seed of each of its prompts
 
-    def sample(self, prompts: list[list[int]], seeds: list[int]) -> list[list[Generation]]:
-        """`sampling.generations` generations for each prompt (token ids), one seed a prompt."""
+
+class Engine(Protocol):
+    """Samples generations for prompt groups."""
+
+    def sample(self, groups: Iterable[Group]) -> Iterator[list[list[Generation]]]:
+        """`sampling.generations` generations for each prompt of each group, in order."""
         ...
 
 
@@ -75,22 +79,25 @@ class Transformers:
         self.sampling = sampling
         self.ends = ends
 
-    def sample(self, prompts: list[list[int]], seeds: list[int]) -> list[list[Generation]]:
-        return generate(
-            self.model,
-            prompts,
-            self.sampling.generations,
-            seeds,
-            temperature=self.sampling.temperature,
-            top_p=self.sampling.top_p,
-            max_new_tokens=self.sampling.max_new_tokens,
-            eos=self.ends,
-        )
+    def sample(self, groups: Iterable[Group]) -> Iterator[list[list[Generation]]]:
+        for group in groups:
+            yield generate(
+                self.model,
+                [ids for ids, _ in group],
+                self.sampling.generations,
+                [seed for _, seed in group],
+                temperature=self.sampling.temperature,
+                top_p=self.sampling.top_p,
+                max_new_tokens=self.sampling.max_new_tokens,
+                eos=self.ends,
+            )
 
 
 class Vllm:
-    """vLLM: a prompt group is one call, prefix caching on. It batches continuously, so that seeds
-    are per prompt (generation i takes seed + i) but equality across shardings is not promised.
+    """vLLM: n generations are one request, prefix caching on; the next prompt group enters before
+    one is done, so that the batch never runs empty (a killed task loses two groups, not one). It
+    batches continuously: seeds are per prompt (generation i takes seed + i), but equality across
+    shardings is not promised.
 
     Goal: throughput on a GPU. The CPU build serves to test this without one. Measured with it, on
     2 cores with AVX-512 that others used too (SmolLM2-135M, bfloat16, 2 threads): imports 8 s and
@@ -102,7 +109,7 @@ class Vllm:
     def __init__(
         self, policy: Path, sampling: Sampling, dtype: str, ends: tuple[int, ...], longest: int
     ) -> None:
-        for name, value in _VLLM_ENVIRONMENT.items():
+        for name, value in VLLM_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
             import vllm
@@ -112,7 +119,7 @@ class Vllm:
                 " cluster.sample.python name an environment that has it"
             ) from error
         self.vllm = vllm
-        self.model = vllm.LLM(
+        self.engine = vllm.LLM(
             model=str(policy),
             dtype=dtype,
             max_model_len=longest,
@@ -122,7 +129,7 @@ class Vllm:
             enforce_eager=vllm.platforms.current_platform.is_cpu(),  # compiling takes minutes
             disable_log_stats=True,
             use_tqdm_on_load=False,
-        )
+        ).llm_engine
         self.settings: dict[str, Any] = {
             "n": sampling.generations,
             "temperature": sampling.temperature,
@@ -131,14 +138,36 @@ class Vllm:
             "ignore_eos": True,  # vLLM's own idea of it; ours are the stop tokens
             "stop_token_ids": list(ends),
             "detokenize": False,
+            "output_kind": vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         }
         self.ends = ends
+        self.entered = 0  # requests, ever
+        self.answers: dict[str, list[Generation]] = {}  # not yet asked for, by request
 
-    def sample(self, prompts: list[list[int]], seeds: list[int]) -> list[list[Generation]]:
-        settings = [self.vllm.SamplingParams(**self.settings, seed=seed) for seed in seeds]
-        texts = [self.vllm.TokensPrompt(prompt_token_ids=ids) for ids in prompts]
-        answers = self.model.generate(texts, settings, use_tqdm=False)
-        return [[self._generation(one.token_ids) for one in a.outputs] for a in answers]
+    def sample(self, groups: Iterable[Group]) -> Iterator[list[list[Generation]]]:
+        ahead: collections.deque[list[str]] = collections.deque()
+        for group in groups:
+            ahead.append([self._enter(ids, seed) for ids, seed in group])
+            if len(ahead) == 2:
+                yield self._answers(ahead.popleft())
+        while ahead:
+            yield self._answers(ahead.popleft())
+
+    def _enter(self, ids: list[int], seed: int) -> str:
+        """The name of a new request."""
+        name, self.entered = str(self.entered), self.entered + 1
+        settings = self.vllm.SamplingParams(**self.settings, seed=seed)
+        self.engine.add_request(name, self.vllm.TokensPrompt(prompt_token_ids=ids), settings)
+        return name
+
+    def _answers(self, requests: list[str]) -> list[list[Generation]]:
+        """Work until all these requests are answered."""
+        while not all(name in self.answers for name in requests):
+            for answer in self.engine.step():
+                if answer.finished:
+                    found = [self._generation(one.token_ids) for one in answer.outputs]
+                    self.answers[answer.request_id] = found
+        return [self.answers.pop(name) for name in requests]
 
     def _generation(self, token_ids: Sequence[int]) -> Generation:
         """vLLM keeps a stop token in the ids, as we do."""

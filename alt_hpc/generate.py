@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
+from alt_hpc import attention
 from alt_hpc.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -188,9 +190,15 @@ def side_by_side(config: PretrainedConfig) -> bool:
     return plain and known and config._attn_implementation in ("sdpa", "eager")
 
 
+def _products(model: PreTrainedModel) -> AbstractContextManager[bool]:
+    """`attention.products`, for architectures that ask nothing else of attention."""
+    return attention.products(model) if side_by_side(model.config) else nullcontext(False)
+
+
 def _prefill(model: PreTrainedModel, ids: list[int]) -> tuple[Tensor, Cache]:
     """Logits of the token after a prompt [1, vocabulary], and the prompt's cache."""
-    out = model(input_ids=_batch([ids], model), use_cache=True, logits_to_keep=1)
+    with _products(model):
+        out = model(input_ids=_batch([ids], model), use_cache=True, logits_to_keep=1)
     return out.logits[:, -1], out.past_key_values
 
 
@@ -281,13 +289,14 @@ class _SideBySide:
         ids[rows, columns] = torch.tensor(tokens, device=ids.device)
         owners[rows, columns] = torch.tensor([g for _, g in self.places], device=ids.device)
         self.owners = torch.cat([self.owners, owners], dim=1)
-        logits = self.model(
-            input_ids=ids,
-            position_ids=self.positions[:, None].expand(shape),
-            attention_mask=self._mask(owners),
-            past_key_values=self.cache,
-            use_cache=True,
-        ).logits
+        with _products(self.model):
+            logits = self.model(
+                input_ids=ids,
+                position_ids=self.positions[:, None].expand(shape),
+                attention_mask=self._mask(owners),
+                past_key_values=self.cache,
+                use_cache=True,
+            ).logits
         self.positions = self.positions + 1
         chosen: Tensor = logits[rows, columns]
         return chosen
@@ -347,10 +356,11 @@ class _OneByOne:
 class _Fork(DynamicLayer):
     """A prefix's layer that many continuations read at once; nothing they add is kept."""
 
-    def __init__(self, prefix: Any) -> None:
+    def __init__(self, prefix: Any, apart: bool) -> None:
+        """apart: whether attention takes the prefix and what follows it as they are."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.is_initialized = True
-        self.prefix = prefix
+        self.prefix, self.apart = prefix, apart
 
     def get_seq_length(self) -> int:
         length: int = self.prefix.get_seq_length()
@@ -358,9 +368,12 @@ class _Fork(DynamicLayer):
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Any, Any]:
+        keys, values = self.prefix.keys, self.prefix.values
+        if self.apart:
+            return attention.Forked(keys, key_states), attention.Forked(values, value_states)
         rows = len(key_states)
-        keys, values = (s.expand(rows, -1, -1, -1) for s in (self.prefix.keys, self.prefix.values))
+        keys, values = (states.expand(rows, -1, -1, -1) for states in (keys, values))
         return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
 
 
@@ -389,15 +402,20 @@ def read(
         Logits [length, vocabulary], or of a trunk the last hidden states [length, hidden].
     """
     order = sorted(range(len(continuations)), key=lambda i: len(continuations[i]))
-    cache = _prefix_cache(model, prefix)
-    if prefix and cache is None:
+    layers = _prefix_layers(model, prefix)
+    if prefix and layers is None:
         for i in order:
             out = model(input_ids=_batch([prefix + continuations[i]], model), use_cache=False)[0]
             yield i, out[0, len(prefix) :]
         return
     for chosen in _within(budget, order, [len(ids) for ids in continuations]):
         ids = _batch([continuations[i] for i in chosen], model)
-        out = model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)[0]
+        if layers is None:
+            out = model(input_ids=ids, use_cache=False)[0]
+        else:
+            with _products(model) as apart:
+                cache = Cache(layers=[_Fork(layer, apart) for layer in layers])
+                out = model(input_ids=ids, past_key_values=cache, use_cache=True)[0]
         for row, i in enumerate(chosen):
             yield i, out[row, : len(continuations[i])]
 
@@ -414,15 +432,16 @@ def _within(budget: int, order: list[int], lengths: list[int]) -> Iterator[list[
         yield batch
 
 
-def _prefix_cache(model: PreTrainedModel, prefix: list[int]) -> Cache | None:
-    """A cache of the prefix that continuations do not change; None where there can be none."""
+def _prefix_layers(model: PreTrainedModel, prefix: list[int]) -> list[Any] | None:
+    """Each layer's keys and values of the prefix; None where it is empty or there can be none."""
     if not prefix:
         return None
-    out = model.base_model(input_ids=_batch([prefix], model), use_cache=True)
+    with _products(model):
+        out = model.base_model(input_ids=_batch([prefix], model), use_cache=True)
     cache = getattr(out, "past_key_values", None)
     if cache is None or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
-    return Cache(layers=[_Fork(layer) for layer in cache.layers])
+    return list(cache.layers)
 
 
 @torch.no_grad()

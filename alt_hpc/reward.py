@@ -28,7 +28,7 @@ PLAIN_TEMPLATE = "{prompt} {summary}"
 _HEAD = "v_head.weight"
 _TRUNK = "transformer."
 _IGNORED = (".attn.bias", ".attn.masked_bias")  # causal masks that old GPT-J files carry
-_BUDGET = {"cpu": 320, "cuda": 16384}  # tokens read at once, behind the prompt; measured on CPUs
+_BUDGET = {"cpu": 640, "cuda": 16384}  # tokens read at once, behind the prompt; measured on CPUs
 
 
 # --- the text ---------------------------------------------------------------------------------

@@ -765,7 +765,7 @@ class Attempt:
         self,
         inputs: Mapping[str, str],
         starts: Sequence[int],
-        make: Callable[[int], list[dict[str, Any]]],
+        make: Callable[[Iterator[int]], Iterator[list[dict[str, Any]]]],
         unit: str,
         each: int = 1,
     ) -> list[dict[str, Any]]:
@@ -778,7 +778,8 @@ class Attempt:
         starts
             Number of the first row of each group, and last the number after the last row.
         make
-            Makes the rows of one group, given the index of the group.
+            Given the indices of the groups to make, gives the rows of each, in order. It may
+            begin a group before it has given the one before; a killed task loses all begun.
         unit, each
             What progress counts, and how many of it a row is.
 
@@ -795,11 +796,12 @@ class Attempt:
         if mine:
             print(f"{self.piece}: {len(mine)} of {len(starts) - 1} prompt groups kept", flush=True)
         self.progress(sum(map(len, mine.values())) * each, total, unit)
-        for group, start in enumerate(starts[:-1]):
+        groups = make(group for group, start in enumerate(starts[:-1]) if start not in mine)
+        for start in starts[:-1]:
             made = mine.get(start)
             if made is None:
                 interrupt.check()
-                made = make(group)
+                made = next(groups)
                 self._keep(identity, start, made)
             rows += made
             done = len(rows) + sum(len(r) for s, r in mine.items() if s > start)

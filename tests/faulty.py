@@ -148,13 +148,14 @@ def _sample(folder: Any, piece: Any, attempt: int) -> None:
     prompts = data.drawn_prompts(folder, k, start, end)
     starts = [*range(start, end, folder.config().sampling.group), end]
 
-    def make(group: int) -> list[dict[str, Any]]:
-        meet(f"sample-{k}-{piece.shard}", f"group{group}")
-        time.sleep(PAUSE_S)
-        return [
-            {"row": row, "prompt": prompts[row - start], "value": digest([k, row, before])}
-            for row in range(starts[group], starts[group + 1])
-        ]
+    def make(groups: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
+        for group in groups:
+            meet(f"sample-{k}-{piece.shard}", f"group{group}")
+            time.sleep(PAUSE_S)
+            yield [
+                {"row": row, "prompt": prompts[row - start], "value": digest([k, row, before])}
+                for row in range(starts[group], starts[group + 1])
+            ]
 
     work.commit_rows(work.resumable(sources, starts, make, "samples"), inputs=sources)
 
@@ -167,10 +168,11 @@ def _score(folder: Any, piece: Any, attempt: int) -> None:
     samples = list(folder.rows(Piece(piece.iteration, "sample", piece.shard)))
     first = samples[0]["row"]
 
-    def make(index: int) -> list[dict[str, Any]]:
-        meet(f"score-{piece.iteration}-{piece.shard}", f"group{index}")
-        time.sleep(PAUSE_S / 2)
-        return [{"row": samples[index]["row"], "value": digest(samples[index])}]
+    def make(indices: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
+        for index in indices:
+            meet(f"score-{piece.iteration}-{piece.shard}", f"group{index}")
+            time.sleep(PAUSE_S / 2)
+            yield [{"row": samples[index]["row"], "value": digest(samples[index])}]
 
     starts = range(first, first + len(samples) + 1)
     work.commit_rows(work.resumable(sources, starts, make, "samples"), inputs=sources)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -335,11 +336,12 @@ def make_rows(run: RunFolder, number: int, made: list[int], dies_at: int = -1) -
     """An attempt at four groups of one row; `made` notes those it had to make."""
     work = run.attempt(SAMPLE, number)
 
-    def make(group: int) -> list[dict[str, Any]]:
-        if group == dies_at:
-            raise RuntimeError("died")
-        made.append(group)
-        return [{"row": 4 + group, "text": f"é\u2028 {group}"}]
+    def make(groups: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
+        for group in groups:
+            if group == dies_at:
+                raise RuntimeError("died")
+            made.append(group)
+            yield [{"row": 4 + group, "text": f"é\u2028 {group}"}]
 
     return work.resumable({"policy": "abc"}, range(4, 9), make, "rows")
 
@@ -376,7 +378,8 @@ def test_rows_made_from_other_inputs_are_not_taken(run: RunFolder) -> None:
     with pytest.raises(RuntimeError, match="died"):
         make_rows(run, 1, [], dies_at=3)
     work, made = run.attempt(SAMPLE, 2), []
-    work.resumable({"policy": "other"}, range(4, 9), lambda g: made.append(g) or [{}], "rows")
+    make = lambda groups: (made.append(group) or [{}] for group in groups)  # noqa: E731
+    work.resumable({"policy": "other"}, range(4, 9), make, "rows")
     assert made == [0, 1, 2, 3]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,13 +17,31 @@ if TYPE_CHECKING:
 
     from alt_hpc.reward import RewardModel
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
 
 def device() -> torch.device:
-    """This process's GPU (its local rank among the visible ones), else the CPU; sets threads."""
+    """This process's GPU (its local rank among the visible ones), else the CPU.
+
+    Sets threads and the way memory is kept.
+    """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    keep_freed_memory()
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the large blocks that torch frees on a CPU.
+
+    glibc gives them back to the system at once, and each operation's result then faults its
+    pages in anew (see tests/benchmarks/results.md). Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def cpu() -> torch.device:

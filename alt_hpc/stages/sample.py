@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,19 +37,28 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     engine = engines.load(place, config.sampling, config.policy.dtype, ends, longest, on)
     prefix = "" if k == 1 else conditioning(config.feedback.template, config.feedback.texts[0])
 
-    def make(group: int) -> list[dict[str, Any]]:
-        numbers = range(starts[group], starts[group + 1])
-        texts = prompts[numbers.start - start : numbers.stop - start]
-        fitted = [models.fit_prompt(tokenizer, prefix, text, budget) for text in texts]
-        seeds = [row_seed(config.seed, k, number) for number in numbers]
-        sampled = engine.sample([ids for ids, _ in fitted], seeds)
-        return [
-            {"row": number, "prompt": text, "lost": lost}
-            | {"generations": [_generation(tokenizer, ends, one) for one in generations]}
-            for number, text, (_, lost), generations in zip(
-                numbers, texts, fitted, sampled, strict=True
-            )
-        ]
+    def make(groups: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
+        asked: collections.deque[list[dict[str, Any]]] = collections.deque()
+
+        def entering() -> Iterator[engines.Group]:
+            for group in groups:
+                numbers = range(starts[group], starts[group + 1])
+                texts = prompts[numbers.start - start : numbers.stop - start]
+                fitted = [models.fit_prompt(tokenizer, prefix, text, budget) for text in texts]
+                asked.append(
+                    [
+                        {"row": number, "prompt": text, "lost": lost}
+                        for number, text, (_, lost) in zip(numbers, texts, fitted, strict=True)
+                    ]
+                )
+                seeds = (row_seed(config.seed, k, number) for number in numbers)
+                yield [(ids, seed) for (ids, _), seed in zip(fitted, seeds, strict=True)]
+
+        for sampled in engine.sample(entering()):
+            yield [
+                row | {"generations": [_generation(tokenizer, ends, one) for one in generations]}
+                for row, generations in zip(asked.popleft(), sampled, strict=True)
+            ]
 
     starts = [*range(start, end, config.sampling.group), end]
     rows = work.resumable(sources, starts, make, "samples", config.sampling.generations)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from alt_hpc import feedback, pieces
@@ -29,19 +30,19 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     model = _reward_model(folder, inputs.device())
     settings = config.feedback
 
-    def make(index: int) -> list[dict[str, Any]]:
-        row = samples[index]
-        rewards, cut = model.score(row["prompt"], [g["text"] for g in row["generations"]])
-        quantiles = feedback.quantiles(rewards, settings.quantiles, settings.remainder)
-        return [
-            {
-                "row": row["row"],
-                "rewards": [r if math.isfinite(r) else None for r in rewards],
-                "quantiles": quantiles,
-                "feedback": [None if q is None else settings.texts[q] for q in quantiles],
-                "post_cut": cut,
-            }
-        ]
+    def make(indices: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
+        for row in map(samples.__getitem__, indices):
+            rewards, cut = model.score(row["prompt"], [g["text"] for g in row["generations"]])
+            quantiles = feedback.quantiles(rewards, settings.quantiles, settings.remainder)
+            yield [
+                {
+                    "row": row["row"],
+                    "rewards": [r if math.isfinite(r) else None for r in rewards],
+                    "quantiles": quantiles,
+                    "feedback": [None if q is None else settings.texts[q] for q in quantiles],
+                    "post_cut": cut,
+                }
+            ]
 
     first = samples[0]["row"]
     starts = range(first, first + len(samples) + 1)

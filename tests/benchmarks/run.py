@@ -1,8 +1,9 @@
 """Benchmarks: python tests/benchmarks/run.py NAME ... [--threads N]
 
-sampling, scoring, training, training_kl, iteration, startup, makespan, submission, scale. Each runs
-both ways of working on the same model, data, dtype, threads and machine, one after the other, and
-prints a table with their ratio. The other sides are written here from the method's description.
+sampling, vllm, scoring, training, training_kl, iteration, startup, makespan, submission, scale.
+Each runs both ways of working on the same model, data, dtype, threads and machine, one after the
+other, and prints a table with their ratio. The other sides are written here from the method's
+description; ours, which comes last, sets what our tasks set at their start.
 What was measured is kept in results.md beside this file, with machine and versions.
 """
 
@@ -31,6 +32,7 @@ from alt_hpc import feedback, losses, models, reward, trainer
 from alt_hpc.config import RewardModel
 from alt_hpc.generate import generate
 from alt_hpc.reference import share_trunk
+from alt_hpc.stages import inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -82,11 +84,50 @@ def sampling(prompt_tokens: int = 400, n: int = 32, new: int = 48) -> str:
     settings = {"temperature": 0.9, "top_p": 0.9, "max_new_tokens": new}
 
     count = len(prompts) * n * new
+    theirs, _ = timed(lambda: [_naive(model, ids, n, settings) for ids in prompts])
+    inputs.keep_freed_memory()
     generate(model, [prompts[0][:50]], 4, [1], eos=never, **{**settings, "max_new_tokens": 4})
     ours, _ = timed(lambda: generate(model, prompts, n, [1, 2], eos=never, **settings))
-    theirs, _ = timed(lambda: [_naive(model, ids, n, settings) for ids in prompts])
     title = f"Sampling: {len(prompts)} prompts of {prompt_tokens} tokens × {n} × {new} new tokens"
     return table(title, [("naive generate", theirs, count), ("alt_hpc", ours, count)], "new tokens")
+
+
+def vllm(count: int = 16, n: int = 16, new: int = 48, group: int = 8, rounds: int = 3) -> str:
+    """Sampling through our vLLM engine against vLLM's own `generate` over all prompts at once.
+
+    ALT_HPC_VLLM_VENV names an environment with vLLM; tests/test_vllm.py makes one in .venv-vllm.
+    """
+    python = Path(os.environ.get("ALT_HPC_VLLM_VENV", ROOT / ".venv-vllm")) / "bin/python"
+    place = models.fetch(NAME)
+    tokenizer = models.load_tokenizer(place)
+    prompts = [tokenizer(text)["input_ids"] for text in posts(tokenizer, 180, count * rounds)]
+    settings = {
+        "model": str(place),
+        "rounds": [prompts[i : i + count] for i in range(0, len(prompts), count)],
+        "n": n,
+        "new": new,
+        "group": group,
+        "longest": 256,
+        "never": tokenizer.vocab_size - 1,
+    }
+    found = {}
+    for side in ("bare", "ours"):
+        command = [str(python), str(Path(__file__).with_name("through_vllm.py")), side]
+        environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        said = subprocess.run(
+            [*command, json.dumps(settings)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            env=environment,
+        ).stdout
+        found[side] = json.loads(said.strip().splitlines()[-1])
+    tokens = count * n * new
+    rows = [("bare vLLM", min(found["bare"]["took"]), tokens)]
+    rows += [("alt_hpc", min(found["ours"]["took"]), tokens)]
+    title = f"vLLM: {count} prompts of 180 tokens × {n} × {new} new tokens, the best of {rounds}"
+    starts = " and ".join(f"{found[side]['start']:.0f} s" for side in ("bare", "ours"))
+    return table(title, rows, "new tokens") + f"\n\nstart, once per task: {starts}"
 
 
 def scoring(prompt_tokens: int = 400, n: int = 96, new: int = 48) -> str:
@@ -102,12 +143,15 @@ def scoring(prompt_tokens: int = 400, n: int = 96, new: int = 48) -> str:
     summaries = [tokenizer.decode(tokenizer(s)["input_ids"][:new]) for s in summaries]
     texts, _ = trunk.text.ids(prompt, summaries)
 
-    trunk.hidden(prompt, summaries[:2])
-    ours, ((mine, _)) = timed(lambda: trunk.hidden(prompt, summaries))
     best = {}
     for way, width in (("padded to 550", 550), ("exact lengths", None)):
         sides = (functools.partial(_padded, trunk, prompt, summaries, width, b) for b in (8, 16))
         best[way] = min((timed(side) for side in sides), key=_first)
+    inputs.keep_freed_memory()
+    trunk.hidden(prompt, summaries[:2])
+    ours, (mine, _) = min(
+        (timed(lambda: trunk.hidden(prompt, summaries)) for _ in "ab"), key=_first
+    )
     count = sum(map(len, texts))
     far = max(float((mine - states).abs().max()) for _, states in best.values())
     rows = [(way, seconds, count) for way, (seconds, _) in best.items()] + [
@@ -215,6 +259,8 @@ def _steps(tokenizer: Any) -> list[list[losses.Example]]:
 
 def _side(step: Callable[..., torch.Tensor], kl: float) -> str:
     """Train with one way of computing a step's loss; JSON of what it took."""
+    if step is _our_step:
+        inputs.keep_freed_memory()
     place, tokenizer, _ = load()
     model = models.load_policy(place, "float32", CPU).train()
     trainer.freeze(model, 0.3, False)
@@ -286,6 +332,8 @@ def iteration(prompts: int = 2, n: int = 32, new: int = 48) -> str:
     took: dict[str, list[float]] = {}
     for way in ("official", "alt_hpc"):
         ours = way == "alt_hpc"
+        if ours:
+            inputs.keep_freed_memory()
         seconds, made = timed(lambda: _sampled(model, tokenizer, texts, n, new, ours))  # noqa: B023
         took[way] = [seconds]
         answers = [[tokenizer.decode(ids) for ids in group] for group in made]
@@ -425,7 +473,7 @@ def _python(code: str) -> None:
 
 
 def main() -> None:
-    shown = (sampling, scoring, training, training_kl, iteration)
+    shown = (sampling, vllm, scoring, training, training_kl, iteration)
     shown += (startup, makespan, cluster.submission, scale)
     known: dict[str, Callable[[], str]] = {call.__name__: call for call in shown}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])

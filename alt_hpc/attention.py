@@ -1,0 +1,125 @@
+"""Attention on CPUs as plain matrix products, over keys that many rows share without a copy.
+
+torch's fused kernel for CPUs runs far below the speed of its bfloat16 matrix products, and
+needs a prompt's keys once per row. Here the queries of all rows, and of all heads that share keys
+(GQA), are one product with the prefix's keys. Measured on 2 cores, 1,280 queries over 400 keys, 9
+heads on 3: 6.4 ms against 14.2 ms (fused, folded the same way) and 24.6 ms (fused, row by row).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+NAME = "alt_hpc"
+
+
+@dataclass(frozen=True)
+class Forked:
+    """Keys (or values) of rows that go on from one prefix, as a cache layer hands them out.
+
+    Attributes
+    ----------
+    prefix
+        [1, key heads, prefix, size].
+    own
+        [rows, key heads, length, size]; a row's token sees those of its row up to itself.
+    """
+
+    prefix: Tensor
+    own: Tensor
+
+
+@contextmanager
+def products(model: PreTrainedModel) -> Iterator[bool]:
+    """Let the model attend this way inside the block; False where it cannot, and nothing changes.
+
+    It can on a CPU, if its architecture takes attention functions of others at all.
+    """
+    before = model.config._attn_implementation
+    able = model.device.type == "cpu" and bool(model._supports_attention_backend)
+    if able:
+        model.config._attn_implementation = NAME
+    try:
+        yield able
+    finally:
+        model.config._attn_implementation = before
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor | Forked,
+    value: Tensor | Forked,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """An attention function as transformers calls it.
+
+    Parameters
+    ----------
+    query
+        [rows, heads, length, size].
+    key, value
+        Forked, or [rows, key heads, slots, size].
+    attention_mask
+        Scores to add [rows, 1, length, slots]; without it a token sees those of its row up to
+        itself.
+
+    Returns
+    -------
+    [rows, length, heads, size], and no weights.
+    """
+    rows, heads, length, size = query.shape
+    scale = size**-0.5 if scaling is None else scaling
+    if isinstance(key, Forked) and isinstance(value, Forked):
+        out = _forked(query * scale, key, value)
+    else:
+        assert isinstance(key, Tensor)
+        assert isinstance(value, Tensor)
+        out = _masked(query * scale, key, value, attention_mask)
+    return out.view(rows, heads, length, size).transpose(1, 2), None
+
+
+def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    rows, heads, length, size = query.shape
+    folded = query.reshape(rows, key.shape[1], -1, size)
+    scores = folded @ key.transpose(-1, -2)
+    each = scores.view(rows, heads, length, -1)
+    if mask is None:
+        each.masked_fill_(_later(length, query.device), float("-inf"))
+    else:
+        each.add_(mask)
+    return scores.softmax(-1) @ value
+
+
+def _forked(query: Tensor, key: Forked, value: Forked) -> Tensor:
+    rows, _, length, size = query.shape
+    shared = key.own.shape[1]
+    # [key heads, rows, queries, size]: the queries of the heads that share keys side by side
+    folded = query.reshape(rows, shared, -1, size).transpose(0, 1).contiguous()
+    flat = folded.view(shared, -1, size)
+    own = folded @ key.own.transpose(0, 1).transpose(-1, -2)
+    each = own.view(shared, rows, -1, length, length)
+    each.masked_fill_(_later(length, query.device), float("-inf"))
+    scores = torch.cat([flat @ key.prefix[0].transpose(-1, -2), own.view(*flat.shape[:2], -1)], -1)
+    weights = scores.softmax(-1)
+    prefix = key.prefix.shape[2]
+    out = weights[..., :prefix] @ value.prefix[0]
+    own = weights[..., prefix:].reshape(own.shape) @ value.own.transpose(0, 1)
+    return (out.view(own.shape) + own).transpose(0, 1).contiguous()
+
+
+def _later(length: int, device: torch.device) -> Tensor:
+    """Which tokens come after each one [length, length]."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).triu_(1)
+
+
+AttentionInterface.register(NAME, attend)

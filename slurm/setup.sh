@@ -25,9 +25,16 @@ python_311() {  # the newest python on PATH that is 3.11 or later
     return 1
 }
 
+room() {  # room GB: stop where the disk has less left, as tools then fail in strange ways
+    local free
+    free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
+    [ "$free" -ge "$1" ] || die "$PWD: $free GB of disk are free, $1 GB are needed."
+}
+
 make_venv() {  # make_venv FOLDER EXTRAS
     local python
     [ -x "$1/bin/python" ] || {
+        room 8
         python=$(python_311) || die "Python 3.11 or later is not on PATH."
         say "making $1"
         "$python" -m venv "$1" >/dev/null 2>&1 || {
@@ -36,6 +43,7 @@ make_venv() {  # make_venv FOLDER EXTRAS
             "$python" -m venv "$1" || die "python3 -m venv does not work here."
         }
     }
+    room 3
     PYTHON=$(cd "$1/bin" && pwd)/python
     say "installing alt_hpc and what it needs (a few GB the first time)"
     "$PYTHON" -m pip install --quiet --disable-pip-version-check uv \

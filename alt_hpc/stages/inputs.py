@@ -23,11 +23,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 def device() -> torch.device:
     """This process's GPU (its local rank among the visible ones), else the CPU.
 
-    Sets threads and the way memory is kept.
+    Sets threads, and on a CPU how memory is kept.
     """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    keep_freed_memory()
     if not torch.cuda.is_available():
+        keep_freed_memory()
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 

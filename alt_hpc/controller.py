@@ -19,7 +19,7 @@ from alt_hpc.clusters.slurm import Slurm, available
 from alt_hpc.config import Config
 from alt_hpc.errors import InputError
 from alt_hpc.pieces import Piece
-from alt_hpc.plan import Dependency, Job, Outcome, Plan, State, current_iteration, plan
+from alt_hpc.plan import UNBEGUN, Dependency, Job, Outcome, Plan, State, current_iteration, plan
 from alt_hpc.runfolder import RunFolder
 
 IDLE_CONTROLLERS = 3  # in a row without progress: stop
@@ -110,6 +110,9 @@ def _outcomes(
             how, nodes = ends.get(
                 cluster.element(submission.job or "", index, count), ("UNKNOWN", ())
             )
+            begun = [p for p in submission.elements[index] if folder.began(p, submission.attempt)]
+            if begun and piece not in begun:
+                how = UNBEGUN
             end = Outcome(how, nodes, folder.saved(piece))
             known[submission.key, piece] = end
             folder.record_outcome(submission.key, piece, end)

@@ -69,12 +69,13 @@ class Submission(Array):
 class Outcome:
     """How an element ended that left a piece which is not whole."""
 
-    state: str  # Slurm's, such as FAILED; UNKNOWN where the cluster has forgotten it
+    state: str  # Slurm's, such as FAILED; UNKNOWN where the cluster has forgotten it; UNBEGUN
     nodes: tuple[str, ...] = ()
     saved: int = 0  # units of the piece's work that were safe by then
 
 
 REWARD_MODEL = Piece(0, "reward-model")
+UNBEGUN = "UNBEGUN"  # its task died over a piece that came before
 NOT_ITS_FAULT = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED")
 
 
@@ -193,7 +194,8 @@ def attempts(state: State, piece: Piece) -> int:
     """How many submissions of a piece count since a person last submitted.
 
     One that waited for an input which then failed was cancelled by Slurm and does not count: that
-    input is missing, or was made by a later attempt. Preemption and a node's failure do not count
+    input is missing, or was made by a later attempt. Nor does one whose task died over another
+    piece, before it came to this one. Preemption and a node's failure do not count
     while they leave more work safe than the attempts before.
     """
     count, saved = 0, -1
@@ -201,6 +203,8 @@ def attempts(state: State, piece: Piece) -> int:
         if piece not in submission.element or not _could_run(state, submission, piece):
             continue
         end = state.outcomes.get((submission.key, piece))
+        if end is not None and end.state == UNBEGUN:
+            continue
         count += end is None or end.state not in NOT_ITS_FAULT or end.saved <= saved
         saved = max(saved, end.saved if end else saved)
     return count
@@ -209,7 +213,9 @@ def attempts(state: State, piece: Piece) -> int:
 def _could_run(state: State, submission: Submission, piece: Piece) -> bool:
     """Whether what a submission waited for was made by the attempt that it waited for."""
     waited = submission.waits
-    if piece.stage == "score":  # element by element, the reward model apart
+    end = state.outcomes.get((submission.key, piece))
+    never_ran = end is not None and end.state == "CANCELLED" and not end.nodes
+    if piece.stage == "score" and not never_ran:  # element by element, the reward model apart
         mates = submission.elements[submission.element[piece]]
         sources = [Piece(p.iteration, "sample", p.shard) for p in mates] + [REWARD_MODEL]
         waited = {source: waited[source] for source in sources if source in waited}
@@ -223,7 +229,7 @@ def failed_on(state: State, piece: Piece) -> tuple[str, ...]:
     for submission in reversed(state.submissions[state.counted_from :]):
         if piece in submission.element:
             end = state.outcomes.get((submission.key, piece))
-            if end is not None and end.state not in ("CANCELLED", "PREEMPTED", "UNKNOWN"):
+            if end is not None and end.state not in ("CANCELLED", "PREEMPTED", "UNKNOWN", UNBEGUN):
                 nodes.update(dict.fromkeys(end.nodes))
     return tuple(nodes)
 
@@ -241,7 +247,7 @@ def _last_end(state: State, piece: Piece) -> str:
     for submission in reversed(state.submissions):
         if piece in submission.element:
             end = state.outcomes.get((submission.key, piece))
-            if end is not None and end.state != "UNKNOWN":
+            if end is not None and end.state not in ("UNKNOWN", UNBEGUN):
                 return f", last {end.state}" + (f" on {','.join(end.nodes)}" if end.nodes else "")
     return ""
 

@@ -504,6 +504,10 @@ class RunFolder:
                 continue
         raise RuntimeError(f"{parent}: 1000 folders of attempt {number}")
 
+    def began(self, piece: Piece, number: int) -> bool:
+        """Whether a try has begun: a task may have died before it came to this piece."""
+        return (self.piece_folder(piece) / f"attempt-{number}").exists()
+
     def write_manifest(self, piece: Piece, manifest: Manifest) -> None:
         text = json.dumps(dataclasses.asdict(manifest), indent=1)
         write_atomically(self.piece_folder(piece) / "manifest.json", text)

@@ -13,6 +13,7 @@ from alt_hpc import pieces
 from alt_hpc.config import Cluster, Config, Data, Policy, RewardModel, Source
 from alt_hpc.pieces import Piece, Sharding, cut
 from alt_hpc.plan import (
+    UNBEGUN,
     Dependency,
     Done,
     Job,
@@ -23,6 +24,7 @@ from alt_hpc.plan import (
     Submission,
     attempts,
     current_iteration,
+    failed_on,
     is_whole,
     plan,
 )
@@ -461,6 +463,14 @@ def test_arrays_that_would_be_too_long_have_several_shards_an_element() -> None:
     assert cut_short.jobs[-1].shards == (0, 1, 2, 3, 4, 5)
 
 
+def test_a_shard_that_its_task_never_came_to_has_all_its_tries() -> None:
+    failed, unbegun = Outcome("FAILED", ("n1",)), Outcome(UNBEGUN, ("n1",))
+    piece = Piece(1, "sample", 0)
+    state = tried((0,), failed, unbegun, unbegun, failed)
+    assert attempts(state, piece) == 2
+    assert failed_on(tried((0,), unbegun), piece) == ()
+
+
 def test_a_score_that_never_ran_does_not_count_for_any_shard_of_its_element() -> None:
     config = make_config()
     sample = Job("sample", 1, 1, (0, 1), pack=2)
@@ -469,6 +479,22 @@ def test_a_score_that_never_ran_does_not_count_for_any_shard_of_its_element() ->
     state = done(config, state, Piece(1, "sample", 0))  # then the task died: no shard 1
     assert attempts(state, Piece(1, "sample", 1)) == 1
     assert [attempts(state, piece) for piece in score.pieces] == [0, 0]
+
+
+def test_an_unpaired_score_array_cancelled_for_one_sample_does_not_count() -> None:
+    """Slurm cancels all of it, though the samples of some of its shards are good."""
+    config = make_config()
+    sample = Job("sample", 1, 1, (0, 1, 2))
+    score = Job("score", 1, 1, (0, 1), dict.fromkeys(sample.pieces, 1))
+    state = State(shardings(1), submissions=(submitted(sample), submitted(score)))
+    state = done(config, state, Piece(1, "sample", 0), Piece(1, "sample", 1))
+    first = Piece(1, "score", 0)
+    ends = {"cancelled": Outcome("CANCELLED"), "failed": Outcome("FAILED", ("n1",))}
+    counted = {
+        how: attempts(replace(state, outcomes={(score.key, first): end}), first)
+        for how, end in ends.items()
+    }
+    assert counted == {"cancelled": 0, "failed": 1}
 
 
 def test_a_chain_submitted_at_once_goes_to_its_last_iteration() -> None:

@@ -119,6 +119,7 @@ class Vllm:
                 " cluster.sample.python name an environment that has it"
             ) from error
         self.vllm = vllm
+        on_cpu = vllm.platforms.current_platform.is_cpu()
         self.engine = vllm.LLM(
             model=str(policy),
             dtype=dtype,
@@ -126,7 +127,10 @@ class Vllm:
             skip_tokenizer_init=True,  # ids in, ids out; the policy's folder may have none
             generation_config="vllm",  # not the folder's: top_k or penalties there are not ours
             enable_prefix_caching=True,
-            enforce_eager=vllm.platforms.current_platform.is_cpu(),  # compiling takes minutes
+            enforce_eager=on_cpu,  # compiling takes minutes
+            # A seeded request whose prompt is cut into chunks ends vLLM 0.32 on a CPU
+            # ("CPU Generator does not use offset").
+            enable_chunked_prefill=not on_cpu,
             disable_log_stats=True,
             use_tqdm_on_load=False,
         ).llm_engine

@@ -92,7 +92,7 @@ def sampling(prompt_tokens: int = 400, n: int = 32, new: int = 48) -> str:
     return table(title, [("naive generate", theirs, count), ("alt_hpc", ours, count)], "new tokens")
 
 
-def vllm(count: int = 16, n: int = 16, new: int = 48, group: int = 8, rounds: int = 3) -> str:
+def vllm(count: int = 12, n: int = 16, new: int = 48, group: int = 6, rounds: int = 2) -> str:
     """Sampling through our vLLM engine against vLLM's own `generate` over all prompts at once.
 
     ALT_HPC_VLLM_VENV names an environment with vLLM; tests/test_vllm.py makes one in .venv-vllm.
@@ -115,7 +115,8 @@ def vllm(count: int = 16, n: int = 16, new: int = 48, group: int = 8, rounds: in
         command = [str(python), str(Path(__file__).with_name("through_vllm.py")), side]
         environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         said = subprocess.run(
-            [*command, json.dumps(settings)],
+            command,
+            input=json.dumps(settings),
             stdout=subprocess.PIPE,
             text=True,
             check=True,

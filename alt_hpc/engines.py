@@ -113,6 +113,7 @@ class Vllm:
             os.environ.setdefault(name, value)
         try:
             import vllm
+            import vllm.platforms
         except ModuleNotFoundError as error:
             raise InputError(
                 f"sampling.engine: vllm is not installed in {sys.prefix} ({error}); let"

@@ -37,13 +37,14 @@ class Forked:
 
 
 @contextmanager
-def products(model: PreTrainedModel) -> Iterator[bool]:
+def products(model: PreTrainedModel, plain: bool) -> Iterator[bool]:
     """Let the model attend this way inside the block; False where it cannot, and nothing changes.
 
-    It can on a CPU, if its architecture takes attention functions of others at all.
+    It can on a CPU, if its architecture is plain (asks nothing of attention but causality or the
+    mask it is given, see `generate.side_by_side`) and takes attention functions of others.
     """
     before = model.config._attn_implementation
-    able = model.device.type == "cpu" and bool(model._supports_attention_backend)
+    able = plain and model.device.type == "cpu" and bool(model._supports_attention_backend)
     if able:
         model.config._attn_implementation = NAME
     try:

@@ -85,7 +85,7 @@ class Sampling:
     temperature: float = 0.9
     top_p: float = 0.9
     max_new_tokens: int = 64
-    group: int = 4  # prompts in a prompt group: the unit of batching
+    group: int = 4  # prompts in a prompt group: the unit of batching (vLLM: so many in flight)
     engine: Literal["transformers", "vllm"] = "transformers"
 
 

@@ -32,7 +32,15 @@ Group = list[tuple[list[int], int]]  # token ids and seed of each of its prompts
 
 
 class Engine(Protocol):
-    """Samples generations for prompt groups."""
+    """Samples generations for groups of prompts.
+
+    Attributes
+    ----------
+    together
+        Prompts of a group: what is kept, or lost, at once.
+    """
+
+    together: int
 
     def sample(self, groups: Iterable[Group]) -> Iterator[list[list[Generation]]]:
         """`sampling.generations` generations for each prompt of each group, in order."""
@@ -77,6 +85,7 @@ class Transformers:
     ) -> None:
         self.model = models.load_policy(policy, dtype, on)
         self.sampling = sampling
+        self.together = sampling.group
         self.ends = ends
 
     def sample(self, groups: Iterable[Group]) -> Iterator[list[list[Generation]]]:
@@ -94,10 +103,10 @@ class Transformers:
 
 
 class Vllm:
-    """vLLM: n generations are one request, prefix caching on; the next prompt group enters before
-    one is done, so that the batch never runs empty (a killed task loses two groups, not one). It
-    batches continuously: seeds are per prompt (generation i takes seed + i), but equality across
-    shardings is not promised.
+    """vLLM: n generations are one request, prefix caching on. As many prompts as a prompt group has
+    are in flight at any time, each kept as it is done, so that the batch never runs empty and a
+    killed task loses no more than a group. Seeds are per prompt (generation i takes seed + i), but
+    as vLLM batches continuously, equality across shardings is not promised.
 
     Goal: throughput on a GPU. The CPU build serves to test this without one. Measured with it, on
     2 cores with AVX-512 that others used too (SmolLM2-135M, bfloat16, 2 threads): imports 8 s and
@@ -120,6 +129,7 @@ class Vllm:
                 " cluster.sample.python name an environment that has it"
             ) from error
         self.vllm = vllm
+        self.together, self.in_flight = 1, sampling.group
         on_cpu = vllm.platforms.current_platform.is_cpu()
         self.engine = vllm.LLM(
             model=str(policy),
@@ -153,7 +163,7 @@ class Vllm:
         ahead: collections.deque[list[str]] = collections.deque()
         for group in groups:
             ahead.append([self._enter(ids, seed) for ids, seed in group])
-            if len(ahead) == 2:
+            if len(ahead) == self.in_flight:
                 yield self._answers(ahead.popleft())
         while ahead:
             yield self._answers(ahead.popleft())

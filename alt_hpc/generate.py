@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -190,14 +189,9 @@ def side_by_side(config: PretrainedConfig) -> bool:
     return plain and known and config._attn_implementation in ("sdpa", "eager")
 
 
-def _products(model: PreTrainedModel) -> AbstractContextManager[bool]:
-    """`attention.products`, for architectures that ask nothing else of attention."""
-    return attention.products(model) if side_by_side(model.config) else nullcontext(False)
-
-
-def _prefill(model: PreTrainedModel, ids: list[int]) -> tuple[Tensor, Cache]:
+def _prefill(model: PreTrainedModel, ids: list[int], plain: bool) -> tuple[Tensor, Cache]:
     """Logits of the token after a prompt [1, vocabulary], and the prompt's cache."""
-    with _products(model):
+    with attention.products(model, plain):
         out = model(input_ids=_batch([ids], model), use_cache=True, logits_to_keep=1)
     return out.logits[:, -1], out.past_key_values
 
@@ -260,7 +254,7 @@ class _SideBySide:
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], n: int, room: int) -> None:
         self.model = model
-        logits, caches = zip(*(_prefill(model, ids) for ids in prompts), strict=True)
+        logits, caches = zip(*(_prefill(model, ids, True) for ids in prompts), strict=True)
         self.first = torch.cat(logits).repeat_interleave(n, dim=0)
         per_prompt = -(-n // ABREAST)
         abreast = -(-n // per_prompt)
@@ -289,7 +283,7 @@ class _SideBySide:
         ids[rows, columns] = torch.tensor(tokens, device=ids.device)
         owners[rows, columns] = torch.tensor([g for _, g in self.places], device=ids.device)
         self.owners = torch.cat([self.owners, owners], dim=1)
-        with _products(self.model):
+        with attention.products(self.model, plain=True):
             logits = self.model(
                 input_ids=ids,
                 position_ids=self.positions[:, None].expand(shape),
@@ -336,7 +330,7 @@ class _OneByOne:
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], n: int, room: int) -> None:
         (prompt,) = prompts
         self.model, self.live = model, n
-        logits, self.cache = _prefill(model, prompt)
+        logits, self.cache = _prefill(model, prompt, False)
         self.first = logits.repeat_interleave(n, dim=0)
         self.cache.batch_repeat_interleave(n)
 
@@ -402,7 +396,8 @@ def read(
         Logits [length, vocabulary], or of a trunk the last hidden states [length, hidden].
     """
     order = sorted(range(len(continuations)), key=lambda i: len(continuations[i]))
-    layers = _prefix_layers(model, prefix)
+    plain = side_by_side(model.config)
+    layers = _prefix_layers(model, prefix, plain)
     if prefix and layers is None:
         for i in order:
             out = model(input_ids=_batch([prefix + continuations[i]], model), use_cache=False)[0]
@@ -413,7 +408,7 @@ def read(
         if layers is None:
             out = model(input_ids=ids, use_cache=False)[0]
         else:
-            with _products(model) as apart:
+            with attention.products(model, plain) as apart:
                 cache = Cache(layers=[_Fork(layer, apart) for layer in layers])
                 out = model(input_ids=ids, past_key_values=cache, use_cache=True)[0]
         for row, i in enumerate(chosen):
@@ -432,11 +427,11 @@ def _within(budget: int, order: list[int], lengths: list[int]) -> Iterator[list[
         yield batch
 
 
-def _prefix_layers(model: PreTrainedModel, prefix: list[int]) -> list[Any] | None:
+def _prefix_layers(model: PreTrainedModel, prefix: list[int], plain: bool) -> list[Any] | None:
     """Each layer's keys and values of the prefix; None where it is empty or there can be none."""
     if not prefix:
         return None
-    with _products(model):
+    with attention.products(model, plain):
         out = model.base_model(input_ids=_batch([prefix], model), use_cache=True)
     cache = getattr(out, "past_key_values", None)
     if cache is None or any(type(layer) is not DynamicLayer for layer in cache.layers):

@@ -199,15 +199,22 @@ def attempts(state: State, piece: Piece) -> int:
     while they leave more work safe than the attempts before.
     """
     count, saved = 0, -1
-    for submission in state.submissions[state.counted_from :]:
-        if piece not in submission.element or not _could_run(state, submission, piece):
-            continue
-        end = state.outcomes.get((submission.key, piece))
-        if end is not None and end.state == UNBEGUN:
+    for submission, end in _tries(state, piece):
+        if not _could_run(state, submission, piece):
             continue
         count += end is None or end.state not in NOT_ITS_FAULT or end.saved <= saved
         saved = max(saved, end.saved if end else saved)
     return count
+
+
+def _tries(state: State, piece: Piece) -> list[tuple[Submission, Outcome | None]]:
+    """Submissions of a piece since a person last submitted that may have come to it, and ends."""
+    tries = [
+        (submission, state.outcomes.get((submission.key, piece)))
+        for submission in state.submissions[state.counted_from :]
+        if piece in submission.element
+    ]
+    return [(submission, end) for submission, end in tries if end is None or end.state != UNBEGUN]
 
 
 def _could_run(state: State, submission: Submission, piece: Piece) -> bool:
@@ -226,11 +233,9 @@ def _could_run(state: State, submission: Submission, piece: Piece) -> bool:
 def failed_on(state: State, piece: Piece) -> tuple[str, ...]:
     """Nodes on which a piece failed since a person last submitted, the latest first."""
     nodes: dict[str, None] = {}
-    for submission in reversed(state.submissions[state.counted_from :]):
-        if piece in submission.element:
-            end = state.outcomes.get((submission.key, piece))
-            if end is not None and end.state not in ("CANCELLED", "PREEMPTED", "UNKNOWN", UNBEGUN):
-                nodes.update(dict.fromkeys(end.nodes))
+    for _, end in reversed(_tries(state, piece)):
+        if end is not None and end.state not in ("CANCELLED", "PREEMPTED", "UNKNOWN"):
+            nodes.update(dict.fromkeys(end.nodes))
     return tuple(nodes)
 
 
@@ -244,11 +249,9 @@ def _exhausted(config: Config, state: State, missing: Iterable[Piece]) -> str | 
 
 def _last_end(state: State, piece: Piece) -> str:
     """`, last FAILED on n2`, where that is known."""
-    for submission in reversed(state.submissions):
-        if piece in submission.element:
-            end = state.outcomes.get((submission.key, piece))
-            if end is not None and end.state not in ("UNKNOWN", UNBEGUN):
-                return f", last {end.state}" + (f" on {','.join(end.nodes)}" if end.nodes else "")
+    for _, end in reversed(_tries(state, piece)):
+        if end is not None and end.state != "UNKNOWN":
+            return f", last {end.state}" + (f" on {','.join(end.nodes)}" if end.nodes else "")
     return ""
 
 

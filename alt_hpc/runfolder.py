@@ -783,7 +783,7 @@ class Attempt:
             Number of the first row of each group, and last the number after the last row.
         make
             Given the indices of the groups to make, gives the rows of each, in order. It may
-            begin a group before it has given the one before; a killed task loses all begun.
+            begin some before it has given the one before; a killed task loses all begun.
         unit, each
             What progress counts, and how many of it a row is.
 

@@ -818,6 +818,25 @@ def test_limits_of_the_cluster(
 
 
 @FULL
+def test_a_task_of_several_shards_killed_over_its_first(
+    tiny_config: Path, tmp_path: Path, stub_expected: dict[int, bytes]
+) -> None:
+    """Only the shard that it died over has used up a try."""
+    for _ in _cluster(_elsewhere(), OTHER_PORT, "--max-array", "4"):
+        python = interpreter(tmp_path, stubs=True)
+        site = Site(tmp_path, tiny_config, stub_expected, settings=[*settings(python), *STUB])
+        site.fault("sample-1-0", "group0 kill")
+        began = time.monotonic()
+        assert site.submit("cluster.sample.shards=6", "cluster.score.shards=6") == 0
+        site.whole()
+        lost = [e for e in site.run.journal() if e["event"] == "outcome"]
+        ends = {e["piece"][2]: e["state"] for e in lost if e["piece"][:2] == [1, "sample"]}
+        assert ends == {0: "FAILED", 1: "UNBEGUN"}
+        happened = "both again; only the first has used up a try"
+        site.tell("a task of several shards: SIGKILL over its first", happened, began)
+
+
+@FULL
 def test_a_submit_limit_of_the_user(
     tiny_config: Path, tmp_path: Path, stub_expected: dict[int, bytes]
 ) -> None:

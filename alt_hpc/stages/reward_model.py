@@ -28,12 +28,12 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     assert settings is not None
     ranks, work = optimise.begin(folder, piece, attempt)
     inputs.device()
-    target = Path(tempfile.mkdtemp(prefix="alt-hpc-reward-"))
     make = _train_head if settings.head_only else _train_whole
-    rows = make(folder, piece, ranks, target / REWARD_MODEL)
-    if work is None:
-        return
-    _move(target / REWARD_MODEL, work.folder / REWARD_MODEL)
+    with tempfile.TemporaryDirectory(prefix="alt-hpc-reward-") as place:
+        rows = make(folder, piece, ranks, Path(place) / REWARD_MODEL)
+        if work is None:
+            return
+        shutil.copytree(Path(place) / REWARD_MODEL, work.folder / REWARD_MODEL)
     models.check_weights(work.folder / REWARD_MODEL)
     facts = _held_out(folder, work.folder / REWARD_MODEL, ranks)
     print(
@@ -142,8 +142,3 @@ def _held_out(folder: RunFolder, place: Path, ranks: Ranks) -> dict[str, float |
         "longer_is_better": longer / len(rows),
         "pairs": len(rows),
     }
-
-
-def _move(source: Path, target: Path) -> None:
-    shutil.copytree(source, target)
-    shutil.rmtree(source.parent)

@@ -60,7 +60,7 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
                 for row, generations in zip(asked.popleft(), sampled, strict=True)
             ]
 
-    starts = [*range(start, end, config.sampling.group), end]
+    starts = [*range(start, end, engine.together), end]
     rows = work.resumable(sources, starts, make, "samples", config.sampling.generations)
     cut = sum(row["lost"] > 0 for row in rows)
     if cut:

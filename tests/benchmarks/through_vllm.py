@@ -32,15 +32,18 @@ def main() -> None:
 
 
 def _ours(settings: dict[str, Any]) -> Any:
-    sampling = Sampling(generations=settings["n"], max_new_tokens=settings["new"], engine="vllm")
+    sampling = Sampling(
+        generations=settings["n"],
+        max_new_tokens=settings["new"],
+        group=settings["group"],
+        engine="vllm",
+    )
     engine = engines.Vllm(
         Path(settings["model"]), sampling, "bfloat16", (settings["never"],), settings["longest"]
     )
 
     def sample(prompts: list[list[int]]) -> int:
-        wide = settings["group"]
-        numbered = list(zip(prompts, range(len(prompts)), strict=True))
-        groups = [numbered[i : i + wide] for i in range(0, len(prompts), wide)]
+        groups = [[(ids, seed)] for seed, ids in enumerate(prompts)]
         return sum(len(g.ids) for made in engine.sample(groups) for of in made for g in of)
 
     return sample

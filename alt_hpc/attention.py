@@ -79,48 +79,51 @@ def attend(
     [rows, length, heads, size], and no weights.
     """
     rows, heads, length, size = query.shape
+    shared = (key.own if isinstance(key, Forked) else key).shape[1]
+    apart = query.unflatten(1, (shared, -1))
     scale = size**-0.5 if scaling is None else scaling
     if isinstance(key, Forked) and isinstance(value, Forked):
-        out = _forked(query * scale, key, value)
+        out = _forked(apart.transpose(0, 1), scale, key, value).transpose(0, 1)
     else:
         assert isinstance(key, Tensor)
         assert isinstance(value, Tensor)
-        out = _masked(query * scale, key, value, attention_mask)
-    return out.view(rows, heads, length, size).transpose(1, 2), None
+        out = _masked(apart, scale, key, value, attention_mask)
+    return out.permute(0, 3, 1, 2, 4).reshape(rows, length, heads, size), None
 
 
-def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    rows, heads, length, size = query.shape
-    folded = query.reshape(rows, key.shape[1], -1, size)
-    scores = folded @ key.transpose(-1, -2)
-    each = scores.view(rows, heads, length, -1)
+def _masked(query: Tensor, scale: float, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Both ways: `query` [.., queries that share keys, length, size], and so what comes back."""
+    folded = _scaled(query, scale)
+    scores = folded.flatten(2, 3) @ key.transpose(-1, -2)
     if mask is None:
-        each.masked_fill_(_later(length, query.device), float("-inf"))
+        scores += _later(query).repeat(query.shape[2], 1)
     else:
-        each.add_(mask)
-    return scores.softmax(-1) @ value
+        scores.view(*folded.shape[:-1], -1).add_(mask[:, :, None])
+    return (scores.softmax(-1) @ value).view(folded.shape)
 
 
-def _forked(query: Tensor, key: Forked, value: Forked) -> Tensor:
-    rows, _, length, size = query.shape
-    shared = key.own.shape[1]
-    # [key heads, rows, queries, size]: the queries of the heads that share keys side by side
-    folded = query.reshape(rows, shared, -1, size).transpose(0, 1).contiguous()
-    flat = folded.view(shared, -1, size)
-    own = folded @ key.own.transpose(0, 1).transpose(-1, -2)
-    each = own.view(shared, rows, -1, length, length)
-    each.masked_fill_(_later(length, query.device), float("-inf"))
-    scores = torch.cat([flat @ key.prefix[0].transpose(-1, -2), own.view(*flat.shape[:2], -1)], -1)
+def _forked(query: Tensor, scale: float, key: Forked, value: Forked) -> Tensor:
+    folded = _scaled(query, scale)  # [key heads, rows, queries that share keys, length, size]
+    flat = folded.flatten(1, 3)
+    own = folded.flatten(2, 3) @ key.own.transpose(0, 1).transpose(-1, -2)
+    own += _later(query).repeat(query.shape[2], 1)
+    scores = torch.cat([flat @ key.prefix[0].transpose(-1, -2), own.flatten(1, 2)], -1)
     weights = scores.softmax(-1)
     prefix = key.prefix.shape[2]
-    out = weights[..., :prefix] @ value.prefix[0]
-    own = weights[..., prefix:].reshape(own.shape) @ value.own.transpose(0, 1)
-    return (out.view(own.shape) + own).transpose(0, 1).contiguous()
+    out = weights[..., prefix:].reshape(own.shape) @ value.own.transpose(0, 1)
+    out += (weights[..., :prefix] @ value.prefix[0]).view(out.shape)
+    return out.view(folded.shape)
 
 
-def _later(length: int, device: torch.device) -> Tensor:
-    """Which tokens come after each one [length, length]."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).triu_(1)
+def _scaled(query: Tensor, scale: float) -> Tensor:
+    """Scaled and made contiguous in one pass."""
+    return torch.mul(query, scale, out=torch.empty(query.shape, dtype=query.dtype))
+
+
+def _later(query: Tensor) -> Tensor:
+    """Minus infinity for each token that comes after another [length, length]."""
+    length = query.shape[-2]
+    return torch.full((length, length), float("-inf"), dtype=query.dtype).triu_(1)
 
 
 AttentionInterface.register(NAME, attend)

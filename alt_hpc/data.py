@@ -6,6 +6,8 @@ import gzip
 import json
 import os
 import zlib
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -16,7 +18,7 @@ from alt_hpc.errors import InputError
 from alt_hpc.pieces import Sharding, cut
 from alt_hpc.runfolder import RunFolder
 
-Table = tuple[list[str], list[tuple[int, dict[str, Any]]]]  # columns; (line, row)
+Numbered = Iterator[tuple[int, dict[str, Any]]]  # (line, row)
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 
@@ -40,7 +42,8 @@ def freeze(config: Config, folder: RunFolder) -> None:
         wanted += [("comparisons", comparisons, split, pair) for split in ("train", "valid")]
     for name, source, split, columns in wanted:
         limit = {"train": source.limit, "valid": source.valid_limit}.get(split)
-        folder.write_data(f"{name}-{split}", read(source, split, columns, f"data.{name}")[:limit])
+        texts = read(source, split, columns, f"data.{name}")
+        folder.write_data(f"{name}-{split}", islice(texts, limit))
     rows = folder.data_facts("prompts-train")["rows"]
     if not config.sampling.replacement and rows < config.sampling.prompts:
         raise InputError(
@@ -49,35 +52,45 @@ def freeze(config: Config, folder: RunFolder) -> None:
         )
 
 
-def read(source: Source, split: str, columns: tuple[str, ...], field: str) -> list[dict[str, str]]:
-    """All rows of a split with our column names. `field` names the config section in errors."""
+def read(
+    source: Source, split: str, columns: tuple[str, ...], field: str
+) -> Iterator[dict[str, str]]:
+    """The rows of a split with our column names, as a stream, each checked when its turn comes.
+
+    `field` names the config section in errors.
+    """
     name = getattr(source, split)
     file = local_file(source.path, name, field)
     where = str(file or f"{source.path} ({name})")
     if file is None:
-        found, numbered = _load(source.path, name, field)
+        numbered = _load(source.path, name, field)
     elif file.suffix == ".parquet":
-        found, numbered = _read_parquet(file, field)
+        numbered = _read_parquet(file, field)
     elif ".json" in file.name:
-        found, numbered = _read_json_lines(file)
+        numbered = _read_json_lines(file)
     else:
         raise InputError(f"{file}: neither JSONL nor Parquet ({', '.join(ENDINGS)}; {field})")
+    first = next(numbered, None)
+    if first is None:
+        raise InputError(f"{where}: the data set is empty ({field})")
     theirs = {ours: source.columns.get(ours, ours) for ours in columns}
     for ours, column in theirs.items():
-        if column not in found:
+        if column not in first[1]:
             raise InputError(
-                f"{where}: no column '{column}' (found: {one_line(', '.join(found))});"
+                f"{where}: no column '{column}' (found: {one_line(', '.join(first[1]))});"
                 f" {field}.columns.{ours} names it"
             )
-    if not numbered:
-        raise InputError(f"{where}: the data set is empty ({field})")
-    rows: list[dict[str, str]] = []
+    return _texts(chain([first], numbered), theirs, where, field)
+
+
+def _texts(
+    numbered: Numbered, theirs: dict[str, str], where: str, field: str
+) -> Iterator[dict[str, str]]:
     for number, row in numbered:
         for column in theirs.values():
             if problem := _problem(row.get(column)):
                 raise InputError(f"{where}:{number}: column '{column}' {problem} ({field})")
-        rows.append({ours: row[column] for ours, column in theirs.items()})
-    return rows
+        yield {ours: row[column] for ours, column in theirs.items()}
 
 
 def _problem(value: Any) -> str | None:
@@ -113,8 +126,8 @@ def local_file(path: str, split: str, field: str) -> Path | None:
     raise InputError(f"{place}: no file {split}{{{','.join(ENDINGS)}}} in this folder ({field})")
 
 
-def _load(path: str, split: str, field: str) -> Table:
-    """Rows of a hub data set."""
+def _load(path: str, split: str, field: str) -> Numbered:
+    """Rows of a hub data set, which `datasets` maps into memory."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     import datasets  # slow to import, and the controller never needs it
 
@@ -123,19 +136,20 @@ def _load(path: str, split: str, field: str) -> Table:
     except Exception as error:
         reason = _reason(error)
         raise InputError(f"{path}: cannot load split '{split}' ({field}): {reason}") from error
-    return list(table.column_names), list(enumerate(table, start=1))
+    return enumerate(table, start=1)
 
 
-def _read_parquet(file: Path, field: str) -> Table:
+def _read_parquet(file: Path, field: str) -> Numbered:
     """Not by `datasets`, which fails on an empty table and prints tracebacks of its own."""
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
-        table = pyarrow.parquet.read_table(file)
+        with pyarrow.parquet.ParquetFile(file) as table:
+            rows = chain.from_iterable(batch.to_pylist() for batch in table.iter_batches(1000))
+            yield from enumerate(rows, start=1)
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{file}: cannot be read ({_reason(error)}; {field})") from error
-    return list(table.column_names), list(enumerate(table.to_pylist(), start=1))
 
 
 def _reason(error: BaseException) -> str:
@@ -145,30 +159,30 @@ def _reason(error: BaseException) -> str:
     return one_line((str(error).strip() or type(error).__name__).split("\n")[0][:200])
 
 
-def _read_json_lines(file: Path) -> Table:
+def _read_json_lines(file: Path) -> Numbered:
     """Not by `datasets`, which does not say which line is bad."""
-    rows: list[tuple[int, dict[str, Any]]] = []
     number = 0
     try:
         with _open(file) as lines:
             for number, line in enumerate(lines, start=1):
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if not text.strip():
-                    continue
-                row = json.loads(text)
-                if not isinstance(row, dict):
-                    raise InputError(f"{file}:{number}: not a JSON object")
-                rows.append((number, row))
+                if text.strip():
+                    yield number, _json_object(text, f"{file}:{number}")
     except UnicodeDecodeError as error:
         raise InputError(f"{file}:{number}: not UTF-8 text") from error
-    except (RecursionError, ValueError) as error:  # a bad JSON line, or a number of 5,000 digits
-        reason = getattr(error, "msg", None) or _reason(error)
-        raise InputError(f"{file}:{number}: not valid JSON ({reason})") from error
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{file}: cannot be read ({_reason(error)})") from error
-    if not rows:
-        raise InputError(f"{file}: the data set is empty")
-    return list(dict.fromkeys(key for _, row in rows for key in row)), rows
+
+
+def _json_object(text: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except (RecursionError, ValueError) as error:  # bad JSON, or a number of 5,000 digits
+        reason = getattr(error, "msg", None) or _reason(error)
+        raise InputError(f"{where}: not valid JSON ({reason})") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: not a JSON object")
+    return row
 
 
 def _open(file: Path) -> IO[bytes]:
@@ -216,7 +230,7 @@ def evaluated_rows(config: Config, folder: RunFolder, split: str, iteration: int
         return min(rows, asked or rows)
     if asked:  # only a plan is asked for, before anything has been frozen
         return asked
-    return len(read(config.data.prompts, split, ("prompt",), "data.prompts"))
+    return sum(1 for _ in read(config.data.prompts, split, ("prompt",), "data.prompts"))
 
 
 def drawn_prompts(folder: RunFolder, iteration: int, start: int, end: int) -> list[str]:

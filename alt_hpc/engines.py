@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from alt_hpc import models
+from alt_hpc import models, packed
 from alt_hpc.config import Sampling
 from alt_hpc.errors import InputError
 from alt_hpc.generate import Generation, generate
@@ -83,7 +83,7 @@ class Transformers:
     def __init__(
         self, policy: Path, sampling: Sampling, dtype: str, ends: tuple[int, ...], on: torch.device
     ) -> None:
-        self.model = models.load_policy(policy, dtype, on)
+        self.model = packed.pack(models.load_policy(policy, dtype, on))
         self.sampling = sampling
         self.together = sampling.group
         self.ends = ends

@@ -181,7 +181,7 @@ def fetch(config: Config) -> None:
         source = getattr(config.data, section)
         for split in ("train", "valid", "test") if source else ():
             if getattr(source, split):
-                rows = len(data.read(source, split, ("prompt",), f"data.{section}"))
+                rows = sum(1 for _ in data.read(source, split, ("prompt",), f"data.{section}"))
                 print(f"{source.path} {split}: {rows} rows")
 
 

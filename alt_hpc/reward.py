@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from alt_hpc import config, models
+from alt_hpc import config, models, packed
 from alt_hpc.errors import InputError
 from alt_hpc.generate import read
 
@@ -211,7 +211,7 @@ def load_reward_model(
         model, head = _load_classifier(folder, settings.dtype, device)
     home = _tokenizer_home(folder, base, tokenizer)
     text = _text_of_kind(carperai is not None, home, settings, max_new_tokens)
-    return RewardModel(Trunk(model, text), head.to(device, torch.float32))
+    return RewardModel(Trunk(packed.pack(model), text), head.to(device, torch.float32))
 
 
 def check_reward_model(
@@ -262,7 +262,9 @@ def load_trunk(
     """The trunk of a causal language model, reading what a sequence classifier made of it reads."""
     model = models.load_whole(AutoModel, folder, settings.dtype, device)
     words = models.load_tokenizer(tokenizer or folder)
-    return Trunk(model, _text(words, settings, PLAIN_TEMPLATE, max_new_tokens, scores_eos=True))
+    return Trunk(
+        packed.pack(model), _text(words, settings, PLAIN_TEMPLATE, max_new_tokens, scores_eos=True)
+    )
 
 
 def _load_classifier(

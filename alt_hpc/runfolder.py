@@ -26,6 +26,7 @@ import os
 import secrets
 import shutil
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -326,14 +327,17 @@ class RunFolder:
         """Freeze rows of text under a name; returns how many. Row i starts at byte offsets[i]."""
         folder = self.path / "data"
         folder.mkdir(exist_ok=True)
-        offsets, position = [0], 0
+        offsets, position = array("q", [0]), 0
         temporary = folder / f".{name}.{os.getpid()}"
-        with temporary.open("wb") as file:
-            for row in rows:
-                position += file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-                offsets.append(position)
-        np.asarray(offsets, dtype="<i8").tofile(folder / f"{name}.offsets")
-        os.replace(temporary, folder / f"{name}.jsonl")
+        try:
+            with temporary.open("wb") as file:
+                for row in rows:
+                    position += file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                    offsets.append(position)
+            np.asarray(offsets, dtype="<i8").tofile(folder / f"{name}.offsets")
+            os.replace(temporary, folder / f"{name}.jsonl")
+        finally:
+            temporary.unlink(missing_ok=True)
         facts = {"rows": len(offsets) - 1, "sha256": sha256(folder / f"{name}.jsonl")}
         write_atomically(folder / f"{name}.json", json.dumps(facts))
         return len(offsets) - 1

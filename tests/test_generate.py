@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import tiny
 import torch
 from transformers import PreTrainedModel
 
 from alt_hpc import generate as module
+from alt_hpc import packed
 from alt_hpc.errors import InputError
 from alt_hpc.generate import Generation, continuation_logprobs, generate
 
@@ -163,6 +166,28 @@ def test_looking_at_few_tokens_changes_nothing() -> None:
     probabilities = torch.softmax(logits, -1)
     few = module._pick_of(probabilities, uniforms, 0.9, 256)
     assert torch.equal(few, module._pick_of(probabilities, uniforms, 0.9, 5000))
+
+
+# --- packed layers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHARED + PLAIN)
+def test_packed_layers_are_as_exact_as_those_they_replace(name: str) -> None:
+    exact, ids = tiny.model(name), torch.arange(3, 60).repeat(3, 1)
+    plain = copy.deepcopy(exact).bfloat16()
+    fast = packed.pack(copy.deepcopy(plain))
+    packs = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert isinstance(fast.get_output_embeddings(), torch.nn.Linear) != packs
+    with torch.no_grad():
+        wanted = exact(ids).logits
+        errors = [(model(ids).logits.float() - wanted).norm() for model in (plain, fast)]
+    assert 0 < errors[1] < 1.1 * errors[0]
+
+
+def test_only_bfloat16_is_packed() -> None:
+    model = tiny.model("llama")
+    names = list(model.state_dict())
+    assert list(packed.pack(model).state_dict()) == names
 
 
 # --- log-probabilities ------------------------------------------------------------------------

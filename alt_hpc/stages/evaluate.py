@@ -6,7 +6,7 @@ import gc
 import math
 from typing import Any
 
-from alt_hpc import data, models, pieces
+from alt_hpc import data, models, packed, pieces
 from alt_hpc.feedback import conditioning
 from alt_hpc.generate import continuation_logprobs, generate
 from alt_hpc.pieces import Piece
@@ -46,7 +46,7 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     gc.collect()  # three models in turn must not be three models in memory
     reference = inputs.policy_folder(folder, 0)
     tokenizer = inputs.tokenizer(folder, reference)
-    policy = models.load_policy(reference, config.policy.dtype, inputs.device())
+    policy = packed.pack(models.load_policy(reference, config.policy.dtype, inputs.device()))
     budget = inputs.prompt_budget(folder, reference, config.evaluation.max_new_tokens)
     for group in rows:
         ids, _ = models.fit_prompt(tokenizer, "", group[0]["prompt"], budget)
@@ -72,7 +72,7 @@ def _generate(
     place = inputs.policy_folder(folder, iteration)
     tokenizer = inputs.tokenizer(folder, place)
     ends = models.eos_ids(models.load_config(place), tokenizer)
-    policy = models.load_policy(place, config.policy.dtype, inputs.device())
+    policy = packed.pack(models.load_policy(place, config.policy.dtype, inputs.device()))
     budget = inputs.prompt_budget(folder, place, config.evaluation.max_new_tokens)
     rows: list[list[dict[str, Any]]] = [[] for _ in prompts]
     done, size = 0, config.evaluation.group

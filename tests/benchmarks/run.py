@@ -17,6 +17,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,10 +29,12 @@ import torch
 import transformers
 from torch.nn import functional
 
-from alt_hpc import feedback, losses, models, reward, trainer
+from alt_hpc import config as configs
+from alt_hpc import data, feedback, losses, models, packed, reward, trainer
 from alt_hpc.config import RewardModel
 from alt_hpc.generate import generate
 from alt_hpc.reference import share_trunk
+from alt_hpc.runfolder import RunFolder
 from alt_hpc.stages import inputs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +89,7 @@ def sampling(prompt_tokens: int = 400, n: int = 32, new: int = 48) -> str:
     count = len(prompts) * n * new
     theirs, _ = timed(lambda: [_naive(model, ids, n, settings) for ids in prompts])
     inputs.keep_freed_memory()
+    packed.pack(model)
     generate(model, [prompts[0][:50]], 4, [1], eos=never, **{**settings, "max_new_tokens": 4})
     ours, _ = timed(lambda: generate(model, prompts, n, [1, 2], eos=never, **settings))
     title = f"Sampling: {len(prompts)} prompts of {prompt_tokens} tokens × {n} × {new} new tokens"
@@ -133,9 +137,10 @@ def vllm(count: int = 12, n: int = 16, new: int = 48, group: int = 6, rounds: in
 
 def scoring(prompt_tokens: int = 400, n: int = 96, new: int = 48) -> str:
     """Reward of n generations of a prompt: padded to 550, at exact lengths, and ours."""
-    place, tokenizer, _ = load()
+    place, tokenizer, policy = load()
     settings = RewardModel(max_length=550, dtype="bfloat16")
     trunk = reward.load_trunk(place, settings, CPU, max_new_tokens=64)
+    plain = reward.Trunk(policy.base_model, trunk.text)
     (prompt,) = posts(tokenizer, prompt_tokens, 1)
     words = (ROOT / "configs/quickstart/README.md").read_text().split()
     rng = torch.Generator().manual_seed(0)
@@ -146,12 +151,12 @@ def scoring(prompt_tokens: int = 400, n: int = 96, new: int = 48) -> str:
 
     best = {}
     for way, width in (("padded to 550", 550), ("exact lengths", None)):
-        sides = (functools.partial(_padded, trunk, prompt, summaries, width, b) for b in (8, 16))
+        sides = (functools.partial(_padded, plain, prompt, summaries, width, b) for b in (8, 16))
         best[way] = min((timed(side) for side in sides), key=_first)
     inputs.keep_freed_memory()
     trunk.hidden(prompt, summaries[:2])
     ours, (mine, _) = min(
-        (timed(lambda: trunk.hidden(prompt, summaries)) for _ in "ab"), key=_first
+        (timed(lambda: trunk.hidden(prompt, summaries)) for _ in range(4)), key=_first
     )
     count = sum(map(len, texts))
     far = max(float((mine - states).abs().max()) for _, states in best.values())
@@ -163,8 +168,8 @@ def scoring(prompt_tokens: int = 400, n: int = 96, new: int = 48) -> str:
     rests = [len(ids) - shared for ids in texts]
     distinct = shared + sum(rests)
     seen = shared * (shared + 1) // 2 + sum(r * shared + r * (r + 1) // 2 for r in rests)
-    matrices = distinct * _seconds_a_token(trunk.model)
-    floor = matrices * (1 + _attention_share(trunk.model, seen / distinct))
+    matrices = distinct * _seconds_a_token(plain.model)
+    floor = matrices * (1 + _attention_share(plain.model, seen / distinct))
     return table(title, rows, "tokens") + (
         f"\n\nfloor {floor:.2f} s ({distinct} distinct tokens: {matrices:.2f} s in the model's own"
         f" matrices, and attention's operations at their rate): alt_hpc, {ours:.2f} s, reaches"
@@ -341,18 +346,20 @@ def iteration(prompts: int = 2, n: int = 32, new: int = 48) -> str:
     texts = posts(tokenizer, 400, prompts)
     settings = RewardModel(max_length=550, dtype="bfloat16")
     trunk = reward.load_trunk(place, settings, CPU, max_new_tokens=64)
+    plain = reward.Trunk(models.load_policy(place, "bfloat16", CPU).base_model, trunk.text)
     took: dict[str, list[float]] = {}
     for way in ("official", "alt_hpc"):
         ours = way == "alt_hpc"
         if ours:
             inputs.keep_freed_memory()
+            packed.pack(model)
         seconds, made = timed(lambda: _sampled(model, tokenizer, texts, n, new, ours))  # noqa: B023
         took[way] = [seconds]
         answers = [[tokenizer.decode(ids) for ids in group] for group in made]
         took[way].append(
             timed(
                 lambda: [
-                    trunk.hidden(t, a) if ours else _padded(trunk, t, a, 550, 8)  # noqa: B023
+                    trunk.hidden(t, a) if ours else _padded(plain, t, a, 550, 8)  # noqa: B023
                     for t, a in zip(texts, answers, strict=True)  # noqa: B023
                 ]
             )[0]
@@ -434,23 +441,36 @@ def makespan() -> str:
 
 
 def scale() -> str:
-    """Drawing, quantiles and selection as streams."""
+    """Freezing, drawing, quantiles and selection as streams."""
     lines = [
-        "### Scale: draw, quantiles and selection of 96 generations a prompt, as a stream",
+        "### Scale: freezing prompts; draw, quantiles and selection of 96 generations a prompt",
         "",
-        "| prompts | s | s per million | peak memory above the start, MiB |",
-        "|---|---|---|---|",
+        "| prompts | step | s | s per million | peak memory above the start, MiB |",
+        "|---|---|---|---|---|",
     ]
-    for count in (5_000, 50_000):
-        command = [sys.executable, __file__, "_stream", "--count", str(count)]
+    for count, step in itertools.product((100_000, 1_000_000), ("freeze", "select")):
+        command = [sys.executable, __file__, f"_{step}", "--count", str(count)]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         seconds, memory = json.loads(said.strip().splitlines()[-1])
         million = seconds * 1e6 / count
-        lines.append(f"| {count} | {seconds:.1f} | {million:.0f} | {memory:.1f} |")
+        lines.append(f"| {count:,} | {step} | {seconds:.1f} | {million:.1f} | {memory:.1f} |")
     return "\n".join(lines)
 
 
-def _stream(count: int) -> str:
+def _freeze(count: int) -> str:
+    with tempfile.TemporaryDirectory() as place:
+        with open(f"{place}/train.jsonl", "w") as file:
+            for row in range(count):
+                file.write(json.dumps({"prompt": f"{row} " + 300 * "x"}) + "\n")
+        config = configs.load(ROOT / "configs/quickstart.yaml", [f"run={place}/run"])
+        folder = RunFolder.create(config)
+        before, began = cluster.peak(), time.perf_counter()
+        texts = data.read(configs.Source(place), "train", ("prompt",), "data.prompts")
+        assert folder.write_data("prompts-train", texts) == count
+        return json.dumps([time.perf_counter() - began, cluster.peak() - before])
+
+
+def _select(count: int) -> str:
     rng = np.random.default_rng(0)
     before, began = cluster.peak(), time.perf_counter()
     for row in rng.choice(count, size=count):
@@ -499,7 +519,8 @@ def main() -> None:
     sides: dict[str, Callable[[], str]] = {
         "_official": lambda: _side(_official_step, options.kl),
         "_ours": lambda: _side(_our_step, options.kl),
-        "_stream": lambda: _stream(options.count),
+        "_freeze": lambda: _freeze(options.count),
+        "_select": lambda: _select(options.count),
     }
     names = options.name or list(known)
     strange = [name for name in names if name not in known | sides]

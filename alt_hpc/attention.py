@@ -92,7 +92,7 @@ def attend(
 
 
 def _masked(query: Tensor, scale: float, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Both ways: `query` [.., queries that share keys, length, size], and so what comes back."""
+    """Outputs [rows, key heads, heads of a key head, length, size], as the queries."""
     folded = _scaled(query, scale)
     scores = folded.flatten(2, 3) @ key.transpose(-1, -2)
     if mask is None:
@@ -103,7 +103,8 @@ def _masked(query: Tensor, scale: float, key: Tensor, value: Tensor, mask: Tenso
 
 
 def _forked(query: Tensor, scale: float, key: Forked, value: Forked) -> Tensor:
-    folded = _scaled(query, scale)  # [key heads, rows, queries that share keys, length, size]
+    """Outputs [key heads, rows, heads of a key head, length, size], as the queries."""
+    folded = _scaled(query, scale)
     flat = folded.flatten(1, 3)
     own = folded.flatten(2, 3) @ key.own.transpose(0, 1).transpose(-1, -2)
     own += _later(query).repeat(query.shape[2], 1)
@@ -116,7 +117,7 @@ def _forked(query: Tensor, scale: float, key: Forked, value: Forked) -> Tensor:
 
 
 def _scaled(query: Tensor, scale: float) -> Tensor:
-    """Scaled and made contiguous in one pass."""
+    """Scaled and made contiguous in one pass; on the CPU, as all here."""
     return torch.mul(query, scale, out=torch.empty(query.shape, dtype=query.dtype))
 
 

@@ -8,11 +8,14 @@ calling them takes no compiler and no time. What they gain is in tests/benchmark
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 _MKLDNN: Any = torch.ops.mkldnn
 
@@ -20,9 +23,14 @@ _MKLDNN: Any = torch.ops.mkldnn
 def pack(model: PreTrainedModel) -> PreTrainedModel:
     """The model with other linear layers and SwiGLUs, fit only to infer; it is changed in place.
 
-    Only a bfloat16 model on a CPU is changed, and only where this torch has the operators.
+    Only a bfloat16 model on a CPU is changed, and only where torch and the CPU have the operators
+    (else the log says so). Layers of other classes, as GPT-2's, stay as they are.
     """
-    if not _can(model):
+    weight = next(model.parameters())
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
+        return model
+    if not _can():
+        logger.warning("no packed bfloat16 products with this torch on this CPU: layers stay plain")
         return model
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -35,11 +43,9 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _can(model: nn.Module) -> bool:
-    weight = next(model.parameters())
+def _can() -> bool:
     known = hasattr(_MKLDNN, "_reorder_linear_weight") and hasattr(_MKLDNN, "_linear_pointwise")
-    fits = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
-    return fits and known and bool(_MKLDNN._is_mkldnn_bf16_supported())
+    return known and bool(_MKLDNN._is_mkldnn_bf16_supported())
 
 
 class _Linear(nn.Module):

@@ -190,6 +190,16 @@ def test_only_bfloat16_is_packed() -> None:
     assert list(packed.pack(model).state_dict()) == names
 
 
+def test_layers_that_cannot_be_packed_stay_plain_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    model = tiny.model("llama").bfloat16()
+    names = list(model.state_dict())
+    assert list(packed.pack(model).state_dict()) == names
+    assert "layers stay plain" in caplog.text
+
+
 # --- log-probabilities ------------------------------------------------------------------------
 
 

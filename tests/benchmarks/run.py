@@ -97,7 +97,7 @@ def sampling(prompt_tokens: int = 400, n: int = 32, new: int = 48) -> str:
 
 
 def vllm(count: int = 12, n: int = 16, new: int = 48, group: int = 6, rounds: int = 2) -> str:
-    """Sampling through our vLLM engine against vLLM's own `generate` over all prompts at once.
+    """vLLM's own `generate` over all prompts at once against our vLLM engine and our own engine.
 
     ALT_HPC_VLLM_VENV names an environment with vLLM; tests/test_vllm.py makes one in .venv-vllm.
     """

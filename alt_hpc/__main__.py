@@ -18,10 +18,17 @@ def main(arguments: list[str] | None = None) -> int:
         status: int = options.command(options)
         return status
     except InputError as error:
-        print(f"alt-hpc: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"alt-hpc: {' '.join(str(_located(error, options)).splitlines())}", file=sys.stderr)
         return WRONG_INPUT
     except BrokenPipeError:
         return 0
+
+
+def _located(error: InputError, options: argparse.Namespace) -> InputError:
+    """With file and line, where a config was given."""
+    from alt_hpc import config
+
+    return config.located(error, options.config, options.set) if "config" in options else error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -241,7 +241,23 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
         Unreadable file, YAML error, unknown or doubled key, wrong type, impossible value: with
         file, line and field.
     """
-    reader = _Reader(str(path))
+    reader, root = _read(path, overrides)
+    config: Config = reader.build(Config, root, "")
+    _check(config, reader)
+    return config
+
+
+def located(error: InputError, path: str | Path, overrides: typing.Sequence[str]) -> InputError:
+    """An error found after loading, with the file and line where its field stands."""
+    if not error.field:
+        return error
+    reader, root = _read(path, overrides)
+    reader.build(Config, root, "")
+    return reader.error(error.field, error.problem)
+
+
+def _read(path: str | Path, overrides: typing.Sequence[str]) -> tuple[_Reader, yaml.Node]:
+    """The config's YAML tree with the overrides in it."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -263,9 +279,7 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
         raise InputError(f"{path}: the config is empty")
     for override in overrides:
         root = _override(root, override)
-    config: Config = reader.build(Config, root, "")
-    _check(config, reader)
-    return config
+    return _Reader(str(path)), root
 
 
 def from_json(values: dict[str, Any]) -> Config:
@@ -530,6 +544,7 @@ def _check_training(
             f"{name}.global_batch",
             f"{training.global_batch} sequences cannot be divided among {world} processes"
             f" (cluster.{stage}: {asked.nodes} nodes x {asked.tasks_per_node} tasks)",
+            reader.nodes.get(f"{name}.global_batch") or reader.nodes.get(f"cluster.{stage}"),
         )
     if name == "training" and training.share_prompts:
         size = config.feedback.per_quantile

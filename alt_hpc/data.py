@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -13,12 +14,14 @@ from typing import IO, Any, cast
 
 import numpy as np
 
+from alt_hpc import hub
 from alt_hpc.config import Config, Source, one_line
-from alt_hpc.errors import InputError
+from alt_hpc.errors import InputError, blaming
 from alt_hpc.pieces import Sharding, cut
 from alt_hpc.runfolder import RunFolder
 
 Numbered = Iterator[tuple[int, dict[str, Any]]]  # (line, row)
+TLDR = "TL;DR:"
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 
@@ -42,13 +45,15 @@ def freeze(config: Config, folder: RunFolder) -> None:
         wanted += [("comparisons", comparisons, split, pair) for split in ("train", "valid")]
     for name, source, split, columns in wanted:
         limit = {"train": source.limit, "valid": source.valid_limit}.get(split)
-        texts = read(source, split, columns, f"data.{name}")
-        folder.write_data(f"{name}-{split}", islice(texts, limit))
+        with blaming(f"data.{name}"):
+            texts = read(source, split, columns, f"data.{name}")
+            folder.write_data(f"{name}-{split}", islice(texts, limit))
     rows = folder.data_facts("prompts-train")["rows"]
     if not config.sampling.replacement and rows < config.sampling.prompts:
         raise InputError(
-            f"sampling.prompts: {config.sampling.prompts} prompts cannot be drawn without"
-            f" replacement from {rows} rows"
+            f"{config.sampling.prompts} prompts cannot be drawn without replacement from"
+            f" {rows} rows",
+            "sampling.prompts",
         )
 
 
@@ -60,37 +65,50 @@ def read(
     `field` names the config section in errors.
     """
     name = getattr(source, split)
-    file = local_file(source.path, name, field)
+    file = local_file(source.path, name, field, split)
     where = str(file or f"{source.path} ({name})")
     if file is None:
-        numbered = _load(source.path, name, field)
+        numbered = _load(source.path, name, field, split)
     elif file.suffix == ".parquet":
-        numbered = _read_parquet(file, field)
+        numbered = _read_parquet(file)
     elif ".json" in file.name:
         numbered = _read_json_lines(file)
     else:
-        raise InputError(f"{file}: neither JSONL nor Parquet ({', '.join(ENDINGS)}; {field})")
+        kinds = ", ".join(ENDINGS)
+        raise InputError(f"{file}: neither JSONL nor Parquet ({kinds})", f"{field}.{split}")
     first = next(numbered, None)
     if first is None:
-        raise InputError(f"{where}: the data set is empty ({field})")
+        raise InputError(f"{where}: the data set is empty", field)
     theirs = {ours: source.columns.get(ours, ours) for ours in columns}
     for ours, column in theirs.items():
         if column not in first[1]:
             raise InputError(
-                f"{where}: no column '{column}' (found: {one_line(', '.join(first[1]))});"
-                f" {field}.columns.{ours} names it"
+                f"{where}: no column '{column}' (found: {one_line(', '.join(first[1]))})",
+                f"{field}.columns.{ours}",
             )
-    return _texts(chain([first], numbered), theirs, where, field)
+    return _texts(chain([first], numbered), theirs, where)
 
 
-def _texts(
-    numbered: Numbered, theirs: dict[str, str], where: str, field: str
-) -> Iterator[dict[str, str]]:
+def _texts(numbered: Numbered, theirs: dict[str, str], where: str) -> Iterator[dict[str, str]]:
     for number, row in numbered:
         for column in theirs.values():
             if problem := _problem(row.get(column)):
-                raise InputError(f"{where}:{number}: column '{column}' {problem} ({field})")
-        yield {ours: row[column] for ours, column in theirs.items()}
+                raise InputError(f"{where}:{number}: column '{column}' {problem}")
+        yield _prompt_whole({ours: row[column] for ours, column in theirs.items()})
+
+
+def _prompt_whole(row: dict[str, str]) -> dict[str, str]:
+    r"""A comparison whose summaries begin with `TL;DR:`, with that at its prompt's end instead.
+
+    CarperAI/openai_summarize_comparisons is like this; CarperAI's own training of the reward
+    model joined prompt and summary with a newline. Scoring reads `...\nTL;DR: {summary}`, and so
+    must training.
+    """
+    sides = [side for side in ("chosen", "rejected") if side in row]
+    if not sides or not all(row[side].lstrip().startswith(TLDR) for side in sides):
+        return row
+    bare: dict[str, str] = {side: row[side].lstrip().removeprefix(TLDR) for side in sides}
+    return {"prompt": row["prompt"].rstrip().removesuffix(TLDR).rstrip() + "\n" + TLDR, **bare}
 
 
 def _problem(value: Any) -> str | None:
@@ -108,38 +126,48 @@ def _problem(value: Any) -> str | None:
     return None
 
 
-def local_file(path: str, split: str, field: str) -> Path | None:
-    """The local file of a split; None when `path` is meant as a hub data set."""
+def local_file(path: str, name: str, field: str, split: str) -> Path | None:
+    """The local file of a split by its `name`; None when `path` is meant as a hub data set."""
     place = Path(path)
     if place.is_file():
-        raise InputError(f"{path}: is a file; give the folder that holds it ({field}.path)")
+        raise InputError(f"{path}: is a file; give the folder that holds it", f"{field}.path")
     if not place.is_dir():
         looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
         if looks_local:
-            raise InputError(f"{path}: no such folder ({field}.path)")
+            raise InputError(f"{path}: no such folder", f"{field}.path")
         return None
-    if (place / split).is_file():
-        return place / split
+    if (place / name).is_file():
+        return place / name
     for ending in ENDINGS:
-        if (place / f"{split}{ending}").is_file():
-            return place / f"{split}{ending}"
-    raise InputError(f"{place}: no file {split}{{{','.join(ENDINGS)}}} in this folder ({field})")
+        if (place / f"{name}{ending}").is_file():
+            return place / f"{name}{ending}"
+    kinds = ",".join(ENDINGS)
+    raise InputError(f"{place}: no file {name}{{{kinds}}} in this folder", f"{field}.{split}")
 
 
-def _load(path: str, split: str, field: str) -> Numbered:
+def _load(path: str, name: str, field: str, split: str) -> Numbered:
     """Rows of a hub data set, which `datasets` maps into memory."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    away = hub.unreachable()
     import datasets  # slow to import, and the controller never needs it
 
     try:
-        table = datasets.load_dataset(path, split=split)
+        with hub.asked_not_at_all() if away else contextlib.nullcontext():
+            table = datasets.load_dataset(path, split=name)
     except Exception as error:
-        reason = _reason(error)
-        raise InputError(f"{path}: cannot load split '{split}' ({field}): {reason}") from error
+        missing = away or isinstance(error, datasets.exceptions.DatasetNotFoundError)
+        if missing:
+            raise InputError(
+                f"{path}: no such folder, and no such data set in the local cache or on the hub"
+                f" ({away or _reason(error)})",
+                f"{field}.path",
+            ) from error
+        problem = f"{path}: cannot load split '{name}' ({_reason(error)})"
+        raise InputError(problem, f"{field}.{split}") from error
     return enumerate(table, start=1)
 
 
-def _read_parquet(file: Path, field: str) -> Numbered:
+def _read_parquet(file: Path) -> Numbered:
     """Not by `datasets`, which fails on an empty table and prints tracebacks of its own."""
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
@@ -149,7 +177,7 @@ def _read_parquet(file: Path, field: str) -> Numbered:
             rows = chain.from_iterable(batch.to_pylist() for batch in table.iter_batches(1000))
             yield from enumerate(rows, start=1)
     except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{file}: cannot be read ({_reason(error)}; {field})") from error
+        raise InputError(f"{file}: cannot be read ({_reason(error)})") from error
 
 
 def _reason(error: BaseException) -> str:
@@ -230,7 +258,8 @@ def evaluated_rows(config: Config, folder: RunFolder, split: str, iteration: int
         return min(rows, asked or rows)
     if asked:  # only a plan is asked for, before anything has been frozen
         return asked
-    return sum(1 for _ in read(config.data.prompts, split, ("prompt",), "data.prompts"))
+    with blaming("data.prompts"):
+        return sum(1 for _ in read(config.data.prompts, split, ("prompt",), "data.prompts"))
 
 
 def drawn_prompts(folder: RunFolder, iteration: int, start: int, end: int) -> list[str]:

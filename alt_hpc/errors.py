@@ -1,8 +1,30 @@
 """The one exception that a user is meant to read: a sentence naming what is wrong and where."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
 
 class InputError(Exception):
-    """Wrong input. The message is one sentence that names file, line and field where known.
+    """Wrong input: one sentence that names file, line and field.
 
-    The command line prints it to stderr and exits with status 2; nothing has been queued.
+    The command line adds the line of the config where `field` stands (`config.located`), prints
+    the sentence to stderr and exits with status 2; nothing has been queued.
     """
+
+    def __init__(self, problem: str, field: str = "") -> None:
+        super().__init__(f"{field}: {problem}" if field else problem)
+        self.problem = problem
+        self.field = field  # of the config, such as `policy.model`; empty where none is to blame
+
+
+@contextlib.contextmanager
+def blaming(field: str) -> Iterator[None]:
+    """Give errors from within the config's field that they are about, if they name none."""
+    try:
+        yield
+    except InputError as error:
+        if error.field:
+            raise
+        raise InputError(error.problem, field) from error

@@ -8,16 +8,20 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alt_hpc import controller, data, progress
 from alt_hpc.clusters import QueueUnknown, SubmissionRefused
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm
 from alt_hpc.config import Config
-from alt_hpc.errors import InputError
+from alt_hpc.errors import InputError, blaming
 from alt_hpc.pieces import STAGES
 from alt_hpc.plan import Job
 from alt_hpc.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def submit(config: Config, wait: bool = False) -> int:
@@ -26,7 +30,7 @@ def submit(config: Config, wait: bool = False) -> int:
     slurm.check(config.cluster)
     if set("%\\") & set(config.run):
         raise InputError(
-            f"run: {config.run}: Slurm reads % and \\ in paths of logs; choose another"
+            f"{config.run}: Slurm reads % and \\ in paths of logs; choose another", "run"
         )
     folder = prepare(config)
     _test_jobs(folder, slurm)
@@ -42,7 +46,7 @@ def submit(config: Config, wait: bool = False) -> int:
         else:
             job = controller.queue_controller(folder, slurm, "")
     except SubmissionRefused as error:
-        raise InputError(f"cluster.controller: Slurm refused the controller: {error}") from error
+        raise InputError(f"Slurm refused the controller: {error}", "cluster.controller") from error
     print(
         f"submitted controller {job} of run {folder.path}\n"
         f"  squeue --me\n"
@@ -91,7 +95,7 @@ def absolute(config: Config) -> Config:
     try:
         place = Path(config.run).expanduser().absolute()
     except RuntimeError as error:
-        raise InputError(f"run: {config.run}: {error}") from error
+        raise InputError(f"{config.run}: {error}", "run") from error
     return dataclasses.replace(config, run=str(place))
 
 
@@ -110,13 +114,13 @@ def read_deepspeed(path: str, field: str) -> dict[str, object]:
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}; {field})") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror})", field) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({field})") from error
+        raise InputError(f"{path}: not UTF-8 text", field) from error
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}; {field})") from error
+        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})", field) from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object ({field})")
+        raise InputError(f"{path}: expected a JSON object", field)
     return value
 
 
@@ -130,22 +134,33 @@ def check_deepspeed(config: Config, settings: dict[str, dict[str, object]]) -> N
             try:
                 trainer.check_deepspeed_config(settings[training.deepspeed])
             except InputError as error:
-                raise InputError(f"{training.deepspeed}: {error} ({name}.deepspeed)") from error
+                raise InputError(f"{training.deepspeed}: {error}", f"{name}.deepspeed") from error
 
 
 def fetch_models(config: Config) -> dict[str, str]:
     """Local folders of all models that the config names, downloaded where needed."""
     from alt_hpc import models  # imports torch
 
-    wanted = {config.policy.model or config.policy.base, config.reward_model.model}
-    if config.reward_model.model is None:
-        wanted.add(config.reward_model.base)
-    found = {name: str(models.fetch(name).absolute()) for name in sorted(filter(None, wanted))}
-    light = {config.policy.tokenizer, config.reward_model.tokenizer, config.reward_model.base}
-    for name in sorted(filter(None, light - wanted)):
-        found[name] = str(models.fetch_light(name).absolute())
+    found: dict[str, str] = {}
+    for field, get in (
+        (_named(config, "policy"), models.fetch),
+        (_named(config, "reward_model"), models.fetch),
+        ("policy.tokenizer", models.fetch_light),
+        ("reward_model.tokenizer", models.fetch_light),
+        ("reward_model.base", models.fetch_light),
+    ):
+        section, _, key = field.partition(".")
+        name = getattr(getattr(config, section), key)
+        if name is not None and name not in found:
+            with blaming(field):
+                found[name] = str(get(name).absolute())
     _check_models(config, {name: Path(place) for name, place in found.items()})
     return found
+
+
+def _named(config: Config, section: str) -> str:
+    """The key that says which model a section begins with."""
+    return f"{section}.model" if getattr(config, section).model else f"{section}.base"
 
 
 def _check_models(config: Config, found: dict[str, Path]) -> None:
@@ -154,23 +169,39 @@ def _check_models(config: Config, found: dict[str, Path]) -> None:
 
     policy, judge = config.policy, config.reward_model
     start = found[policy.model or policy.base or ""]
-    models.check_weights(start)
-    models.load_tokenizer(found[policy.tokenizer] if policy.tokenizer else start)
+    with blaming(_named(config, "policy")):
+        models.check_weights(start)
+        _check_context(config, models.load_config(start))
+    with blaming("policy.tokenizer" if policy.tokenizer else _named(config, "policy")):
+        models.load_tokenizer(found[policy.tokenizer] if policy.tokenizer else start)
     base = found[judge.base] if judge.base else None
-    if judge.model is None:
-        assert base is not None
-        if base != start:
-            models.check_weights(base)
-        models.load_tokenizer(found[judge.tokenizer] if judge.tokenizer else base)
-        return
+    tokenizer = found[judge.tokenizer] if judge.tokenizer else None
     longest = max(config.sampling.max_new_tokens, config.evaluation.max_new_tokens)
-    reward.check_reward_model(
-        found[judge.model],
-        judge,
-        max_new_tokens=longest,
-        base=base,
-        tokenizer=found[judge.tokenizer] if judge.tokenizer else None,
-    )
+    with blaming(_named(config, "reward_model")):
+        if judge.model is None:
+            assert base is not None
+            reward.check_base(base, judge, max_new_tokens=longest, tokenizer=tokenizer)
+            return
+        place = found[judge.model]
+        reward.check_reward_model(
+            place, judge, max_new_tokens=longest, base=base, tokenizer=tokenizer
+        )
+
+
+def _check_context(config: Config, model: PretrainedConfig) -> None:
+    """What the policy is to read and write fits into its context."""
+    from alt_hpc import models
+
+    asked = config.policy.max_length
+    context = models.context_length(model, unknown=asked)
+    if asked is not None and asked > context:
+        raise InputError(f"{asked}, but the model reads {context} tokens", "policy.max_length")
+    for field in ("sampling", "evaluation"):
+        if getattr(config, field).max_new_tokens >= context:
+            raise InputError(
+                f"no room for a prompt: the model reads {context} tokens",
+                f"{field}.max_new_tokens",
+            )
 
 
 def fetch(config: Config) -> None:
@@ -181,7 +212,9 @@ def fetch(config: Config) -> None:
         source = getattr(config.data, section)
         for split in ("train", "valid", "test") if source else ():
             if getattr(source, split):
-                rows = sum(1 for _ in data.read(source, split, ("prompt",), f"data.{section}"))
+                with blaming(f"data.{section}"):
+                    texts = data.read(source, split, ("prompt",), f"data.{section}")
+                    rows = sum(1 for _ in texts)
                 print(f"{source.path} {split}: {rows} rows")
 
 

@@ -9,11 +9,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from alt_hpc import hub
 from alt_hpc.errors import InputError
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -41,7 +41,6 @@ SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 transformers.utils.logging.disable_progress_bar()  # jobs write to log files
 
-_HUB_SECONDS = 5.0  # how long an unreachable hub may keep us waiting
 _HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _LIGHT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _ANCHOR = ":"  # see continuation_ids
@@ -104,14 +103,21 @@ def weight_files(folder: Path) -> list[Path]:
         indexes = sorted(folder.glob(pattern + ".index.json"))
         files = sorted(folder.glob(pattern))
         if indexes:
-            named = set(_json(indexes[0]).get("weight_map", {}).values())
-            files = [folder / name for name in sorted(named)]
+            files = [folder / name for name in _named(indexes[0])]
         for file in files:
             if not file.is_file():
                 raise InputError(f"{file}: named by {indexes[0].name}, but missing")
         if files:
             return files
     raise InputError(f"{folder}: no model weights here (*.safetensors or pytorch_model*.bin)")
+
+
+def _named(index: Path) -> list[str]:
+    """The files that an index of weights names, sorted."""
+    weights = _json(index).get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(n, str) for n in weights.values()):
+        raise InputError(f"{index}: weight_map must say which file holds each weight")
+    return sorted(set(weights.values()))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -137,32 +143,18 @@ def _from_cache(name: str, *, whole: bool) -> Path | None:
 
 
 def _from_hub(name: str, *, whole: bool) -> Path:
-    reason = _hub_unreachable()
-    if reason is None:
+    why = hub.unreachable()
+    if why is None:
         try:
             return _snapshot(name, whole=whole)
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
+            why = reason(error)
     if name == SMOLLM2:
         return _smollm2()
     raise InputError(
         f"{name}: no such folder, and neither in the local Hugging Face cache nor on the hub"
-        f" ({reason})"
+        f" ({why})"
     )
-
-
-def _hub_unreachable() -> str | None:
-    """Why the hub cannot be asked, or None. Without this a missing network costs minutes."""
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=_HUB_SECONDS).close()
-    except urllib.error.HTTPError:
-        return None  # it answered
-    except (OSError, ValueError) as error:
-        return f"{constants.ENDPOINT} cannot be reached: {getattr(error, 'reason', error)}"
-    return None
 
 
 def _snapshot(name: str, *, whole: bool) -> Path:
@@ -252,27 +244,37 @@ def _dequantise(source: Path, target: Path) -> None:
 
 
 # --- loading ----------------------------------------------------------------------------------
+# Whatever a broken folder makes transformers, torch or pickle raise is wrong input.
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, on one line; its name where it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder; InputError where it has none."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True
+            folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder}: no tokenizer can be loaded from here ({line})") from error
+    except Exception as error:
+        raise InputError(
+            f"{folder}: no tokenizer can be loaded from here ({reason(error)})"
+        ) from error
     return tokenizer
 
 
 def load_config(folder: Path) -> PretrainedConfig:
     """The `config.json` of a folder; InputError where it has none that transformers knows."""
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder}/config.json: no model configuration ({line})") from error
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise InputError(
+            f"{folder}/config.json: no model configuration ({reason(error)})"
+        ) from error
     return config
 
 
@@ -300,11 +302,14 @@ def load_whole(auto: Any, folder: Path, dtype: str, device: torch.device) -> Pre
     # Attention is left to transformers: sdpa where the architecture has it (GPT-J has not).
     try:
         model, info = auto.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
+            folder,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        line = " ".join(str(error).split())[:300]
-        raise InputError(f"{files[0]}: the weights cannot be loaded ({line})") from error
+    except Exception as error:
+        raise InputError(f"{files[0]}: the weights cannot be loaded ({reason(error)})") from error
     if info["missing_keys"]:
         raise InputError(f"{files[0]}: the weight {min(info['missing_keys'])} is missing")
     return ready(model, device)
@@ -364,16 +369,32 @@ def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 for name in sorted(source.keys()):
                     yield name, source.get_tensor(name)
             return
-        state = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
-    except (OSError, RuntimeError, SafetensorError, EOFError) as error:
-        raise InputError(f"{file}: the weights cannot be read ({error})") from error
+        state = load_pickled(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: the weights cannot be read ({reason(error)})") from error
     yield from sorted(state.items())
+
+
+def load_pickled(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a `.bin` file, memory-mapped; nothing else is unpickled."""
+    try:
+        state = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
+    except Exception as error:
+        said = "it holds more than tensors" if isinstance(error, UnpicklingError) else reason(error)
+        raise InputError(f"{file}: the weights cannot be read ({said})") from error
+    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise InputError(f"{file}: the weights cannot be read (not a mapping of names to tensors)")
+    return state
 
 
 def empty(config: PretrainedConfig, auto: Any, dtype: str = "float32") -> PreTrainedModel:
     """The model of a config without memory for its weights."""
-    with torch.device("meta"):
-        model: PreTrainedModel = auto.from_config(config, dtype=getattr(torch, dtype))
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = auto.from_config(config, dtype=getattr(torch, dtype))
+    except Exception as error:
+        kind = f"no {auto.__name__.removeprefix('AutoModelFor')} can be made of it"
+        raise InputError(f"{config.name_or_path}/config.json: {kind} ({reason(error)})") from error
     return model
 
 
@@ -506,17 +527,22 @@ def eos_ids(
     return tuple(sorted(i for i in ids if i is not None and i < text.vocab_size))
 
 
-def context_length(config: PretrainedConfig) -> int:
-    """The most tokens that the model can read at once; InputError where its config does not say."""
+def context_length(config: PretrainedConfig, unknown: int | None = None) -> int:
+    """The most tokens that the model can read at once; where its config does not say, `unknown`.
+
+    InputError where nothing says.
+    """
     text = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions"):
         length = getattr(text, name, None)
         if isinstance(length, int):
             return length
-    raise InputError(
-        f"{config.name_or_path or config.model_type}: config.json names no context length"
-        " (max_position_embeddings): set policy.max_length"
-    )
+    if unknown is None:
+        raise InputError(
+            f"{config.name_or_path or config.model_type}: config.json names no context length"
+            " (max_position_embeddings): set policy.max_length"
+        )
+    return unknown
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

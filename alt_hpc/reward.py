@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -65,10 +64,14 @@ class Text:
 
         Summaries are stripped. One that is longer than foreseen loses its end.
         """
-        taken = len(self._tail("")) + self.max_new_tokens
-        head, lost = models.fit_prompt(self.tokenizer, self.before, prompt, self.max_length - taken)
+        head, lost = models.fit_prompt(self.tokenizer, self.before, prompt, self.room)
         room = self.max_length - len(head)
         return [head + self._shortened(self._tail(s), room) for s in summaries], lost > 0
+
+    @property
+    def room(self) -> int:
+        """Tokens that template and prompt may have, so that a summary still fits."""
+        return self.max_length - len(self._tail("")) - self.max_new_tokens
 
     def _tail(self, summary: str) -> list[int]:
         text = self.between + summary.strip() + self.after
@@ -94,18 +97,25 @@ def _text(
     template = settings.template or template
     if template.count("{prompt}") != 1 or template.count("{summary}") != 1:
         raise InputError(
-            f"reward_model.template: {template!r} must hold {{prompt}} and {{summary}} once"
+            f"{template!r} must hold {{prompt}} and {{summary}} once", "reward_model.template"
         )
     before, _, rest = template.partition("{prompt}")
     between, mark, after = rest.partition("{summary}")
     if not mark:
-        raise InputError(f"reward_model.template: {template!r} has {{summary}} before {{prompt}}")
+        raise InputError(f"{template!r} has {{summary}} before {{prompt}}", "reward_model.template")
     eos = tokenizer.eos_token_id
     if eos is None:
         raise InputError(f"{tokenizer.name_or_path}: the reward model's tokenizer has no EOS token")
-    return Text(
+    text = Text(
         tokenizer, before, between, after, eos, scores_eos, settings.max_length, max_new_tokens
     )
+    if text.room <= len(models.text_ids(tokenizer, before)):
+        raise InputError(
+            f"{settings.max_length} tokens leave no room for a post beside the template and"
+            f" {max_new_tokens} new tokens",
+            "reward_model.max_length",
+        )
+    return text
 
 
 # --- the models -------------------------------------------------------------------------------
@@ -236,6 +246,29 @@ def check_reward_model(
             raise InputError(f"{folder}: the weight {name} is not finite everywhere")
     home = _tokenizer_home(folder, base, tokenizer)
     _text_of_kind(carperai is not None, home, settings, max_new_tokens)
+    _check_context(folder if carperai is None else base or folder, settings)
+
+
+def check_base(
+    folder: Path,
+    settings: config.RewardModel,
+    *,
+    max_new_tokens: int,
+    tokenizer: Path | None = None,
+) -> None:
+    """Raise InputError where a reward model cannot be made of this causal language model."""
+    models.check_weights(folder)
+    words = models.load_tokenizer(tokenizer or folder)
+    _text(words, settings, PLAIN_TEMPLATE, max_new_tokens, scores_eos=True)
+    _check_context(folder, settings)
+
+
+def _check_context(folder: Path, settings: config.RewardModel) -> None:
+    context = models.context_length(models.load_config(folder), unknown=settings.max_length)
+    if settings.max_length > context:
+        raise InputError(
+            f"{settings.max_length}, but {folder} reads {context} tokens", "reward_model.max_length"
+        )
 
 
 def _tokenizer_home(folder: Path, base: Path | None, tokenizer: Path | None) -> Path:
@@ -287,14 +320,12 @@ def _carperai_state(folder: Path) -> dict[str, Tensor] | None:
         if not file.is_file():
             continue
         try:
-            state: Any = (
-                load_file(file)
-                if file.suffix == ".safetensors"
-                else torch.load(file, weights_only=True, mmap=True, map_location="cpu")
-            )
-        except (OSError, RuntimeError, SafetensorError, EOFError, ValueError) as error:
-            raise InputError(f"{file}: the weights cannot be read ({error})") from error
-        if isinstance(state, dict) and _HEAD in state:
+            safe = file.suffix == ".safetensors"
+            state = load_file(file) if safe else models.load_pickled(file)
+        except (OSError, SafetensorError) as error:
+            said = models.reason(error)
+            raise InputError(f"{file}: the weights cannot be read ({said})") from error
+        if _HEAD in state:
             return state
     return None
 
@@ -304,7 +335,7 @@ def _load_carperai(
 ) -> tuple[PreTrainedModel, Tensor]:
     if base is None and not (folder / "config.json").is_file():
         raise InputError(
-            f"{folder}: CarperAI's format needs reward_model.base for its architecture"
+            f"{folder}: CarperAI's format needs it, for its architecture", "reward_model.base"
         )
     architecture: PretrainedConfig = models.load_config(base or folder)
     weights = {

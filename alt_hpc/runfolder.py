@@ -163,8 +163,8 @@ class RunFolder:
             strange = folder._strange()
             if strange:
                 raise InputError(
-                    f"{folder.path}: run: the folder is not empty and holds no run"
-                    f" (found {strange[0]})"
+                    f"{folder.path}: the folder is not empty and holds no run (found {strange[0]})",
+                    "run",
                 )
         os.chmod(folder.path, 0o700)  # only now is it known to be a run's
         return folder
@@ -211,7 +211,7 @@ class RunFolder:
         if folder.exists():
             folder._check_same(config)
         elif any(p.exists() and not p.is_dir() for p in (folder.path, *folder.path.parents)):
-            raise InputError(f"{folder.path}: run: a file is in the way of the run folder")
+            raise InputError(f"{folder.path}: a file is in the way of the run folder", "run")
         folder._config = config
         return folder
 
@@ -227,22 +227,23 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"{self.path}: run: cannot make the run folder ({error.strerror})"
+                f"{self.path}: cannot make the run folder ({error.strerror})", "run"
             ) from error
         owner = self.path.stat().st_uid
         if owner != os.getuid():
             raise InputError(
-                f"{self.path}: run: the folder belongs to user {owner}, not to you; choose another"
+                f"{self.path}: the folder belongs to user {owner}, not to you; choose another",
+                "run",
             )
         if not os.access(self.path, os.W_OK | os.X_OK):
-            raise InputError(f"{self.path}: run: the run folder cannot be written")
+            raise InputError(f"{self.path}: the run folder cannot be written", "run")
         probe = self.path / f".probe-{secrets.token_hex(4)}"
         try:
             probe.touch()
             probe.unlink()
         except OSError as error:
             raise InputError(
-                f"{self.path}: run: the run folder cannot be written ({error.strerror})"
+                f"{self.path}: the run folder cannot be written ({error.strerror})", "run"
             ) from error
 
     def check_owner(self) -> None:
@@ -250,8 +251,9 @@ class RunFolder:
         found = self.path.stat()
         if found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise InputError(
-                f"{self.path}: run: the folder must belong to you, with mode 0700"
-                f" (owner {found.st_uid}, mode {found.st_mode & 0o777:o})"
+                f"{self.path}: the folder must belong to you, with mode 0700"
+                f" (owner {found.st_uid}, mode {found.st_mode & 0o777:o})",
+                "run",
             )
 
     @contextlib.contextmanager
@@ -266,7 +268,7 @@ class RunFolder:
                 except OSError:
                     if time.monotonic() > deadline:
                         raise InputError(
-                            f"{self.path}: run: is being run by another process"
+                            f"{self.path}: is being run by another process", "run"
                         ) from None
                     time.sleep(0.2)
             yield
@@ -282,9 +284,10 @@ class RunFolder:
             if _flat(now).get(name) != _flat(frozen).get(name)
         )
         raise InputError(
-            f"{self.path}: run: the folder belongs to a run with another"
+            f"{self.path}: the folder belongs to a run with another"
             f" {', '.join(differing[:3])}; what decides content is frozen:"
-            " choose another run folder"
+            " choose another run folder",
+            "run",
         )
 
     def facts(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -178,6 +179,35 @@ def remove(*names: str) -> Callable[[Path], None]:
     return spoil
 
 
+def written(name: str, content: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / name).write_text(content)
+
+    return spoil
+
+
+def pickled(value: Any, keep: int | None = None) -> Callable[[Path], None]:
+    """Weights of the old kind, of which the first `keep` bytes are left."""
+
+    def spoil(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        file = folder / "pytorch_model.bin"
+        torch.save(value, file)
+        file.write_bytes(file.read_bytes()[:keep])
+
+    return spoil
+
+
+def setting(**values: Any) -> Callable[[Path], None]:
+    """Other values in a model's config.json."""
+
+    def spoil(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return spoil
+
+
 def zero(content: str | bytes) -> Edit:
     """Another DeepSpeed JSON."""
 
@@ -204,6 +234,7 @@ def both(*edits: Edit) -> Edit:
     return edit
 
 
+LONG_TEMPLATE = "a post and its summary " * 9 + "{prompt} {summary}"
 GOOD = {"prompt": "fine"}
 TRAIN = "rows/train.jsonl"
 COMPARED = both(
@@ -251,6 +282,10 @@ CONFIG: dict[str, tuple[Edit, list[str]]] = {
         put("cluster.train", {"nodes": 3}),
         ["training.global_batch", "16 sequences", "3 processes"],
     ),
+    "indivisible batch of defaults": (
+        both(lambda folder, config: config.pop("training"), put("cluster.train", {"nodes": 3})),
+        ["config.yaml:", "training.global_batch", "3 processes"],
+    ),
     "indivisible micro-batch": (put("training.micro_batch", 7), ["training.micro_batch", "of 7"]),
     "broken families": (
         both(put("training.share_prompts", True), put("feedback.per_quantile", 3)),
@@ -260,10 +295,10 @@ CONFIG: dict[str, tuple[Edit, list[str]]] = {
     "no policy": (put("policy", {}), ["config.yaml:", "policy.model"]),
     "no reward model": (put("reward_model", {}), ["config.yaml:", "reward_model.model"]),
     "home of nobody": (put("run", "~nobody-here/x"), ["run", "~nobody-here"]),
-    "a file is the run folder": (file_at("run"), ["/run: run:"]),
+    "a file is the run folder": (file_at("run"), ["run: ", "/run: "]),
     "a file is above the run folder": (
         both(file_at("file"), put("run", "FOLDER/file/a/b")),
-        ["/file/a/b: run:"],
+        ["run: ", "/file/a/b: "],
     ),
 }
 INPUT: dict[str, tuple[Edit, list[str]]] = {
@@ -310,12 +345,66 @@ INPUT: dict[str, tuple[Edit, list[str]]] = {
     ),
     "no comparisons": (COMPARED, ["nowhere", "data.comparisons.path"]),
     "no model folder": (put("policy.model", "FOLDER/gone"), ["/gone", "no such model folder"]),
+    "a model's name misspelt": (
+        both(put("policy.tokenizer", "FOLDER/policy"), put("policy.tokenizer", "FOLDER/gone")),
+        ["policy.tokenizer", "/gone", "no such model folder"],
+    ),
     "no reward model folder": (put("reward_model.model", "./gone"), ["gone", "no such model"]),
     "no tokenizer folder": (put("policy.tokenizer", "FOLDER/gone"), ["/gone"]),
     "model without weights": (model("policy", remove("*.safetensors")), ["/policy", "no model w"]),
     "model without config": (model("policy", remove("config.json")), ["/policy/config.json"]),
     "model without tokenizer": (model("policy", remove("tokenizer*")), ["/policy", "tokenizer"]),
     "truncated weights": (model("policy", truncate), ["/policy/model.safetensors"]),
+    "weights that are more than tensors": (
+        model("policy", pickled({"x": Path("a")})),
+        ["/policy/pytorch_model.bin", "more than tensors"],
+    ),
+    "weights that are a list": (
+        model("policy", pickled([torch.ones(2)])),
+        ["/policy/pytorch_model.bin", "names to tensors"],
+    ),
+    "pickled weights cut off": (
+        model("policy", pickled({"x": torch.ones(9)}, keep=100)),
+        ["/policy/pytorch_model.bin", "cannot be read"],
+    ),
+    "a reward model that is more than tensors": (
+        model("judge", pickled({"v_head.weight": Path("a")})),
+        ["/judge/pytorch_model.bin", "more than tensors"],
+    ),
+    "an index that is none": (
+        model("policy", written("model.safetensors.index.json", '{"weight_map": ["a"]}')),
+        ["/policy/model.safetensors.index.json", "weight_map"],
+    ),
+    "a config with wrong types": (
+        model("policy", setting(hidden_size="16")),
+        ["policy.model", "/policy/config.json"],
+    ),
+    "heads that do not divide": (model("policy", setting(hidden_size=15)), ["policy.model"]),
+    "a config that wants code to be run": (
+        model("policy", setting(model_type="strange", auto_map={"AutoConfig": "evil.Config"})),
+        ["policy.model", "/policy/config.json"],
+    ),
+    "no decoder": (model("policy", setting(model_type="t5")), ["policy.model", "/policy"]),
+    "a tokenizer config that is a list": (
+        model("policy", written("tokenizer_config.json", "[]")),
+        ["policy.model", "/policy", "tokenizer"],
+    ),
+    "context longer than the model's": (
+        put("policy.max_length", 100_000),
+        ["policy.max_length", "100000"],
+    ),
+    "no room for a prompt": (
+        put("evaluation.max_new_tokens", 100_000),
+        ["evaluation.max_new_tokens", "no room for a prompt"],
+    ),
+    "no room for a post": (
+        both(put("reward_model.max_length", 70), put("reward_model.template", LONG_TEMPLATE)),
+        ["reward_model.max_length", "no room for a post"],
+    ),
+    "reward model's context": (
+        put("reward_model.max_length", 100_000),
+        ["reward_model.max_length", "100000"],
+    ),
     "a weight not finite": (
         model("policy", weights(not_finite)),
         ["/policy/model.safetensors", "model.layers.1.mlp.up_proj.weight", "not finite"],
@@ -350,9 +439,12 @@ INPUT: dict[str, tuple[Edit, list[str]]] = {
     "DeepSpeed fp16 of ours": (zero('{"fp16": {"enabled": true}}'), ["zero.json", "fp16.enabled"]),
     "no such ZeRO stage": (zero('{"zero_optimization": {"stage": 4}}'), ["zero.json", "stage 4"]),
     "ZeRO is a number": (zero('{"zero_optimization": 2}'), ["zero.json", "zero_optimization"]),
-    "run folder under /proc": (put("run", "/proc/run"), ["/proc/run: run:"]),
-    "run folder holds something else": (file_at("run/thesis.tex"), ["/run: run:", "thesis.tex"]),
-    "run folder holds other data": (file_at("run/data/a.csv"), ["/run: run:", "data/a.csv"]),
+    "run folder under /proc": (put("run", "/proc/run"), ["run: /proc/run: "]),
+    "run folder holds something else": (
+        file_at("run/thesis.tex"),
+        ["run: ", "/run: ", "thesis.tex"],
+    ),
+    "run folder holds other data": (file_at("run/data/a.csv"), ["run: ", "/run: ", "data/a.csv"]),
 }
 
 
@@ -364,7 +456,7 @@ def test_wrong_config(
     case: tuple[Edit, list[str]],
     name: str,
 ) -> None:
-    refused(good, capsys, case, name)
+    refused(good, capsys, case, name, r"config\.yaml")
 
 
 @pytest.mark.parametrize("case", INPUT.values(), ids=INPUT.keys())
@@ -373,7 +465,7 @@ def test_wrong_input(
     capsys: pytest.CaptureFixture[str],
     case: tuple[Edit, list[str]],
 ) -> None:
-    refused(good, capsys, case, "run")
+    refused(good, capsys, case, "run", r"config\.yaml:\d+: [a-z_.]+: ")  # file, line and field
 
 
 def refused(
@@ -381,6 +473,7 @@ def refused(
     capsys: pytest.CaptureFixture[str],
     case: tuple[Edit, list[str]],
     name: str,
+    where: str,
 ) -> None:
     folder, config = good
     edit, named = case
@@ -390,6 +483,7 @@ def refused(
     said = sentence(capsys)
     for word in named:
         assert word in said, said
+    assert re.search(where, said), said
     after = set(folder.rglob("*")) - {folder / "config.yaml"}
     assert after == set(before) - {folder / "config.yaml"}  # nothing half made is left
 

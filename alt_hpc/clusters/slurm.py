@@ -215,12 +215,13 @@ class Slurm:
             where = "cluster.partition" if not stage.partition else f"cluster.{name}.partition"
             if partition not in known:
                 raise InputError(
-                    f"{where}: no partition '{partition}' here (there are: {', '.join(known)})"
+                    f"no partition '{partition}' here (there are: {', '.join(known)})", where
                 )
             if stage.nodes > known[partition]:
                 raise InputError(
-                    f"cluster.{name}.nodes: {stage.nodes} nodes asked of partition '{partition}',"
-                    f" which has {known[partition]}"
+                    f"{stage.nodes} nodes asked of partition '{partition}',"
+                    f" which has {known[partition]}",
+                    f"cluster.{name}.nodes",
                 )
 
     def test(self, request: Request, field: str) -> None:
@@ -236,7 +237,7 @@ class Slurm:
             )
         if done.returncode:
             words = done.stderr.replace("allocation failure: ", "").strip().split("\n")[-1]
-            raise InputError(f"{field}: Slurm would not take this job: {words}")
+            raise InputError(f"Slurm would not take this job: {words}", field)
 
     def _executor(self, request: Request, after: Sequence[Dependency]) -> SlurmExecutor:
         stage, common = request.stage, request.common

@@ -122,7 +122,9 @@ def _cancel(options: argparse.Namespace) -> int:
     from alt_hpc import launch
     from alt_hpc.runfolder import RunFolder
 
-    return launch.cancel(RunFolder(options.run))
+    folder = RunFolder(options.run)
+    folder.facts()  # or it is no run folder
+    return launch.cancel(folder)
 
 
 def _controller(options: argparse.Namespace) -> int:
@@ -136,9 +138,17 @@ def _controller(options: argparse.Namespace) -> int:
 
 def _stage(options: argparse.Namespace) -> int:
     from alt_hpc import task
+    from alt_hpc.pieces import Piece
+    from alt_hpc.runfolder import PieceDamaged, RunFolder
 
-    piece = (options.name, str(options.iteration), str(options.shard), "0")
-    task.stage(str(options.run), *piece)
+    folder, piece = RunFolder(options.run), Piece(options.iteration, options.name, options.shard)
+    folder.facts()  # or it is no run folder
+    if piece not in folder.pieces():
+        raise InputError(f"{folder.path}: {piece}: the run has no such piece (yet)")
+    try:
+        task.stage(str(options.run), options.name, str(options.iteration), str(options.shard), "0")
+    except PieceDamaged as error:
+        raise InputError(str(error)) from error
     return 0
 
 

@@ -117,18 +117,18 @@ class Training:
     weight_decay: float = 3e-7
     clip: float = 1.0
     warmup: float = 0.05  # share of all steps; then linear decay to 0
-    entropy: float = 0.06  # coefficient of H in the loss (0 outside `training`)
+    entropy: float = 0.06  # coefficient of H in the loss (`training` alone)
     kl: float = 0.0  # coefficient of KL(reference || policy); the paper's KL variant: 0.05
     trained_blocks: float = 0.3  # top share of blocks that is trained; 1: all of them
-    train_embeddings: bool = False  # the authors': true (see METHOD "Frozen")
+    train_embeddings: bool = False  # the authors': true (see README, "Where it differs")
     share_prompts: bool = False  # `training`: a quantile's generations of a prompt in one row
     checkpoint_activations: bool = False  # compute them again in the backward pass: less memory
     precision: Dtype = "bfloat16"
     export_dtype: Dtype = "float32"  # the float32 master weights lose nothing between iterations
-    deepspeed: str = "configs/deepspeed/zero2.json"
+    deepspeed: str | None = None  # DeepSpeed JSON; none: as configs/deepspeed/zero2.json
     checkpoint_minutes: float = 15.0  # between DeepSpeed checkpoints
     head_only: bool = False  # `reward_training`: only the value head, on a frozen trunk
-    max_length: int = 1024  # tokens of a training sequence of `sft` and `reward_training`
+    max_length: int = 1024  # `sft`: tokens of a training sequence
 
 
 @dataclass(frozen=True)
@@ -481,6 +481,7 @@ def _check(config: Config, reader: _Reader) -> None:
     """Values that are of the right type and still cannot be meant."""
     _check_numbers(config, reader)
     _check_data(config, reader)
+    _check_cluster(config, reader)
     if not config.run.strip():
         raise reader.error("run", "the run folder's name is empty")
     feedback = config.feedback
@@ -534,9 +535,49 @@ def _check_data(config: Config, reader: _Reader) -> None:
         raise reader.error("evaluation.test_prompts", "data.prompts.test names no test split")
 
 
+_MANY_PROCESSES = ("sft", "reward_model", "train")
+_OUR_SBATCH = [
+    *("array", "comment", "cpus-per-task", "dependency", "error", "job-name", "nodes"),
+    *("no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "requeue"),
+    *("signal", "wait", "wrap"),
+]
+
+
+def _check_cluster(config: Config, reader: _Reader) -> None:
+    """No setting of a stage that would do nothing, or break the chain of jobs."""
+    for name in _STAGES:
+        stage = config.cluster.stage(name)
+        field = f"cluster.{name}"
+        if stage.nodes * stage.tasks_per_node > 1 and name not in _MANY_PROCESSES:
+            key = "nodes" if stage.nodes > 1 else "tasks_per_node"
+            raise reader.error(f"{field}.{key}", "one process makes a shard: ask for more shards")
+        if name == "score" and stage.shards not in (1, config.cluster.sample.shards):
+            problem = f"scoring has the shards of sampling ({config.cluster.sample.shards})"
+            raise reader.error(f"{field}.shards", problem)
+        if stage.shards > 1 and name not in ("sample", "score", "evaluate"):
+            raise reader.error(f"{field}.shards", "this stage is not cut into shards")
+    options = {"cluster": config.cluster.sbatch}
+    options |= {f"cluster.{name}": config.cluster.stage(name).sbatch for name in _STAGES}
+    for section, given in options.items():
+        for key in given:
+            if key.replace("_", "-") in _OUR_SBATCH:
+                raise reader.error(f"{section}.sbatch.{key}", "alt_hpc sets this option itself")
+
+
+_ONLY_IN = {  # keys of one kind of training alone
+    "head_only": "reward_training",
+    "kl": "training",
+    "share_prompts": "training",
+    "max_length": "sft",
+}
+
+
 def _check_training(
     config: Config, reader: _Reader, name: str, training: Training, stage: str
 ) -> None:
+    for key, section in _ONLY_IN.items():
+        if section != name and getattr(training, key) != getattr(Training(), key):
+            raise reader.error(f"{name}.{key}", f"has no effect here (only in {section})")
     asked = config.cluster.stage(stage)
     world = asked.nodes * asked.tasks_per_node
     if training.global_batch % world:
@@ -613,9 +654,11 @@ def _check_numbers(config: Config, reader: _Reader) -> None:
                 for value in many:
                     if value is not None and not holds(value):
                         raise reader.error(full, f"expected {words}, not {value}")
-    longest, field = config.policy.max_length, "sampling.max_new_tokens"
-    if longest is not None and longest <= config.sampling.max_new_tokens:
-        raise reader.error(field, f"no room for a prompt in policy.max_length ({longest})")
+    for room in ("policy.max_length", "reward_model.max_length"):
+        longest = _get(config, room)
+        for new in ("sampling.max_new_tokens", "evaluation.max_new_tokens"):
+            if longest is not None and longest <= _get(config, new):
+                raise reader.error(new, f"no room for a prompt in {room} ({longest})")
 
 
 def _spelled_out(name: str) -> list[str]:

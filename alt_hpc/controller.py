@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,17 @@ from alt_hpc.clusters.slurm import Slurm, available
 from alt_hpc.config import Config
 from alt_hpc.errors import InputError
 from alt_hpc.pieces import Piece
-from alt_hpc.plan import UNBEGUN, Dependency, Job, Outcome, Plan, State, current_iteration, plan
+from alt_hpc.plan import (
+    UNBEGUN,
+    Dependency,
+    Job,
+    Outcome,
+    Plan,
+    State,
+    Submission,
+    current_iteration,
+    plan,
+)
 from alt_hpc.runfolder import RunFolder
 
 IDLE_CONTROLLERS = 3  # in a row without progress: stop
@@ -81,11 +92,18 @@ def read_state(folder: RunFolder, in_flight: dict[str, dict[int, str]]) -> State
         if horizon in state.shardings:
             break
         data.begin_iteration(config, folder, horizon)
-    flying: dict[Piece, str] = {}
+    return replace(state, in_flight=flying(submissions, in_flight))
+
+
+def flying(
+    submissions: Iterable[Submission], in_flight: dict[str, dict[int, str]]
+) -> dict[Piece, str]:
+    """The pieces that are being made, with the element that makes each."""
+    found: dict[Piece, str] = {}
     for submission in submissions:
         for index, element in in_flight.get(submission.key, {}).items():
-            flying |= dict.fromkeys(submission.elements[index], element)
-    return replace(state, in_flight=flying)
+            found |= dict.fromkeys(submission.elements[index], element)
+    return found
 
 
 def _outcomes(

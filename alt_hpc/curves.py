@@ -7,11 +7,10 @@ from typing import Any
 
 from alt_hpc.pieces import Piece
 from alt_hpc.runfolder import METRICS, RunFolder, read_lines
-from alt_hpc.summary import reports
 
 
-def write(folder: RunFolder, iteration: int) -> None:
-    """One point a quantity for an iteration, and again for later ones that have a report.
+def write(folder: RunFolder, iteration: int, found: dict[int, dict[str, Any]]) -> None:
+    """One point a quantity for an iteration, and again for later ones among the reports `found`.
 
     The new session purges everything from `iteration` on, so that a report made again leaves
     neither doubled points nor a gap.
@@ -19,7 +18,7 @@ def write(folder: RunFolder, iteration: int) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(folder.tensorboard("iterations")), purge_step=iteration)
-    for k, report in reports(folder).items():
+    for k, report in found.items():
         if k >= iteration:
             _points(writer, k, report, folder.config().feedback.texts)
     writer.close()
@@ -34,6 +33,10 @@ def _points(writer: Any, k: int, report: dict[str, Any], texts: list[str]) -> No
     for stage, durations in report["stages"].items():
         for name, value in durations.items():
             writer.add_scalar(f"stages/{stage}_{name}", value, k)
+    for stage, count in report["cut"].items():
+        writer.add_scalar(f"prompts/cut_{stage}", count, k)
+    if "set_aside" in report:
+        writer.add_scalar("prompts/set_aside", report["set_aside"], k)
     for quantile, shape in enumerate(report.get("quantiles", [])):
         name = f"quantile-{quantile} {texts[quantile]}"
         if shape["num"]:
@@ -45,15 +48,14 @@ def _points(writer: Any, k: int, report: dict[str, Any], texts: list[str]) -> No
         writer.add_text(f"samples/{number}", text, k)
 
 
-def draw(folder: RunFolder) -> None:
-    """Draw reward, perplexity, length and training loss of the run so far into `curves.png`."""
+def draw(folder: RunFolder, found: dict[int, dict[str, Any]]) -> None:
+    """Draw reward, perplexity, length and training loss of the reports into `curves.png`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
-    found = reports(folder)
     _curve(folder, axes[0][0], found, "reward", "mean reward")
     _curve(folder, axes[0][1], found, "perplexity", "perplexity under the starting policy")
     _curve(folder, axes[1][0], found, "length", "mean length (tokens)")
@@ -77,7 +79,8 @@ def _curve(folder: RunFolder, axis: Any, found: dict[int, Any], name: str, title
         axis.plot(xs, ys, marker="o", label=label, color=colour)
         if name == "reward":
             errors = [1.96 * (m["reward_error"] or 0) for _, m in points if m[name] is not None]
-            low, high = zip(*[(y - e, y + e) for y, e in zip(ys, errors, strict=True)], strict=True)
+            low = [y - e for y, e in zip(ys, errors, strict=True)]
+            high = [y + e for y, e in zip(ys, errors, strict=True)]
             axis.fill_between(xs, low, high, color=colour, alpha=0.12)
     plain = found.get(0, {}).get("evaluation", {}).get("valid", {}).get("plain", {}).get(name)
     if plain is not None:

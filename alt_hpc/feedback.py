@@ -6,9 +6,13 @@ Source: arXiv 2407.16970, section 3, and its model card. Quantile 0 is the best 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from alt_hpc.config import Feedback
 
 
 def ranks(rewards: Sequence[float]) -> list[int | None]:
@@ -35,6 +39,20 @@ def quantiles(rewards: Sequence[float], q: int, remainder: str = "spread") -> li
     if remainder == "last":
         return [None if r is None else min(r // (n // q), q - 1) for r in by_rank]
     return [None if r is None else r * q // n for r in by_rank]
+
+
+def cuts(settings: Feedback, scores: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[int | None]]:
+    """Quantiles of each row of an iteration's scores: per prompt as scored, or over the whole pool.
+
+    Over the pool is the original Quark's way (`feedback.pool: iteration`).
+    """
+    if settings.pool == "prompt":
+        yield from (row["quantiles"] for row in scores)
+        return
+    rows = [[math.nan if r is None else r for r in row["rewards"]] for row in scores]
+    pool = [reward for row in rows for reward in row]
+    flat = iter(quantiles(pool, settings.quantiles, settings.remainder))
+    yield from ([next(flat) for _ in row] for row in rows)
 
 
 def select(

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from alt_hpc import controller, data, progress
 from alt_hpc.clusters import QueueUnknown, SubmissionRefused
@@ -24,8 +24,21 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
+ZERO2: dict[str, object] = {  # configs/deepspeed/zero2.json, which an installation has not
+    "zero_optimization": {
+        "stage": 2,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": 50_000_000,
+        "allgather_bucket_size": 50_000_000,
+    },
+    "data_types": {"grad_accum_dtype": "fp32"},
+}
+
+
 def submit(config: Config, wait: bool = False) -> int:
     """Check a config, freeze its data and models, and queue the first controller on Slurm."""
+    config = _on("slurm", config)
     slurm = _slurm()
     slurm.check(config.cluster)
     if set("%\\") & set(config.run):
@@ -71,15 +84,15 @@ def prepare(config: Config) -> RunFolder:
     Raises
     ------
     InputError
-        See DESIGN's sixth promise: one sentence naming file, line and field.
+        One sentence; see `errors`.
     """
     config = absolute(config)
-    deepspeed = deepspeed_settings(config)
     folder = RunFolder.create(config)
     if folder.exists():
         folder.freeze(config, {}, {})
         return folder
     try:
+        deepspeed = deepspeed_settings(config)
         data.freeze(config, folder)
         models = fetch_models(config)
         check_deepspeed(config, deepspeed)
@@ -88,6 +101,11 @@ def prepare(config: Config) -> RunFolder:
         raise
     folder.freeze(config, models, deepspeed)
     return folder
+
+
+def _on(backend: Literal["local", "slurm"], config: Config) -> Config:
+    """The config with the backend that the command says."""
+    return dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, backend=backend))
 
 
 def absolute(config: Config) -> Config:
@@ -100,11 +118,11 @@ def absolute(config: Config) -> Config:
 
 
 def deepspeed_settings(config: Config) -> dict[str, dict[str, object]]:
-    """The DeepSpeed JSONs that the config names: path -> content."""
-    found = {}
+    """The DeepSpeed JSONs that the config names: path -> content; "" stands for none."""
+    found: dict[str, dict[str, object]] = {"": ZERO2}
     for name in ("training", "sft", "reward_training"):
         training = getattr(config, name)
-        if training is not None:
+        if training is not None and training.deepspeed is not None:
             found[training.deepspeed] = read_deepspeed(training.deepspeed, f"{name}.deepspeed")
     return found
 
@@ -130,7 +148,7 @@ def check_deepspeed(config: Config, settings: dict[str, dict[str, object]]) -> N
 
     for name in ("training", "sft", "reward_training"):
         training = getattr(config, name)
-        if training is not None:
+        if training is not None and training.deepspeed is not None:
             try:
                 trainer.check_deepspeed_config(settings[training.deepspeed])
             except InputError as error:
@@ -248,7 +266,7 @@ def _stages(config: Config) -> list[str]:
 
 def run(config: Config) -> int:
     """Run everything on this machine, with progress and the final table on stdout."""
-    folder = prepare(config)
+    folder = prepare(_on("local", config))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         with folder.only_one():

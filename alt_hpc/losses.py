@@ -233,8 +233,8 @@ def alt_loss(
     """Sum over loss tokens of CE - entropy * H + kl * KL(reference || policy).
 
     H is the entropy of the policy's next-token distribution, KL is over the full vocabulary at
-    temperature 1, with the same input to both (METHOD.md, "Loss"). Bind the coefficients with
-    `functools.partial`.
+    temperature 1, with the same input to both (arXiv 2407.16970, section 3). Bind the
+    coefficients with `functools.partial`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What an iteration is worth: the measures of evaluation, pure (METHOD "Evaluation")."""
+"""What an iteration is worth: the measures of evaluation, pure (arXiv 2407.16970)."""
 
 from __future__ import annotations
 

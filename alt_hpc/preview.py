@@ -8,7 +8,7 @@ import shlex
 from alt_hpc import controller, data
 from alt_hpc.clusters import QueueUnknown, Request
 from alt_hpc.clusters.local import Local
-from alt_hpc.clusters.slurm import Slurm, available
+from alt_hpc.clusters.slurm import Slurm, available, controller_options, script
 from alt_hpc.config import Config
 from alt_hpc.plan import Dependency, Job, Limits, Plan, State, current_iteration, plan
 from alt_hpc.runfolder import RunFolder
@@ -21,31 +21,42 @@ def preview(config: Config) -> str:
     they stand as `{ITERATION:STAGE:ATTEMPT}`.
     """
     folder = RunFolder.preview(config)
-    state = _state(config, folder)
-    slurm = Slurm() if config.cluster.backend == "slurm" and available() else None
-    todo = plan(config, state, _limits(config, slurm))
-    return "\n".join([_summary(folder, config, todo), *_scripts(folder, config, todo, slurm)])
+    limits, in_flight = _queue(config, folder)
+    todo = plan(config, _state(config, folder, in_flight), limits)
+    return "\n".join([_summary(folder, config, todo), *_scripts(folder, config, todo)])
 
 
-def _limits(config: Config, slurm: Slurm | None) -> Limits:
-    """The cluster's limits; Slurm's default where it does not answer."""
+def _queue(config: Config, folder: RunFolder) -> tuple[Limits, dict[str, dict[int, str]]]:
+    """The cluster's limits and what is in its queue; Slurm's defaults where there is none here.
+
+    Raises
+    ------
+    InputError
+        A partition or a number of nodes that the cluster has not.
+    """
     if config.cluster.backend == "local":
-        return Local(1).limits(config.cluster)
+        return Local(1).limits(config.cluster), {}
+    if not available():
+        return Limits(), {}
+    slurm = Slurm()
     try:
-        return slurm.limits(config.cluster) if slurm else Limits()
+        limits, in_flight = slurm.limits(config.cluster), slurm.in_flight(folder.run_id)
     except QueueUnknown:
-        return Limits()
+        return Limits(), {}
+    slurm.check(config.cluster)
+    return limits, in_flight
 
 
-def _state(config: Config, folder: RunFolder) -> State:
-    """The run folder's state as if the iteration up next had begun. The queue is not asked."""
+def _state(config: Config, folder: RunFolder, in_flight: dict[str, dict[int, str]]) -> State:
+    """The run folder's and the queue's state as if the iteration up next had begun."""
     submissions, counted_from = folder.submissions()
     shardings = dict(folder.shardings())
     shardings.setdefault(0, data.sharding(config, folder, 0))
     state = State(shardings, folder.done(), submissions, counted_from)
     horizon = current_iteration(config, state)
     shardings.setdefault(horizon, data.sharding(config, folder, horizon))
-    return dataclasses.replace(state, shardings=shardings)
+    flying = controller.flying(submissions, in_flight)
+    return dataclasses.replace(state, shardings=shardings, in_flight=flying)
 
 
 def _summary(folder: RunFolder, config: Config, todo: Plan) -> str:
@@ -56,6 +67,9 @@ def _summary(folder: RunFolder, config: Config, todo: Plan) -> str:
     lines = [f"run {folder.path} on {config.cluster.backend}: {len(todo.jobs)} jobs"]
     lines += [_line(controller.request(folder, config, job), job) for job in todo.jobs]
     lines.append(f"next controller   afterany:{':'.join(_brace(t) for t in todo.wait_for)}")
+    if config.cluster.backend == "slurm":
+        options = controller_options(folder.path.name, folder.run_id, config.cluster)
+        lines.append(f"every controller  sbatch {shlex.join(options)}")
     return "\n".join(lines)
 
 
@@ -71,13 +85,14 @@ def _brace(target: str) -> str:
     return f"{{{target}}}" if ":" in target else target
 
 
-def _scripts(folder: RunFolder, config: Config, todo: Plan, slurm: Slurm | None) -> list[str]:
+def _scripts(folder: RunFolder, config: Config, todo: Plan) -> list[str]:
     parts = []
+    slurm = config.cluster.backend == "slurm"
     for job in todo.jobs:
         request = controller.request(folder, config, job)
         after = [Dependency(d.kind, _brace(d.target)) for d in job.after]
         parts.append(f"\n===== {_brace(job.key)}")
-        parts.append(slurm.script(request, after) if slurm else _command(request))
+        parts.append(script(request, after) if slurm else _command(request))
     return parts
 
 

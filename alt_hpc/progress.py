@@ -13,6 +13,7 @@ from alt_hpc.pieces import Piece
 from alt_hpc.runfolder import RunFolder
 
 EVERY_S = 5.0
+DEAD_LOOKS = 3  # in a row without a controller in the queue: the run goes on no more
 
 
 class Screen:
@@ -97,14 +98,20 @@ def status(folder: RunFolder) -> str:
                 lines.append(line(folder, k, stage, "not started"))
                 lines += [f"  {lag}" for lag in folder.laggards(k, stage)]
     ended = folder.ended()
-    lines.append(f"{ended[0]}: {ended[1]}" if ended else _alive(folder))
+    lines.append(f"{ended[0]}: {ended[1]}" if ended else _going(folder))
     return "\n".join(lines)
 
 
-def _alive(folder: RunFolder) -> str:
-    """Whether anything in the queue will bring the run on."""
-    if folder.config().cluster.backend != "slurm" or not available():
-        return "goes on"
+LOCAL_DEAD = "nothing runs it here: run the same command again to go on"
+SLURM_DEAD = "no controller is in the queue: submit again to go on"
+
+
+def _going(folder: RunFolder) -> str:
+    """Whether a process here, or anything in the queue, will bring the run on."""
+    if folder.config().cluster.backend == "local":
+        return "goes on" if folder.in_use() else LOCAL_DEAD
+    if not available():
+        return "not known whether it goes on (Slurm's commands are not on PATH)"
     try:
         queued = Slurm().controllers(folder.run_id)
         held = Slurm().held(folder.run_id)
@@ -114,18 +121,22 @@ def _alive(folder: RunFolder) -> str:
         return f"held by Slurm: scontrol release {' '.join(held)}"
     if queued:
         return f"goes on (controller {', '.join(queued)})"
-    return "no controller is in the queue: submit again to go on"
+    return SLURM_DEAD
 
 
 def follow(folder: RunFolder) -> int:
     """Show a run's progress until it ends, then its summary; returns the exit status."""
-    shown = ""
-    while folder.ended() is None:
+    shown, dead = "", 0
+    while folder.ended() is None and dead < DEAD_LOOKS:
         now = status(RunFolder(folder.path))  # a new one: controllers begin iterations meanwhile
         if now != shown:
             print(now + "\n", flush=True)
         shown = now
+        dead = dead + 1 if now.endswith(SLURM_DEAD) else 0
         time.sleep(EVERY_S)
     print(summaries.summary(RunFolder(folder.path)))
-    ended = folder.ended()
-    return 0 if ended and ended[0] == "FINISHED" else 1
+    how, sentence = folder.ended() or ("STOPPED", SLURM_DEAD)
+    if how == "FINISHED":
+        return 0
+    print(sentence, file=sys.stderr)
+    return 1

@@ -273,6 +273,14 @@ class RunFolder:
                     time.sleep(0.2)
             yield
 
+    def in_use(self) -> bool:
+        """Whether `alt-hpc run` works in this folder now."""
+        try:
+            with self.only_one():
+                return False
+        except InputError:
+            return True
+
     def _check_same(self, config: Config) -> None:
         frozen = self.facts()["frozen"]
         if self.facts()["fingerprint"] == config.fingerprint():
@@ -423,7 +431,7 @@ class RunFolder:
     def done(self) -> dict[Piece, Done]:
         """All pieces of the iterations begun that have a good manifest."""
         found: dict[Piece, Done] = {}
-        for piece in self._pieces():
+        for piece in self.pieces():
             manifest = self.manifest(piece)
             if manifest is not None:
                 names = {
@@ -434,8 +442,10 @@ class RunFolder:
                 found[piece] = Done(manifest.checksum, manifest.attempt, names)
         return found
 
-    def _pieces(self) -> Iterator[Piece]:
-        yield from (Piece(0, "sft"), Piece(0, "reward-model"))
+    def pieces(self) -> Iterator[Piece]:
+        """All pieces of the iterations begun, and those that prepare the run."""
+        makers = (pieces.policy(self.config(), 0), pieces.reward_model(self.config()))
+        yield from filter(None, makers)
         for k, sharding in self.shardings().items():
             yield from (Piece(k, "evaluate", i) for i in range(len(sharding.evaluate)))
             yield Piece(k, "report")
@@ -557,9 +567,9 @@ class RunFolder:
         text = json.dumps({**values, "at": time.time(), "node": node_name()})
         write_atomically(self.progress_file(piece), text)
 
-    def deepspeed(self, path: str) -> dict[str, Any]:
+    def deepspeed(self, path: str | None) -> dict[str, Any]:
         """A DeepSpeed JSON that the config names, as it was when the run was frozen."""
-        settings: dict[str, Any] = self.facts()["deepspeed"][path]
+        settings: dict[str, Any] = self.facts()["deepspeed"][path or ""]
         return settings
 
     # ------------------------------------------------------------------ policies
@@ -779,6 +789,7 @@ class Attempt:
         make: Callable[[Iterator[int]], Iterator[list[dict[str, Any]]]],
         unit: str,
         each: int = 1,
+        part: tuple[int, int] = (0, 1),
     ) -> list[dict[str, Any]]:
         """Rows of all prompt groups, in order; groups that an earlier attempt kept are not made.
 
@@ -793,20 +804,23 @@ class Attempt:
             begin some before it has given the one before; a killed task loses all begun.
         unit, each
             What progress counts, and how many of it a row is.
+        part
+            Which of how many passes over the rows this is.
 
         Raises
         ------
         Interrupted
             The task was asked to stop; every group made so far is kept.
         """
-        identity = self.run.identity(self.piece, inputs)
+        identity = configs.digest([self.run.identity(self.piece, inputs), part])
         kept = self._kept(identity)
-        total = (starts[-1] - starts[0]) * each
+        size = (starts[-1] - starts[0]) * each
+        before, total = size * part[0], size * part[1]
         rows: list[dict[str, Any]] = []
         mine = {start: kept[start] for start in starts[:-1] if start in kept}
         if mine:
             print(f"{self.piece}: {len(mine)} of {len(starts) - 1} prompt groups kept", flush=True)
-        self.progress(sum(map(len, mine.values())) * each, total, unit)
+        self.progress(before + sum(map(len, mine.values())) * each, total, unit)
         groups = make(group for group, start in enumerate(starts[:-1]) if start not in mine)
         for start in starts[:-1]:
             made = mine.get(start)
@@ -816,7 +830,7 @@ class Attempt:
                 self._keep(identity, start, made)
             rows += made
             done = len(rows) + sum(len(r) for s, r in mine.items() if s > start)
-            self.progress(done * each, total, unit)
+            self.progress(before + done * each, total, unit)
         return rows
 
     def _keep(self, identity: str, start: int, rows: list[dict[str, Any]]) -> None:

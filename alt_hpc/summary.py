@@ -38,23 +38,43 @@ def rows(folder: RunFolder, iteration: int, variant: str, split: str) -> list[di
     return [row for row in found if row["variant"] == variant and row["split"] == split]
 
 
-def table(folder: RunFolder) -> str:
-    """One row per iteration (and kind of prompt) for each split, as a Markdown table."""
+def table(folder: RunFolder, found: dict[int, dict[str, Any]]) -> str:
+    """One row per iteration (and kind of prompt) for each split, as a Markdown table.
+
+    `found` are the reports of the iterations; below the table, what was cut or set aside.
+    """
     parts = []
     for split in ("valid", "test"):
-        lines = list(_lines(folder, split))
+        lines = list(_lines(folder, found, split))
         if lines:
             posts = max(int(line[6]) for line in lines)
             parts.append(
                 f"{split}, {posts} held-out posts\n\n" + _markdown([line[:6] for line in lines])
             )
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *_losses(found)])
 
 
-def _lines(folder: RunFolder, split: str) -> Iterator[tuple[str, ...]]:
+def _losses(found: dict[int, dict[str, Any]]) -> Iterator[str]:
+    """A sentence each for prompts that were cut or set aside."""
+    cut = [
+        f"{count} in {stage} {k}"
+        for k, report in found.items()
+        for stage, count in report["cut"].items()
+        if count
+    ]
+    if cut:
+        yield f"prompts that lost the end of their post, as the context was full: {', '.join(cut)}"
+    aside = [f"{r['set_aside']} in iteration {k}" for k, r in found.items() if r.get("set_aside")]
+    if aside:
+        yield f"prompts set aside, with fewer finite rewards than quantiles: {', '.join(aside)}"
+
+
+def _lines(
+    folder: RunFolder, found: dict[int, dict[str, Any]], split: str
+) -> Iterator[tuple[str, ...]]:
     texts = folder.config().feedback.texts
     names = {"plain": "(plain)", "best": texts[0], "worst": texts[-1]}
-    for k, report in reports(folder).items():
+    for k, report in found.items():
         for variant, measures in report["evaluation"].get(split, {}).items():
             yield (
                 str(k),
@@ -85,16 +105,17 @@ def _number(value: float | None, digits: int) -> str:
 
 def summary(folder: RunFolder) -> str:
     """The words at the end of a run: table, rise, three unseen posts before and after, places."""
-    done = sorted(reports(folder))
+    found = reports(folder)
+    done = sorted(found)
     if len(done) < 2:
-        return table(folder) or f"{folder.path}: no iteration has been evaluated yet"
+        return table(folder, found) or f"{folder.path}: no iteration has been evaluated yet"
     last = done[-1]
-    split = "test" if "test" in reports(folder)[last]["evaluation"] else "valid"
+    split = "test" if "test" in found[last]["evaluation"] else "valid"
     before, after = rows(folder, 0, "plain", split), rows(folder, last, "best", split)
     worst = rows(folder, last, "worst", split)
     texts = folder.config().feedback.texts
-    parts = [table(folder), ""]
-    judge = reports(folder).get(0, {}).get("reward_model")
+    parts = [table(folder, found), ""]
+    judge = found.get(0, {}).get("reward_model")
     if judge:
         parts.append(
             f"reward model: right on {judge['accuracy']:.1%} of {judge['pairs']} held-out"

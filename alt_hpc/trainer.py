@@ -116,7 +116,7 @@ def prepare(model: nn.Module, settings: Training) -> None:
 
 
 def freeze(model: nn.Module, trained_blocks: float, train_embeddings: bool) -> None:
-    """Train only the top share of a transformer's blocks (METHOD.md, "Frozen").
+    """Train only the top share of a transformer's blocks.
 
     The lowest L - max(1, floor(share * L)) of L blocks are frozen; the final norm and an untied
     head are trained. The input embeddings (with what is tied to them: the head) are trained

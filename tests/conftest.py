@@ -82,7 +82,6 @@ cluster:
   slots: 2
   minutes: 20
   sample: {{shards: 3, parallel: 2}}
-  score: {{shards: 3}}
   train: {{nodes: 2, tasks_per_node: 2}}
 """
     )
@@ -97,7 +96,6 @@ def undisturbed(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         f"run={place}",
         "cluster.backend=local",
         "cluster.sample.shards=1",
-        "cluster.score.shards=1",
     ]
     assert launch.run(configs.load(tiny_config, overrides)) == 0
     return RunFolder(place)
@@ -106,13 +104,13 @@ def undisturbed(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def slurm(slurm_starter: Callable[..., None]) -> None:
     """A Slurm cluster of 4 virtual nodes, without accounting (sacct disabled)."""
-    slurm_starter(17000)
+    slurm_starter(17600)
 
 
 @pytest.fixture
 def slurm_with_accounting(slurm_starter: Callable[..., None]) -> None:
     """As `slurm`, with slurmdbd, so that sacct works."""
-    slurm_starter(17100, "--accounting")
+    slurm_starter(17700, "--accounting")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from alt_hpc import config as configs
+from alt_hpc import launch
 from alt_hpc.config import Config, Source, StageCluster, Training
 from alt_hpc.errors import InputError
 
@@ -65,7 +66,8 @@ def refused(folder: Path, text: str, *overrides: str) -> str:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
 def test_the_configs_that_we_ship_can_be_loaded(path: Path) -> None:
     config = configs.load(path)
-    assert (ROOT / config.training.deepspeed).is_file()
+    for training in filter(None, (config.training, config.sft, config.reward_training)):
+        assert training.deepspeed is None or (ROOT / training.deepspeed).is_file()
 
 
 def test_defaults_are_the_papers(tmp_path: Path) -> None:
@@ -300,3 +302,7 @@ def test_a_config_comes_back_from_the_run_folder_as_it_was(tmp_path: Path, text:
     config = dataclasses.replace(config, feedback=feedback)
     written = json.loads(json.dumps(dataclasses.asdict(config)))
     assert configs.from_json(written) == config
+
+
+def test_the_default_deepspeed_settings_are_those_of_the_json() -> None:
+    assert json.loads((ROOT / "configs/deepspeed/zero2.json").read_text()) == launch.ZERO2

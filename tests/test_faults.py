@@ -206,7 +206,7 @@ def real(cluster: None, tiny_config: Path, tmp_path: Path, undisturbed: RunFolde
     """One iteration with real stages; training is 2 nodes x 1 task of DeepSpeed with dropout."""
     python = interpreter(tmp_path, stubs=False)
     expected = {1: (undisturbed.path / "policies/001/model.safetensors").read_bytes()}
-    chosen = ["iterations=1", "cluster.sample.shards=1", "cluster.score.shards=1"]
+    chosen = ["iterations=1", "cluster.sample.shards=1"]
     return Site(
         tmp_path, tiny_config, expected, "real", [*chosen, *settings(python, ("train",)), "keep=9"]
     )
@@ -812,7 +812,7 @@ def test_limits_of_the_cluster(
         python = interpreter(tmp_path, stubs=True)
         site = Site(tmp_path, tiny_config, stub_expected, settings=[*settings(python), *STUB])
         began = time.monotonic()
-        assert site.submit("cluster.sample.shards=6", "cluster.score.shards=6") == 0
+        assert site.submit("cluster.sample.shards=6") == 0
         site.whole()
         site.tell(fault, happened, began)
 
@@ -827,7 +827,7 @@ def test_a_task_of_several_shards_killed_over_its_first(
         site = Site(tmp_path, tiny_config, stub_expected, settings=[*settings(python), *STUB])
         site.fault("sample-1-0", "group0 kill")
         began = time.monotonic()
-        assert site.submit("cluster.sample.shards=6", "cluster.score.shards=6") == 0
+        assert site.submit("cluster.sample.shards=6") == 0
         site.whole()
         lost = [e for e in site.run.journal() if e["event"] == "outcome"]
         ends = {e["piece"][2]: e["state"] for e in lost if e["piece"][:2] == [1, "sample"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from fractions import Fraction
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alt_hpc import feedback
+from alt_hpc.config import Feedback
 
 TEXTS = ["Excellent.", "Good.", "Mediocre.", "Bad.", "Horrible."]
 Q = st.integers(2, 7)
@@ -137,6 +139,16 @@ def test_selection_is_uniform() -> None:
     assert len(counts) == 6  # the pairs of the four that ended
     chi_square = sum((n - draws / 6) ** 2 / (draws / 6) for n in counts.values())
     assert chi_square < 20.5  # 5 degrees of freedom, p = 0.001
+
+
+@given(st.lists(st.lists(st.floats(-9, 9), min_size=1, max_size=6), min_size=1, max_size=6), Q)
+def test_quarks_cut_is_over_the_pool_of_all_prompts(rewards: list[list[float]], q: int) -> None:
+    scores = [{"rewards": row, "quantiles": [None] * len(row)} for row in rewards]
+    settings = Feedback(quantiles=q, pool="iteration")
+    cut = [c for row in feedback.cuts(settings, scores) for c in row]
+    assert cut == feedback.quantiles([r for row in rewards for r in row], q)
+    per_prompt = dataclasses.replace(settings, pool="prompt")
+    assert list(feedback.cuts(per_prompt, scores)) == [row["quantiles"] for row in scores]
 
 
 @given(

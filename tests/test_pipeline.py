@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from alt_hpc import config as configs
-from alt_hpc import data, launch, task
+from alt_hpc import curves, data, interrupt, launch, task
 from alt_hpc.__main__ import main
 from alt_hpc.pieces import Piece
 from alt_hpc.runfolder import RunFolder
@@ -88,7 +88,6 @@ def test_the_papers_config_runs_with_only_models_and_sizes_made_tiny(
         "cluster.backend=local",
         "cluster.slots=2",
         "cluster.sample.shards=2",
-        "cluster.score.shards=2",
         "cluster.evaluate.shards=1",
     ]
     arguments = [a for size in sizes for a in ("--set", size)]
@@ -143,7 +142,6 @@ def test_real_posts_one_iteration_of_the_smollm2_config(real_data: Path, tmp_pat
         "cluster.backend=local",
         "cluster.slots=2",
         "cluster.sample.shards=2",
-        "cluster.score.shards=1",
     ]
     arguments = [a for size in sizes for a in ("--set", size)]
     assert main(["run", str(ROOT / "configs" / "tldr_smollm2.yaml"), *arguments]) == 0
@@ -164,14 +162,30 @@ def test_real_posts_one_iteration_of_the_smollm2_config(real_data: Path, tmp_pat
     assert all(json.loads(line)["parts"]["kl"] >= 0 for line in curves.splitlines())
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate"])
-def test_a_stage_can_be_run_by_hand(tiny_config: Path, tmp_path: Path, name: str) -> None:
-    """`alt-hpc stage` says in one sentence what is missing when its inputs are not there."""
+@pytest.mark.parametrize(
+    ("stage", "problem"),
+    [
+        (["train", "--iteration", "1"], "is not whole"),
+        (["evaluate", "--iteration", "1"], "is not whole"),
+        (["sample", "--iteration", "1", "--shard", "9"], "no such piece"),
+        (["sample", "--iteration", "7"], "no such piece"),
+        (["train", "--iteration", "0"], "no such piece"),
+        (["sft"], "no such piece"),
+    ],
+)
+def test_a_stage_run_by_hand_says_in_one_sentence_what_is_missing(
+    tiny_config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    stage: list[str],
+    problem: str,
+) -> None:
     folder = launch.prepare(configs.load(tiny_config, [f"run={tmp_path}/run"]))
     data.begin_iteration(folder.config(), folder, 0)
     data.begin_iteration(folder.config(), folder, 1)
-    with pytest.raises(Exception, match="is not whole"):
-        task.stage(str(folder.path), name, "1", "0", "1")
+    assert main(["stage", stage[0], str(folder.path), *stage[1:]]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert problem in said
 
 
 def test_curves_run_through_all_iterations_without_doubled_points(undisturbed: RunFolder) -> None:
@@ -199,6 +213,55 @@ def test_a_report_made_again_replaces_its_points(undisturbed: RunFolder, tmp_pat
     task.stage(str(copy), "report", "1", "0", "2")
     points = _scalars(folder.tensorboard("iterations"))["valid-best/reward"]
     assert [step for step, _ in points] == [0, 1, 2]
+
+
+def test_a_report_killed_before_its_end_leaves_nothing_out(
+    undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(undisturbed.path, copy, symlinks=True)
+    folder, report = RunFolder(copy), Piece(2, "report")
+    folder.withdraw(report)
+    for file in (folder.report_file, folder.curves_file):
+        file.unlink()
+    told = folder.manifest(Piece(1, "report"))
+    monkeypatch.setattr(curves, "draw", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        task.stage(str(copy), "report", "2", "0", "2")
+    monkeypatch.undo()
+    assert folder.manifest(report) is None
+    task.stage(str(copy), "report", "2", "0", "3")
+    assert folder.report_file.read_text() == undisturbed.report_file.read_text()
+    assert folder.curves_file.is_file()
+    assert folder.manifest(Piece(1, "report")) == told
+    points = _scalars(folder.tensorboard("iterations"))["valid-best/reward"]
+    assert [step for step, _ in points] == [0, 1, 2]
+
+
+def test_an_evaluation_asked_to_stop_goes_on_where_it_was(
+    undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(undisturbed.path, copy, symlinks=True)
+    folder, piece = RunFolder(copy), Piece(1, "evaluate")
+    expected = list(folder.rows(piece))
+    folder.withdraw(piece)
+    groups = 3 * -(-len(expected) // 2 // folder.config().evaluation.group)  # of three passes
+    saved = []
+    for attempt in range(1, groups):  # each is asked to stop after one more group
+        asked = iter([False, True])
+        monkeypatch.setattr(interrupt, "asked", lambda asked=asked: next(asked))
+        with pytest.raises(SystemExit):
+            task.stage(str(copy), "evaluate", "1", "0", str(attempt + 1))
+        saved.append(folder.saved(piece))
+    assert saved == list(range(1, groups))
+    monkeypatch.undo()
+    task.stage(str(copy), "evaluate", "1", "0", "99")
+    assert list(folder.rows(piece)) == expected
+
+
+def _killed(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _scalars(place: Path) -> dict[str, list[tuple[int, float]]]:

@@ -100,7 +100,7 @@ def test_shards_hold_every_row_once_in_whole_groups_none_empty(
     assert not sizes or max(sizes) - min(sizes) <= 1
 
 
-# ---------------------------------------------------------------------- the example of DESIGN
+# ---------------------------------------------------------------------- a whole iteration
 
 
 def test_first_start_submits_the_whole_iteration_with_its_dependencies() -> None:

@@ -231,6 +231,20 @@ def test_frozen_data_that_was_changed_is_refused(run: RunFolder, damage: str) ->
         run.read_data("prompts-train", [0])
 
 
+def test_summaries_that_begin_with_tldr_give_it_to_their_prompt(tmp_path: Path) -> None:
+    """As on the hub in CarperAI/openai_summarize_comparisons; rows like ours stay as they are."""
+    post = "SUBREDDIT: r/x\nTITLE: t\nPOST: p"
+    rows = [
+        {"prompt": post, "chosen": "TL;DR: good", "rejected": "TL;DR: bad"},
+        {"prompt": post + "\nTL;DR:", "chosen": " good", "rejected": " bad TL;DR: x"},
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = ("prompt", "chosen", "rejected")
+    first, second = data.read(Source(str(tmp_path)), "train", names, "data.comparisons")
+    assert first == {"prompt": post + "\nTL;DR:", "chosen": " good", "rejected": " bad"}
+    assert second == rows[1]
+
+
 def test_a_draw_is_a_function_of_seed_and_iteration(run: RunFolder, tmp_path: Path) -> None:
     config = run.config()
     data.begin_iteration(config, run, 2)
@@ -381,6 +395,17 @@ def test_rows_made_from_other_inputs_are_not_taken(run: RunFolder) -> None:
     make = lambda groups: (made.append(group) or [{}] for group in groups)  # noqa: E731
     work.resumable({"policy": "other"}, range(4, 9), make, "rows")
     assert made == [0, 1, 2, 3]
+
+
+def test_each_pass_over_the_rows_keeps_its_own(run: RunFolder) -> None:
+    work = run.attempt(SAMPLE, 1)
+    for number in range(2):
+        make = lambda groups, n=number: ([{"pass": n}] for _ in groups)  # noqa: E731
+        rows = work.resumable({}, range(4, 9), make, "rows", part=(number, 2))
+        assert [row["pass"] for row in rows] == [number] * 4
+    told = run.progress(SAMPLE)
+    assert told is not None
+    assert (told["done"], told["total"]) == (8, 8)
 
 
 def test_a_shard_far_behind_the_others_is_told_with_its_node(run: RunFolder) -> None:

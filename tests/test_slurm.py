@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import stat
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from alt_hpc import config as configs
 from alt_hpc import launch, preview
@@ -195,27 +197,44 @@ def test_plan_shows_the_scripts_byte_for_byte(
         assert script.read_text().rstrip("\n").replace("'", "") == planned.replace("'", "")
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("cluster.partition=nowhere", "cluster.partition: no partition 'nowhere'"),
-        ("cluster.score.nodes=8", "cluster.score.nodes: 8 nodes asked of partition 'main'"),
-        ("cluster.sample.gpus=9", "cluster.sample: Slurm would not take this job"),
-    ],
-)
+BOTH = ["submit", "plan"]
+ASKED = {  # what is asked -> the field that is to blame, words about it, who says so
+    "partition: nowhere": ("cluster.partition", "no partition 'nowhere'", BOTH),
+    "partition: 'main,nowhere'": ("cluster.partition", "no partition 'nowhere'", BOTH),
+    "sft: {nodes: 8}": (
+        "cluster.sft.nodes",
+        "8 nodes asked of partition 'main', which has 4",
+        BOTH,
+    ),
+    "sample: {gpus: 9}": ("cluster.sample", "Slurm would not take this job", ["submit"]),
+    "score: {sbatch: {no-such: 1}}": ("cluster.score", "option '--no-such=1'", ["submit"]),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
 def test_what_the_cluster_has_not_got_is_refused_before_anything_is_queued(
     slurm: None,
     tiny_config: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    override: str,
-    words: str,
+    asked: str,
 ) -> None:
-    arguments = ["--set", override, "--set", f"run={tmp_path}/run"]
-    assert main(["submit", str(tiny_config), *arguments]) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1
-    assert words in error[0]
+    cluster = yaml.safe_load(f"{{{asked}}}")
+    config = yaml.safe_load(tiny_config.read_text()) | {"run": str(tmp_path / "run")}
+    config["cluster"] = {"backend": "slurm", **cluster}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    field, words, commands = ASKED[asked]
+    line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if text == "cluster:")
+    for command in commands:
+        assert main([command, str(path)]) == 2
+        error = capsys.readouterr().err.strip().splitlines()
+        assert len(error) == 1
+        found = re.fullmatch(r"alt-hpc: .*config.yaml:(\d+): ([a-z.]+): (.*)", error[0])
+        assert found is not None, error[0]
+        assert int(found[1]) > line
+        assert found[2] == field
+        assert words in found[3]
     assert _queue() == []
 
 

@@ -299,7 +299,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Any]:
 
 
 def _plain_text_loss(model: Any, rows: list[Example]) -> Tensor:
-    """The mean loss of METHOD.md with nothing shared, one sequence at a time, no padding."""
+    """The mean loss with nothing shared, one sequence at a time, no padding."""
     each = []
     for row in rows:
         logits = model(torch.tensor([row.ids])).logits[0, row.start - 1 : -1]

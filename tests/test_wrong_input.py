@@ -294,6 +294,27 @@ CONFIG: dict[str, tuple[Edit, list[str]]] = {
     "no test split": (put("evaluation.test_prompts", 3), ["evaluation.test_prompts", "test split"]),
     "no policy": (put("policy", {}), ["config.yaml:", "policy.model"]),
     "no reward model": (put("reward_model", {}), ["config.yaml:", "reward_model.model"]),
+    "an sbatch option of ours": (
+        put("cluster.train", {"sbatch": {"comment": "project x"}}),
+        ["config.yaml:", "cluster.train.sbatch.comment", "sets this option itself"],
+    ),
+    "other shards for scoring": (
+        put("cluster", {"sample": {"shards": 4}, "score": {"shards": 2}}),
+        ["config.yaml:", "cluster.score.shards", "shards of sampling (4)"],
+    ),
+    "shards of a training": (put("cluster.train", {"shards": 2}), ["cluster.train.shards"]),
+    "many processes for a shard": (
+        put("cluster.sample", {"tasks_per_node": 4}),
+        ["config.yaml:", "cluster.sample.tasks_per_node", "more shards"],
+    ),
+    "a key of another training": (
+        put("training.head_only", True),
+        ["config.yaml:", "training.head_only", "only in reward_training"],
+    ),
+    "no room for what is evaluated": (
+        put("policy.max_length", 64),
+        ["max_new_tokens", "no room for a prompt in policy.max_length (64)"],
+    ),
     "home of nobody": (put("run", "~nobody-here/x"), ["run", "~nobody-here"]),
     "a file is the run folder": (file_at("run"), ["run: ", "/run: "]),
     "a file is above the run folder": (
@@ -495,9 +516,11 @@ def test_missing_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("status", "report", "controller"):
-        assert main([name, str(tmp_path)]) == 2
+    for name in (["status"], ["report"], ["controller"], ["cancel"], ["stage", "train"]):
+        assert main([*name, str(tmp_path)]) == 2
         assert f"{tmp_path}: not a run folder" in sentence(capsys)
+        assert main([*name, str(tmp_path / "gone")]) == 2
+        assert "gone: not a run folder" in sentence(capsys)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -97,21 +97,13 @@ class Slurm:
 
     def submit(self, request: Request, after: Sequence[Dependency]) -> str:
         """One sbatch: an array through submitit, or a plain job for a single element."""
-        executor = self._executor(request, after)
+        executor = _executor(request, after)
         try:
             with clean_environment():
                 jobs = executor.map_array(task.call, *zip(*request.calls, strict=True))
         except (FailedJobError, RuntimeError) as error:
             raise refused(error) from error
         return jobs[0].job_id.partition("_")[0]
-
-    def script(self, request: Request, after: Sequence[Dependency]) -> str:
-        """The sbatch script byte for byte as `submit` would hand it over."""
-        executor = self._executor(request, after)
-        if len(request.calls) > 1:
-            executor.parameters["map_count"] = len(request.calls)
-        command = executor._submitit_command_str
-        return executor._make_submission_file_text(command, "")
 
     def element(self, job: str, index: int, count: int) -> str:
         """submitit turns a one-element array into a plain job."""
@@ -157,27 +149,9 @@ class Slurm:
         self, script: Path, log: Path, run: str, run_id: str, common: ClusterConfig, after: str
     ) -> str:
         """Queue a controller: `singleton` under a name of its own, so that one runs at a time."""
-        asked = common.controller
-        options: dict[str, Any] = {
-            "job-name": controller_name(run, run_id),
-            "comment": f"alt-hpc:{run_id}:controller",
-            "output": str(log),
-            "open-mode": "append",
-            "time": asked.minutes or 30,
-            "cpus-per-task": asked.cpus or 1,
-            "mem": megabytes(asked.mem_gb or 1),
-            "partition": asked.partition or common.partition,
-            "account": common.account,
-            "qos": common.qos,
-            "dependency": ",".join(filter(None, [after, "singleton"])),
-            **common.sbatch,
-            **asked.sbatch,
-        }
-        flags = [
-            f"--{key}" if value is True else f"--{key}={value}"
-            for key, value in options.items()
-            if value is not None
-        ]
+        flags = controller_options(run, run_id, common)
+        flags += [f"--output={log}", "--open-mode=append"]
+        flags += [f"--dependency={','.join(filter(None, [after, 'singleton']))}"]
         try:
             return client("sbatch", "--parsable", *flags, str(script)).split(";")[0].strip()
         except (subprocess.SubprocessError, OSError) as error:
@@ -211,22 +185,24 @@ class Slurm:
             first = name.rstrip("*") if name.endswith("*") else first
             known[name.rstrip("*")] = known.get(name.rstrip("*"), 0) + int(nodes)
         for name, stage in _stages(common):
-            partition = stage.partition or common.partition or first
+            named = stage.partition or common.partition or first or ""
             where = "cluster.partition" if not stage.partition else f"cluster.{name}.partition"
-            if partition not in known:
+            partitions = named.split(",")  # Slurm takes the one that can start the job first
+            for partition in partitions:
+                if partition not in known:
+                    raise InputError(
+                        f"no partition '{partition}' here (there are: {', '.join(known)})", where
+                    )
+            most = max(known[partition] for partition in partitions)
+            if stage.nodes > most:
                 raise InputError(
-                    f"no partition '{partition}' here (there are: {', '.join(known)})", where
-                )
-            if stage.nodes > known[partition]:
-                raise InputError(
-                    f"{stage.nodes} nodes asked of partition '{partition}',"
-                    f" which has {known[partition]}",
+                    f"{stage.nodes} nodes asked of partition '{named}', which has {most}",
                     f"cluster.{name}.nodes",
                 )
 
     def test(self, request: Request, field: str) -> None:
         """Ask Slurm itself whether it would take such a job (`sbatch --test-only`)."""
-        text = self.script(request, ())
+        text = script(request, ())
         with clean_environment():
             done = subprocess.run(
                 ["sbatch", "--test-only"],
@@ -236,45 +212,56 @@ class Slurm:
                 timeout=CLIENT_TIMEOUT_S,
             )
         if done.returncode:
-            words = done.stderr.replace("allocation failure: ", "").strip().split("\n")[-1]
+            words = _telling(done.stderr.replace("allocation failure: ", ""))
             raise InputError(f"Slurm would not take this job: {words}", field)
 
-    def _executor(self, request: Request, after: Sequence[Dependency]) -> SlurmExecutor:
-        stage, common = request.stage, request.common
-        python = shlex.quote(stage.python or sys.executable)
-        executor = _Executor(folder=request.folder, python=python)
-        cpus = stage.cpus or request.threads
-        minutes = stage.minutes or common.minutes
-        excluded = _sparable(request, stage.partition or common.partition)
-        container = [f"--container-image={stage.container}"] if stage.container else []
-        parameters: dict[str, Any] = {
-            "job_name": request.name,
-            "comment": request.comment,
-            "time": minutes,
-            "nodes": stage.nodes,
-            "ntasks_per_node": stage.tasks_per_node,
-            "cpus_per_task": cpus,
-            "gpus_per_node": stage.gpus * stage.tasks_per_node or None,
-            "partition": stage.partition or common.partition,
-            "account": common.account,
-            "qos": common.qos,
-            "signal_delay_s": min(90, 6 * minutes),
-            "array_parallelism": stage.parallel,
-            "stderr_to_stdout": True,
-            # srun does not inherit --cpus-per-task; one dead rank must end the others
-            "srun_args": [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1", *container],
-            "additional_parameters": {
-                "requeue": True,
-                **({"mem": megabytes(stage.mem_gb)} if stage.mem_gb else {}),
-                **({"exclude": ",".join(excluded)} if excluded else {}),
-                **({"kill-on-invalid-dep": "yes"} if after else {}),
-                **({"dependency": dependency_text(after)} if after else {}),
-                **common.sbatch,
-                **stage.sbatch,
-            },
-        }
-        executor.update_parameters(**{k: v for k, v in parameters.items() if v is not None})
-        return executor
+
+def script(request: Request, after: Sequence[Dependency]) -> str:
+    """The sbatch script byte for byte as `Slurm.submit` would hand it over; needs no Slurm."""
+    executor = _executor(request, after)
+    if len(request.calls) > 1:
+        executor.parameters["map_count"] = len(request.calls)
+    command = executor._submitit_command_str
+    text: str = executor._make_submission_file_text(command, "")
+    return text
+
+
+def _executor(request: Request, after: Sequence[Dependency]) -> SlurmExecutor:
+    stage, common = request.stage, request.common
+    python = shlex.quote(stage.python or sys.executable)
+    executor = _Executor(folder=request.folder, python=python)
+    cpus = stage.cpus or request.threads
+    minutes = stage.minutes or common.minutes
+    excluded = _sparable(request, stage.partition or common.partition)
+    container = [f"--container-image={stage.container}"] if stage.container else []
+    parameters: dict[str, Any] = {
+        "job_name": request.name,
+        "comment": request.comment,
+        "time": minutes,
+        "nodes": stage.nodes,
+        "ntasks_per_node": stage.tasks_per_node,
+        "cpus_per_task": cpus,
+        "gpus_per_node": stage.gpus * stage.tasks_per_node or None,
+        "partition": stage.partition or common.partition,
+        "account": common.account,
+        "qos": common.qos,
+        "signal_delay_s": min(90, 6 * minutes),
+        "array_parallelism": stage.parallel,
+        "stderr_to_stdout": True,
+        # srun does not inherit --cpus-per-task; one dead rank must end the others
+        "srun_args": [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1", *container],
+        "additional_parameters": {
+            "requeue": True,
+            **({"mem": megabytes(stage.mem_gb)} if stage.mem_gb else {}),
+            **({"exclude": ",".join(excluded)} if excluded else {}),
+            **({"kill-on-invalid-dep": "yes"} if after else {}),
+            **({"dependency": dependency_text(after)} if after else {}),
+            **common.sbatch,
+            **stage.sbatch,
+        },
+    }
+    executor.update_parameters(**{k: v for k, v in parameters.items() if v is not None})
+    return executor
 
 
 def _sparable(request: Request, partition: str | None) -> list[str]:
@@ -296,7 +283,14 @@ def _sparable(request: Request, partition: str | None) -> list[str]:
 
 
 class _Executor(SlurmExecutor):
-    """submitit's, but for sbatch, which waits for ever where there is no room for a job."""
+    """submitit's, but for sbatch, which waits for ever where there is no room for a job.
+
+    And it can be had without srun, as `alt-hpc plan` may run anywhere.
+    """
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         return ["timeout", str(CLIENT_TIMEOUT_S), "sbatch", str(submission_file_path)]
@@ -310,6 +304,28 @@ def megabytes(gigabytes: float) -> str:
 def dependency_text(after: Sequence[Dependency]) -> str:
     """sbatch's `--dependency`: all conditions must hold."""
     return ",".join(f"{d.kind}:{d.target}" for d in after)
+
+
+def controller_options(run: str, run_id: str, common: ClusterConfig) -> list[str]:
+    """What sbatch is told of every controller of a run."""
+    asked = common.controller
+    options: dict[str, Any] = {
+        "job-name": controller_name(run, run_id),
+        "comment": f"alt-hpc:{run_id}:controller",
+        "time": asked.minutes or 30,
+        "cpus-per-task": asked.cpus or 1,
+        "mem": megabytes(asked.mem_gb or 1),
+        "partition": asked.partition or common.partition,
+        "account": common.account,
+        "qos": common.qos,
+        **common.sbatch,
+        **asked.sbatch,
+    }
+    return [
+        f"--{key}" if value is True else f"--{key}={value}"
+        for key, value in options.items()
+        if value is not None
+    ]
 
 
 def controller_name(run: str, run_id: str) -> str:
@@ -411,6 +427,12 @@ def _own_words(error: BaseException) -> str:
     """What Slurm itself said, on one line."""
     said = getattr(error, "stderr", None) or str(error)
     text = said.decode() if isinstance(said, bytes) else said
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    told = [line for line in lines if "error" in line.lower()] or lines
-    return told[0].removeprefix("sbatch: error: ") if told else type(error).__name__
+    return _telling(text) or type(error).__name__
+
+
+def _telling(text: str) -> str:
+    """The line of a client's output that says what is wrong."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    words = ("error", "unrecognized", "invalid")
+    told = [line for line in lines if any(word in line.lower() for word in words)] or lines
+    return told[0].removeprefix("sbatch: ").removeprefix("error: ") if told else ""

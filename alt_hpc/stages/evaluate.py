@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from alt_hpc import data, models, packed, pieces
@@ -24,81 +25,106 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     """Make one shard of held-out prompts: a row per prompt and variant.
 
     Perplexity is exp of the mean token loss under the starting policy given the plain prompt,
-    EOS excluded; null for an empty summary. Length counts tokens without EOS.
+    EOS excluded; null for an empty summary. Length counts tokens without EOS. Three models in
+    turn, never three in memory.
     """
     config, k = folder.config(), piece.iteration
     sources = folder.checksums(pieces.inputs(config, folder.shardings(), piece))
     work = folder.attempt(piece, attempt)
     start, end = folder.shardings()[k].evaluate[piece.shard]
     prompts = data.held_out_prompts(folder, k, start, end)
-    kinds = variants(k, config.feedback.texts, config.feedback.template)
-    steps = len(prompts) * (len(kinds) + 2)
-    rows = _generate(folder, k, prompts, kinds, lambda n: work.progress(n, steps, "prompts"))
-    done = len(prompts) * len(kinds)
-    model = inputs.reward_model(folder, inputs.device())
-    for group in rows:
-        rewards, _ = model.score(group[0]["prompt"], [row["text"] for row in group])
-        for row, reward in zip(group, rewards, strict=True):
-            row["reward"] = reward if math.isfinite(reward) else None
-        done += 1
-        work.progress(done, steps, "prompts")
-    del model
-    gc.collect()  # three models in turn must not be three models in memory
-    reference = inputs.policy_folder(folder, 0)
-    tokenizer = inputs.tokenizer(folder, reference)
-    policy = packed.pack(models.load_policy(reference, config.policy.dtype, inputs.device()))
-    budget = inputs.prompt_budget(folder, reference, config.evaluation.max_new_tokens)
-    for group in rows:
-        ids, _ = models.fit_prompt(tokenizer, "", group[0]["prompt"], budget)
-        losses = continuation_logprobs(policy, ids, [row["kept"] for row in group])
-        for row, logprobs in zip(group, losses, strict=True):
-            row["perplexity"] = math.exp(-sum(logprobs) / len(logprobs)) if logprobs else None
-            del row["kept"]
-        done += 1
-        work.progress(done, steps, "prompts")
-    flat = [row for group in rows for row in group]
-    work.commit_rows(flat, inputs=sources)
+    size = config.evaluation.group
+    groups = [prompts[first : first + size] for first in range(0, len(prompts), size)]
+    starts = [*range(0, len(prompts), size), len(prompts)]
+    made: list[list[dict[str, Any]]] = []  # by pass, a row per prompt
+
+    def summaries(wanted: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
+        yield from _summaries(folder, k, map(groups.__getitem__, wanted))
+
+    def rewards(wanted: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
+        rows = (made[0][starts[group] : starts[group + 1]] for group in wanted)
+        yield from _rewards(folder, rows)
+
+    def perplexities(wanted: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
+        rows = (made[0][starts[group] : starts[group + 1]] for group in wanted)
+        yield from _perplexities(folder, rows)
+
+    passes = (summaries, rewards, perplexities)
+    for number, make in enumerate(passes):
+        made.append(work.resumable(sources, starts, make, "prompts", part=(number, len(passes))))
+        gc.collect()  # the model of this pass
+    flat = []
+    for (split, number, text), *found in zip(prompts, *made, strict=True):
+        row = {key: values for part in found for key, values in part.items()}
+        for i, summary in enumerate(row["summaries"]):
+            about = {"split": split, "row": number, "prompt": text, **summary}
+            about |= {"reward": row["rewards"][i], "perplexity": row["perplexities"][i]}
+            flat.append({key: value for key, value in about.items() if key not in ("kept", "lost")})
+    cut = sum(any(s["lost"] for s in row["summaries"]) for row in made[0])
+    work.commit_rows(flat, inputs=sources, facts={"prompts_cut": cut})
 
 
-def _generate(
-    folder: RunFolder,
-    iteration: int,
-    prompts: list[tuple[str, int, str]],
-    kinds: dict[str, str],
-    progress: Any,
-) -> list[list[dict[str, Any]]]:
-    """For each prompt its rows, one a variant, with the greedy summary."""
+def _summaries(
+    folder: RunFolder, iteration: int, groups: Iterable[list[tuple[str, int, str]]]
+) -> Iterator[list[dict[str, Any]]]:
+    """For each prompt of a group the greedy summary of each variant."""
     config = folder.config()
+    settings = config.evaluation
     place = inputs.policy_folder(folder, iteration)
     tokenizer = inputs.tokenizer(folder, place)
     ends = models.eos_ids(models.load_config(place), tokenizer)
     policy = packed.pack(models.load_policy(place, config.policy.dtype, inputs.device()))
-    budget = inputs.prompt_budget(folder, place, config.evaluation.max_new_tokens)
-    rows: list[list[dict[str, Any]]] = [[] for _ in prompts]
-    done, size = 0, config.evaluation.group
-    for name, prefix in kinds.items():
-        for first in range(0, len(prompts), size):
-            group = prompts[first : first + size]
-            ids = [models.fit_prompt(tokenizer, prefix, text, budget)[0] for _, _, text in group]
+    budget = inputs.prompt_budget(folder, place, settings.max_new_tokens)
+    kinds = variants(iteration, config.feedback.texts, config.feedback.template)
+    for group in groups:
+        rows: list[dict[str, Any]] = [{"prompt": text, "summaries": []} for _, _, text in group]
+        for name, prefix in kinds.items():
+            fitted = [models.fit_prompt(tokenizer, prefix, text, budget) for _, _, text in group]
             made = generate(
                 policy,
-                ids,
+                [ids for ids, _ in fitted],
                 1,
-                [0] * len(ids),
+                [0] * len(fitted),
                 temperature=0.0,
                 top_p=1.0,
-                max_new_tokens=config.evaluation.max_new_tokens,
+                max_new_tokens=settings.max_new_tokens,
                 eos=ends,
             )
-            for place_in, (split, number, text), (one,) in zip(
-                rows[first : first + size], group, made, strict=True
-            ):
+            for row, (one,), (_, lost) in zip(rows, made, fitted, strict=True):
                 kept = [i for i in one.ids if i not in ends]
-                summary = models.text_of(tokenizer, kept, ends)
-                place_in.append(
-                    {"split": split, "row": number, "variant": name, "prompt": text}
-                    | {"text": summary, "kept": kept, "length": len(kept), "ended": one.ended}
+                text = models.text_of(tokenizer, kept, ends)
+                row["summaries"].append(
+                    {"variant": name, "text": text, "kept": kept, "lost": lost}
+                    | {"length": len(kept), "ended": one.ended}
                 )
-            done += len(group)
-            progress(done)
-    return rows
+        yield rows
+
+
+def _rewards(
+    folder: RunFolder, groups: Iterable[list[dict[str, Any]]]
+) -> Iterator[list[dict[str, Any]]]:
+    model = inputs.reward_model(folder, inputs.device())
+    for group in groups:
+        rows = []
+        for row in group:
+            rewards, _ = model.score(row["prompt"], [s["text"] for s in row["summaries"]])
+            rows.append({"rewards": [r if math.isfinite(r) else None for r in rewards]})
+        yield rows
+
+
+def _perplexities(
+    folder: RunFolder, groups: Iterable[list[dict[str, Any]]]
+) -> Iterator[list[dict[str, Any]]]:
+    config = folder.config()
+    place = inputs.policy_folder(folder, 0)
+    tokenizer = inputs.tokenizer(folder, place)
+    policy = packed.pack(models.load_policy(place, config.policy.dtype, inputs.device()))
+    budget = inputs.prompt_budget(folder, place, config.evaluation.max_new_tokens)
+    for group in groups:
+        rows = []
+        for row in group:
+            ids, _ = models.fit_prompt(tokenizer, "", row["prompt"], budget)
+            losses = continuation_logprobs(policy, ids, [s["kept"] for s in row["summaries"]])
+            found = [math.exp(-sum(one) / len(one)) if one else None for one in losses]
+            rows.append({"perplexities": found})
+        yield rows

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from alt_hpc import losses, models, reward, trainer
+from alt_hpc import interrupt, losses, models, reward, trainer
 from alt_hpc.losses import FeaturePair, Pair
 from alt_hpc.pieces import Piece
 from alt_hpc.ranks import Ranks
@@ -30,12 +30,12 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     inputs.device()
     make = _train_head if settings.head_only else _train_whole
     with tempfile.TemporaryDirectory(prefix="alt-hpc-reward-") as place:
-        rows = make(folder, piece, ranks, Path(place) / REWARD_MODEL)
+        rows, cut = make(folder, piece, ranks, Path(place) / REWARD_MODEL)
         if work is None:
             return
         shutil.copytree(Path(place) / REWARD_MODEL, work.folder / REWARD_MODEL)
     models.check_weights(work.folder / REWARD_MODEL)
-    facts = _held_out(folder, work.folder / REWARD_MODEL, ranks)
+    facts = _held_out(folder, work.folder / REWARD_MODEL, ranks) | {"prompts_cut": cut}
     print(
         f"reward model: {facts['accuracy']:.1%} of {facts['pairs']} held-out comparisons right"
         f" (the longer summary is the better one in {facts['longer_is_better']:.1%})"
@@ -43,8 +43,11 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     optimise.commit(folder, work, REWARD_MODEL, rows=rows, inputs={}, facts=facts)
 
 
-def _train_head(folder: RunFolder, piece: Piece, ranks: Ranks, target: Path) -> int:
-    """Train a linear head on the frozen trunk's features, computed once."""
+def _train_head(folder: RunFolder, piece: Piece, ranks: Ranks, target: Path) -> tuple[int, int]:
+    """Train a linear head on the frozen trunk's features, computed once.
+
+    Returns how many comparisons there were, and how many of them lost the end of their post.
+    """
     config = folder.config()
     settings = config.reward_training
     assert settings is not None
@@ -52,7 +55,8 @@ def _train_head(folder: RunFolder, piece: Piece, ranks: Ranks, target: Path) -> 
     place = folder.model(config.reward_model.base)
     trunk = _trunk(folder, place, ranks)
     pairs = folder.read_data("comparisons-train")
-    features = torch.stack(_features(folder, piece, trunk, pairs))  # [pairs, 2, hidden]
+    found = _features(folder, piece, trunk, pairs)
+    features = torch.stack([hidden for hidden, _ in found])  # [pairs, 2, hidden]
     # In units of each feature's spread: raw hidden states differ by orders of magnitude.
     scale = features.flatten(0, 1).std(0).clamp_min(1e-6)
     examples = [FeaturePair(pair) for pair in features / scale]
@@ -64,11 +68,11 @@ def _train_head(folder: RunFolder, piece: Piece, ranks: Ranks, target: Path) -> 
     if weights is not None:
         tokenizer = trunk.text.tokenizer
         reward.save_sequence_classifier(target, place, weights["weight"] / scale, tokenizer)
-    return len(examples)
+    return len(examples), sum(cut for _, cut in found)
 
 
-def _train_whole(folder: RunFolder, piece: Piece, ranks: Ranks, target: Path) -> int:
-    """Train trunk and head together; the head starts at zero."""
+def _train_whole(folder: RunFolder, piece: Piece, ranks: Ranks, target: Path) -> tuple[int, int]:
+    """Train trunk and head together; the head starts at zero. Returns as `_train_head`."""
     from transformers import AutoModelForSequenceClassification
 
     config = folder.config()
@@ -77,10 +81,11 @@ def _train_whole(folder: RunFolder, piece: Piece, ranks: Ranks, target: Path) ->
     assert config.reward_model.base is not None
     place = folder.model(config.reward_model.base)
     trunk = _trunk(folder, place, ranks)
-    examples = []
+    examples, lost = [], 0
     for row in folder.read_data("comparisons-train"):
-        (chosen, rejected), _ = trunk.text.ids(row["prompt"], [row["chosen"], row["rejected"]])
+        (chosen, rejected), cut = trunk.text.ids(row["prompt"], [row["chosen"], row["rejected"]])
         examples.append(Pair(chosen, rejected))
+        lost += cut
     start = target.with_name("start")
     width = trunk.model.config.get_text_config().hidden_size
     reward.save_sequence_classifier(start, place, torch.zeros(1, width), trunk.text.tokenizer)
@@ -95,7 +100,7 @@ def _train_whole(folder: RunFolder, piece: Piece, ranks: Ranks, target: Path) ->
         )
         card = "# Reward model\nTrained on comparisons; scores the last token.\n"
         models.save_folder(target, whole, trunk.text.tokenizer, card)
-    return len(examples)
+    return len(examples), lost
 
 
 def _trunk(folder: RunFolder, place: Path, ranks: Ranks) -> Trunk:
@@ -112,13 +117,14 @@ def _trunk(folder: RunFolder, place: Path, ranks: Ranks) -> Trunk:
 
 def _features(
     folder: RunFolder, piece: Piece, trunk: Trunk, pairs: list[dict[str, str]]
-) -> list[Tensor]:
-    """[2, hidden] for each comparison: chosen, rejected."""
+) -> list[tuple[Tensor, bool]]:
+    """[2, hidden] for each comparison (chosen, rejected), and whether its post was cut."""
     found = []
     started = time.time()
     for number, row in enumerate(pairs, start=1):
-        hidden, _ = trunk.hidden(row["prompt"], [row["chosen"], row["rejected"]])
-        found.append(hidden.cpu())
+        interrupt.check()
+        hidden, cut = trunk.hidden(row["prompt"], [row["chosen"], row["rejected"]])
+        found.append((hidden.cpu(), cut))
         if number % 10 == 0 or number == len(pairs):
             folder.show_progress(piece, number, len(pairs), "comparisons", started)
     return found

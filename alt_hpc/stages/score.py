@@ -53,4 +53,4 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
         print(f"{piece}: {aside} of {len(rows)} prompts set aside (too few finite rewards)")
     if cut:
         print(f"{piece}: {cut} of {len(rows)} posts cut to the reward model's length")
-    work.commit_rows(rows, inputs=sources, facts={"set_aside": aside, "posts_cut": cut})
+    work.commit_rows(rows, inputs=sources, facts={"set_aside": aside, "prompts_cut": cut})

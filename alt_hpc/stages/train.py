@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,8 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     tokenizer = inputs.tokenizer(folder, place)
     model = models.load_policy(place, "float32", inputs.cpu())
     set_dropout(model, config.policy.dropout)
-    families = list(_families(folder, k, tokenizer, place, side_by_side(model.config)))
+    cut: list[bool] = []  # whether a conditioned prompt lost the end of its post
+    families = list(_families(folder, k, tokenizer, place, side_by_side(model.config), cut))
     settings = config.training
     examples: list[Trainable]
     if settings.share_prompts:
@@ -89,10 +90,10 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     card = _card(config, k)
     export(work.folder / POLICY, place, weights, tokenizer, settings.export_dtype, card)
     steps = len(trainer.global_batches(len(examples), settings, config.seed + k))
-    facts = {"steps": steps, "last_step": first_step + steps}
+    facts = {"steps": steps, "last_step": first_step + steps, "prompts_cut": sum(cut)}
     rows = sum(len(family.answers) for family in families)
-    optimise.commit(folder, work, POLICY, rows=rows, inputs=sources, facts=facts)
     folder.publish_policy(piece, work.folder / POLICY)
+    optimise.commit(folder, work, POLICY, rows=rows, inputs=sources, facts=facts)
     _remove_old_policies(folder, k)
 
 
@@ -143,6 +144,7 @@ def _families(
     tokenizer: PreTrainedTokenizerBase,
     place: Path,
     together: bool,
+    cut: list[bool],
 ) -> Iterator[Siblings]:
     """A conditioned prompt and the sampled ids kept of its quantile, in the order of the draw."""
     config = folder.config()
@@ -151,34 +153,23 @@ def _families(
     budget = inputs.prompt_budget(folder, place, config.sampling.max_new_tokens)
     prefixes = [feedback.conditioning(settings.template, text) for text in settings.texts]
     samples = folder.all_rows(iteration, "sample")
-    cuts = _cuts(config, folder.all_rows(iteration, "score"))
-    for row, cut in zip(samples, cuts, strict=True):
+    cuts = feedback.cuts(settings, folder.all_rows(iteration, "score"))
+    for row, quantiles in zip(samples, cuts, strict=True):
         generations = row["generations"]
         rng = np.random.default_rng([config.seed, iteration, row["row"]])
         finished = [g["ended"] == "eos" for g in generations]
         kept: dict[int, list[list[int]]] = {}
-        for index in feedback.select(cut, finished, settings.per_quantile, rng):
+        for index in feedback.select(quantiles, finished, settings.per_quantile, rng):
             ids = generations[index]["ids"]
             if settings.append_eos and not finished[index] and _ends_sentence(generations[index]):
                 ids = [*ids, ends[0]]
-            quantile = cut[index]
+            quantile = quantiles[index]
             assert quantile is not None
             kept.setdefault(quantile, []).append(ids)
         for quantile, answers in kept.items():
-            prompt, _ = models.fit_prompt(tokenizer, prefixes[quantile], row["prompt"], budget)
+            prompt, lost = models.fit_prompt(tokenizer, prefixes[quantile], row["prompt"], budget)
+            cut.append(lost > 0)
             yield Siblings(prompt, answers, together)
-
-
-def _cuts(config: Config, scores: Iterable[dict[str, Any]]) -> Iterator[Sequence[int | None]]:
-    """Quantiles per row: as scored per prompt, or over the whole iteration (original Quark)."""
-    settings = config.feedback
-    if settings.pool == "prompt":
-        yield from (row["quantiles"] for row in scores)
-        return
-    rows = [[float("nan") if r is None else r for r in row["rewards"]] for row in scores]
-    pool = [reward for row in rows for reward in row]
-    flat = iter(feedback.quantiles(pool, settings.quantiles, settings.remainder))
-    yield from ([next(flat) for _ in row] for row in rows)
 
 
 def _ends_sentence(generation: dict[str, Any]) -> bool:

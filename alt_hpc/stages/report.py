@@ -42,7 +42,7 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     if k == 0 and maker is not None:
         report["reward_model"] = dict(folder.open_piece(maker)[1].facts)
     (work.folder / REPORT).write_text(json.dumps(report, indent=1))
-    found = reports(folder) | {k: report}
+    found = dict(sorted((reports(folder) | {k: report}).items()))
     write_atomically(folder.report_file, table(folder, found) + "\n")
     curves.write(folder, k, found)
     curves.draw(folder, found)

@@ -569,6 +569,26 @@ def test_the_good_config_is_good_and_its_folder_is_its_own(
     assert main(["plan", str(folder / "config.yaml"), "--set", "iterations=3"]) == 0
 
 
+def test_a_run_that_has_stopped_says_so(
+    good: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also to those who wait for it; and one that nothing runs any more does not `go on`."""
+    from alt_hpc import config as configs
+    from alt_hpc import launch, progress
+
+    folder, config = good
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    run = launch.prepare(configs.load(folder / "config.yaml"))
+    with run.only_one():
+        assert main(["status", str(run.path)]) == 0
+        assert capsys.readouterr().out.endswith("\ngoes on\n")
+    assert main(["status", str(run.path)]) == 0
+    assert "run the same command again" in capsys.readouterr().out
+    run.end("STOPPED", "stopped: the moon fell down")
+    assert progress.follow(run) == 1
+    assert capsys.readouterr().err == "stopped: the moon fell down\n"
+
+
 def test_data_of_a_failed_try_is_not_taken_for_that_of_the_next(
     good: tuple[Path, dict[str, Any]],
 ) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import throwaway
 
 from alt_hpc import config as configs
 from alt_hpc import launch
@@ -104,13 +103,13 @@ def undisturbed(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def slurm(slurm_starter: Callable[..., None]) -> None:
     """A Slurm cluster of 4 virtual nodes, without accounting (sacct disabled)."""
-    slurm_starter(17600)
+    slurm_starter()
 
 
 @pytest.fixture
 def slurm_with_accounting(slurm_starter: Callable[..., None]) -> None:
     """As `slurm`, with slurmdbd, so that sacct works."""
-    slurm_starter(17700, "--accounting")
+    slurm_starter("--accounting")
 
 
 @pytest.fixture
@@ -119,19 +118,9 @@ def slurm_starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
 
     A test that needs Slurm fails where there is none: it is never skipped.
     """
-    script = str(ROOT / "slurm" / "devcluster")
     place = Path("/tmp") / f"alt-hpc-test-{os.getpid()}"
-
-    def start(port: int, *options: str) -> None:
-        command = [script, "start", "--dir", str(place), "--port", str(port), *options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        name, _, value = done.stdout.strip().removeprefix("export ").partition("=")
-        monkeypatch.setenv(name, value.strip("'\""))
-
-    yield start
-    subprocess.run([script, "stop", "--dir", str(place)], timeout=120, capture_output=True)
-    shutil.rmtree(place, ignore_errors=True)
+    yield lambda *options: monkeypatch.setenv(*throwaway.start(place, *options))
+    throwaway.stop(place)
 
 
 @pytest.fixture(scope="session")

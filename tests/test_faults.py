@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import throwaway
 
 from alt_hpc import config as configs
 from alt_hpc import controller, launch, progress, task
@@ -34,7 +35,6 @@ from alt_hpc.runfolder import RunFolder
 ROOT = Path(__file__).parent.parent
 LONG_S = 420
 FULL = pytest.mark.faults
-OTHER_PORT = 18200 + os.getpid() % 40 * 20  # so that two test runs can share a machine
 TABLE: list[tuple[str, str, str, float]] = []  # fault, stages, what happened, seconds
 
 
@@ -149,23 +149,18 @@ def settings(python: Path, stages: tuple[str, ...] = STAGES) -> list[str]:
 def cluster() -> Iterator[None]:
     """One throw-away Slurm cluster for all tests of this file that need no other."""
     place = Path("/tmp") / f"alt-hpc-faults-{os.getpid()}"
-    yield from _cluster(place, OTHER_PORT - 1000)
+    yield from _cluster(place)
 
 
-def _cluster(place: Path, port: int, *options: str) -> Iterator[None]:
-    command = [str(ROOT / "slurm/devcluster"), "start", "--dir", str(place), "--port", str(port)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    name, _, value = done.stdout.strip().removeprefix("export ").partition("=")
+def _cluster(place: Path, *options: str) -> Iterator[None]:
+    name, value = throwaway.start(place, *options)
     before = os.environ.get(name)
-    os.environ[name] = value.strip("'\"")
+    os.environ[name] = value
     try:
         yield
     finally:
         os.environ.pop(name) if before is None else os.environ.update({name: before})
-        stop = [str(ROOT / "slurm/devcluster"), "stop", "--dir", str(place)]
-        subprocess.run(stop, timeout=120, capture_output=True)
-        shutil.rmtree(place, ignore_errors=True)
+        throwaway.stop(place)
 
 
 @pytest.fixture(scope="module")
@@ -448,7 +443,7 @@ def test_slurmctld_goes_away(
     tiny_config: Path, tmp_path: Path, stub_expected: dict[int, bytes], how: str
 ) -> None:
     """On a cluster of its own: one that has lost its state gives old job ids again."""
-    for _ in _cluster(_elsewhere(), OTHER_PORT):
+    for _ in _cluster(_elsewhere()):
         python = interpreter(tmp_path, stubs=True)
         chosen = [*settings(python), *STUB]
         _slurmctld_goes_away(Site(tmp_path, tiny_config, stub_expected, settings=chosen), how)
@@ -770,7 +765,7 @@ def test_a_task_exceeds_its_memory(
     tiny_config: Path, tmp_path: Path, stub_expected: dict[int, bytes]
 ) -> None:
     options = ["JobAcctGatherParams=OverMemoryKill", "JobAcctGatherFrequency=1"]
-    for _ in _cluster(_elsewhere(), OTHER_PORT, *[a for o in options for a in ("--conf", o)]):
+    for _ in _cluster(_elsewhere(), *[a for o in options for a in ("--conf", o)]):
         python = interpreter(tmp_path, stubs=True)
         site = Site(tmp_path, tiny_config, stub_expected, settings=[*settings(python), *STUB])
         site.fault("sample-1-1", "group1 memory")
@@ -808,7 +803,7 @@ def test_limits_of_the_cluster(
     options: list[str],
     happened: str,
 ) -> None:
-    for _ in _cluster(_elsewhere(), OTHER_PORT, *options):
+    for _ in _cluster(_elsewhere(), *options):
         python = interpreter(tmp_path, stubs=True)
         site = Site(tmp_path, tiny_config, stub_expected, settings=[*settings(python), *STUB])
         began = time.monotonic()
@@ -822,7 +817,7 @@ def test_a_task_of_several_shards_killed_over_its_first(
     tiny_config: Path, tmp_path: Path, stub_expected: dict[int, bytes]
 ) -> None:
     """Only the shard that it died over has used up a try."""
-    for _ in _cluster(_elsewhere(), OTHER_PORT, "--max-array", "4"):
+    for _ in _cluster(_elsewhere(), "--max-array", "4"):
         python = interpreter(tmp_path, stubs=True)
         site = Site(tmp_path, tiny_config, stub_expected, settings=[*settings(python), *STUB])
         site.fault("sample-1-0", "group0 kill")
@@ -841,7 +836,7 @@ def test_a_submit_limit_of_the_user(
     tiny_config: Path, tmp_path: Path, stub_expected: dict[int, bytes]
 ) -> None:
     enforce = ["--conf", "AccountingStorageEnforce=limits,qos"]
-    for _ in _cluster(_elsewhere(), OTHER_PORT, "--accounting", *enforce):
+    for _ in _cluster(_elsewhere(), "--accounting", *enforce):
         client("sacctmgr", "-i", "modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=6")
         python = interpreter(tmp_path, stubs=True)
         site = Site(tmp_path, tiny_config, stub_expected, settings=[*settings(python), *STUB])

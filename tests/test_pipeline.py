@@ -206,11 +206,9 @@ def test_curves_run_through_all_iterations_without_doubled_points(undisturbed: R
 
 
 def test_a_report_made_again_replaces_its_points(undisturbed: RunFolder, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(undisturbed.path, copy, symlinks=True)
-    folder = RunFolder(copy)
+    folder = _copy(undisturbed, tmp_path)
     folder.withdraw(Piece(1, "report"))
-    task.stage(str(copy), "report", "1", "0", "2")
+    task.stage(str(folder.path), "report", "1", "0", "2")
     points = _scalars(folder.tensorboard("iterations"))["valid-best/reward"]
     assert [step for step, _ in points] == [0, 1, 2]
 
@@ -218,19 +216,17 @@ def test_a_report_made_again_replaces_its_points(undisturbed: RunFolder, tmp_pat
 def test_a_report_killed_before_its_end_leaves_nothing_out(
     undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(undisturbed.path, copy, symlinks=True)
-    folder, report = RunFolder(copy), Piece(2, "report")
+    folder, report = _copy(undisturbed, tmp_path), Piece(2, "report")
     folder.withdraw(report)
     for file in (folder.report_file, folder.curves_file):
         file.unlink()
     told = folder.manifest(Piece(1, "report"))
     monkeypatch.setattr(curves, "draw", _killed)
     with pytest.raises(KeyboardInterrupt):
-        task.stage(str(copy), "report", "2", "0", "2")
+        task.stage(str(folder.path), "report", "2", "0", "2")
     monkeypatch.undo()
     assert folder.manifest(report) is None
-    task.stage(str(copy), "report", "2", "0", "3")
+    task.stage(str(folder.path), "report", "2", "0", "3")
     assert folder.report_file.read_text() == undisturbed.report_file.read_text()
     assert folder.curves_file.is_file()
     assert folder.manifest(Piece(1, "report")) == told
@@ -241,9 +237,7 @@ def test_a_report_killed_before_its_end_leaves_nothing_out(
 def test_an_evaluation_asked_to_stop_goes_on_where_it_was(
     undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(undisturbed.path, copy, symlinks=True)
-    folder, piece = RunFolder(copy), Piece(1, "evaluate")
+    folder, piece = _copy(undisturbed, tmp_path), Piece(1, "evaluate")
     expected = list(folder.rows(piece))
     folder.withdraw(piece)
     groups = 3 * -(-len(expected) // 2 // folder.config().evaluation.group)  # of three passes
@@ -252,12 +246,18 @@ def test_an_evaluation_asked_to_stop_goes_on_where_it_was(
         asked = iter([False, True])
         monkeypatch.setattr(interrupt, "asked", lambda asked=asked: next(asked))
         with pytest.raises(SystemExit):
-            task.stage(str(copy), "evaluate", "1", "0", str(attempt + 1))
+            task.stage(str(folder.path), "evaluate", "1", "0", str(attempt + 1))
         saved.append(folder.saved(piece))
     assert saved == list(range(1, groups))
     monkeypatch.undo()
-    task.stage(str(copy), "evaluate", "1", "0", "99")
+    task.stage(str(folder.path), "evaluate", "1", "0", "99")
     assert list(folder.rows(piece)) == expected
+
+
+def _copy(run: RunFolder, place: Path) -> RunFolder:
+    """The same run in another folder, to be spoilt."""
+    shutil.copytree(run.path, place / "run", symlinks=True)
+    return RunFolder(place / "run")
 
 
 def _killed(*_: Any) -> None:

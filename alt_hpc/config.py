@@ -566,6 +566,7 @@ def _check_cluster(config: Config, reader: _Reader) -> None:
 
 _ONLY_IN = {  # keys of one kind of training alone
     "head_only": "reward_training",
+    "entropy": "training",
     "kl": "training",
     "share_prompts": "training",
     "max_length": "sft",

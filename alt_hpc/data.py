@@ -14,7 +14,6 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from alt_hpc import hub
 from alt_hpc.config import Config, Source, one_line
 from alt_hpc.errors import InputError, blaming
 from alt_hpc.pieces import Sharding, cut
@@ -45,9 +44,8 @@ def freeze(config: Config, folder: RunFolder) -> None:
         wanted += [("comparisons", comparisons, split, pair) for split in ("train", "valid")]
     for name, source, split, columns in wanted:
         limit = {"train": source.limit, "valid": source.valid_limit}.get(split)
-        with blaming(f"data.{name}"):
-            texts = read(source, split, columns, f"data.{name}")
-            folder.write_data(f"{name}-{split}", islice(texts, limit))
+        texts = read(source, split, columns, f"data.{name}")
+        folder.write_data(f"{name}-{split}", islice(texts, limit))
     rows = folder.data_facts("prompts-train")["rows"]
     if not config.sampling.replacement and rows < config.sampling.prompts:
         raise InputError(
@@ -64,6 +62,13 @@ def read(
 
     `field` names the config section in errors.
     """
+    with blaming(field):
+        yield from _read(source, split, columns, field)
+
+
+def _read(
+    source: Source, split: str, columns: tuple[str, ...], field: str
+) -> Iterator[dict[str, str]]:
     name = getattr(source, split)
     file = local_file(source.path, name, field, split)
     where = str(file or f"{source.path} ({name})")
@@ -78,7 +83,7 @@ def read(
         raise InputError(f"{file}: neither JSONL nor Parquet ({kinds})", f"{field}.{split}")
     first = next(numbered, None)
     if first is None:
-        raise InputError(f"{where}: the data set is empty", field)
+        raise InputError(f"{where}: the data set is empty")
     theirs = {ours: source.columns.get(ours, ours) for ours in columns}
     for ours, column in theirs.items():
         if column not in first[1]:
@@ -86,7 +91,7 @@ def read(
                 f"{where}: no column '{column}' (found: {one_line(', '.join(first[1]))})",
                 f"{field}.columns.{ours}",
             )
-    return _texts(chain([first], numbered), theirs, where)
+    yield from _texts(chain([first], numbered), theirs, where)
 
 
 def _texts(numbered: Numbered, theirs: dict[str, str], where: str) -> Iterator[dict[str, str]]:
@@ -148,9 +153,11 @@ def local_file(path: str, name: str, field: str, split: str) -> Path | None:
 def _load(path: str, name: str, field: str, split: str) -> Numbered:
     """Rows of a hub data set, which `datasets` maps into memory."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    away = hub.unreachable()
     import datasets  # slow to import, and the controller never needs it
 
+    from alt_hpc import hub
+
+    away = hub.unreachable()
     try:
         with hub.asked_not_at_all() if away else contextlib.nullcontext():
             table = datasets.load_dataset(path, split=name)
@@ -258,8 +265,7 @@ def evaluated_rows(config: Config, folder: RunFolder, split: str, iteration: int
         return min(rows, asked or rows)
     if asked:  # only a plan is asked for, before anything has been frozen
         return asked
-    with blaming("data.prompts"):
-        return sum(1 for _ in read(config.data.prompts, split, ("prompt",), "data.prompts"))
+    return sum(1 for _ in read(config.data.prompts, split, ("prompt",), "data.prompts"))
 
 
 def drawn_prompts(folder: RunFolder, iteration: int, start: int, end: int) -> list[str]:

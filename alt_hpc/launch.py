@@ -230,9 +230,7 @@ def fetch(config: Config) -> None:
         source = getattr(config.data, section)
         for split in ("train", "valid", "test") if source else ():
             if getattr(source, split):
-                with blaming(f"data.{section}"):
-                    texts = data.read(source, split, ("prompt",), f"data.{section}")
-                    rows = sum(1 for _ in texts)
+                rows = sum(1 for _ in data.read(source, split, ("prompt",), f"data.{section}"))
                 print(f"{source.path} {split}: {rows} rows")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import torch
 import transformers
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -148,7 +149,7 @@ def _from_hub(name: str, *, whole: bool) -> Path:
         try:
             return _snapshot(name, whole=whole)
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            why = reason(error)
+            why = _reason(error)
     if name == SMOLLM2:
         return _smollm2()
     raise InputError(
@@ -244,37 +245,39 @@ def _dequantise(source: Path, target: Path) -> None:
 
 
 # --- loading ----------------------------------------------------------------------------------
-# Whatever a broken folder makes transformers, torch or pickle raise is wrong input.
 
 
-def reason(error: BaseException) -> str:
+@contextlib.contextmanager
+def blaming_folder(problem: str) -> Iterator[None]:
+    """Whatever a broken folder makes transformers, torch or pickle raise is wrong input."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"{problem} ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
     """What an error says, on one line; its name where it says nothing."""
+    if isinstance(error, UnpicklingError):
+        return "it holds more than tensors"
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder; InputError where it has none."""
-    try:
+    with blaming_folder(f"{folder}: no tokenizer can be loaded from here"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:
-        raise InputError(
-            f"{folder}: no tokenizer can be loaded from here ({reason(error)})"
-        ) from error
     return tokenizer
 
 
 def load_config(folder: Path) -> PretrainedConfig:
     """The `config.json` of a folder; InputError where it has none that transformers knows."""
-    try:
+    with blaming_folder(f"{folder}/config.json: no model configuration"):
         config: PretrainedConfig = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:
-        raise InputError(
-            f"{folder}/config.json: no model configuration ({reason(error)})"
-        ) from error
     return config
 
 
@@ -300,7 +303,7 @@ def load_whole(auto: Any, folder: Path, dtype: str, device: torch.device) -> Pre
     load_config(folder)
     files = weight_files(folder)
     # Attention is left to transformers: sdpa where the architecture has it (GPT-J has not).
-    try:
+    with blaming_folder(f"{files[0]}: the weights cannot be loaded"):
         model, info = auto.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
@@ -308,8 +311,6 @@ def load_whole(auto: Any, folder: Path, dtype: str, device: torch.device) -> Pre
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except Exception as error:
-        raise InputError(f"{files[0]}: the weights cannot be loaded ({reason(error)})") from error
     if info["missing_keys"]:
         raise InputError(f"{files[0]}: the weight {min(info['missing_keys'])} is missing")
     return ready(model, device)
@@ -363,25 +364,21 @@ def _check_weight(
 
 def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and tensor of everything in a weight file, mapped rather than read at once."""
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as source:
-                for name in sorted(source.keys()):
-                    yield name, source.get_tensor(name)
-            return
-        state = load_pickled(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file}: the weights cannot be read ({reason(error)})") from error
-    yield from sorted(state.items())
+    if file.suffix != ".safetensors":
+        yield from sorted(load_pickled(file).items())
+        return
+    with (
+        blaming_folder(f"{file}: the weights cannot be read"),
+        safe_open(file, framework="pt") as source,
+    ):
+        for name in sorted(source.keys()):
+            yield name, source.get_tensor(name)
 
 
 def load_pickled(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a `.bin` file, memory-mapped; nothing else is unpickled."""
-    try:
+    with blaming_folder(f"{file}: the weights cannot be read"):
         state = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
-    except Exception as error:
-        said = "it holds more than tensors" if isinstance(error, UnpicklingError) else reason(error)
-        raise InputError(f"{file}: the weights cannot be read ({said})") from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise InputError(f"{file}: the weights cannot be read (not a mapping of names to tensors)")
     return state
@@ -389,12 +386,12 @@ def load_pickled(file: Path) -> dict[str, torch.Tensor]:
 
 def empty(config: PretrainedConfig, auto: Any, dtype: str = "float32") -> PreTrainedModel:
     """The model of a config without memory for its weights."""
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = auto.from_config(config, dtype=getattr(torch, dtype))
-    except Exception as error:
-        kind = f"no {auto.__name__.removeprefix('AutoModelFor')} can be made of it"
-        raise InputError(f"{config.name_or_path}/config.json: {kind} ({reason(error)})") from error
+    kind = auto.__name__.removeprefix("AutoModelFor")
+    with (
+        blaming_folder(f"{config.name_or_path}/config.json: no {kind} can be made of it"),
+        torch.device("meta"),
+    ):
+        model: PreTrainedModel = auto.from_config(config, dtype=getattr(torch, dtype))
     return model
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -319,12 +318,11 @@ def _carperai_state(folder: Path) -> dict[str, Tensor] | None:
         file = folder / name
         if not file.is_file():
             continue
-        try:
-            safe = file.suffix == ".safetensors"
-            state = load_file(file) if safe else models.load_pickled(file)
-        except (OSError, SafetensorError) as error:
-            said = models.reason(error)
-            raise InputError(f"{file}: the weights cannot be read ({said})") from error
+        if file.suffix == ".safetensors":
+            with models.blaming_folder(f"{file}: the weights cannot be read"):
+                state = load_file(file)
+        else:
+            state = models.load_pickled(file)
         if _HEAD in state:
             return state
     return None

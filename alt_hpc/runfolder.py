@@ -257,7 +257,7 @@ class RunFolder:
             )
 
     @contextlib.contextmanager
-    def only_one(self, name: str = "lock", within_s: float = 0.0) -> Iterator[None]:
+    def only_one(self, name: str = "lock", within_s: float = 1.0) -> Iterator[None]:
         """One process at a time. The kernel frees the lock when its holder dies."""
         deadline = time.monotonic() + within_s
         with (self.path / name).open("w") as file:
@@ -276,7 +276,7 @@ class RunFolder:
     def in_use(self) -> bool:
         """Whether `alt-hpc run` works in this folder now."""
         try:
-            with self.only_one():
+            with self.only_one(within_s=0.0):
                 return False
         except InputError:
             return True

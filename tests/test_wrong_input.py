@@ -366,12 +366,11 @@ INPUT: dict[str, tuple[Edit, list[str]]] = {
     ),
     "no comparisons": (COMPARED, ["nowhere", "data.comparisons.path"]),
     "no model folder": (put("policy.model", "FOLDER/gone"), ["/gone", "no such model folder"]),
-    "a model's name misspelt": (
-        both(put("policy.tokenizer", "FOLDER/policy"), put("policy.tokenizer", "FOLDER/gone")),
+    "no reward model folder": (put("reward_model.model", "./gone"), ["gone", "no such model"]),
+    "no tokenizer folder": (
+        put("policy.tokenizer", "FOLDER/gone"),
         ["policy.tokenizer", "/gone", "no such model folder"],
     ),
-    "no reward model folder": (put("reward_model.model", "./gone"), ["gone", "no such model"]),
-    "no tokenizer folder": (put("policy.tokenizer", "FOLDER/gone"), ["/gone"]),
     "model without weights": (model("policy", remove("*.safetensors")), ["/policy", "no model w"]),
     "model without config": (model("policy", remove("config.json")), ["/policy/config.json"]),
     "model without tokenizer": (model("policy", remove("tokenizer*")), ["/policy", "tokenizer"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from alt_hpc import data, models, packed, pieces
@@ -38,18 +38,14 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     starts = [*range(0, len(prompts), size), len(prompts)]
     made: list[list[dict[str, Any]]] = []  # by pass, a row per prompt
 
-    def summaries(wanted: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
-        yield from _summaries(folder, k, map(groups.__getitem__, wanted))
+    def summarised(group: int) -> list[dict[str, Any]]:
+        return made[0][starts[group] : starts[group + 1]]
 
-    def rewards(wanted: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
-        rows = (made[0][starts[group] : starts[group + 1]] for group in wanted)
-        yield from _rewards(folder, rows)
-
-    def perplexities(wanted: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
-        rows = (made[0][starts[group] : starts[group + 1]] for group in wanted)
-        yield from _perplexities(folder, rows)
-
-    passes = (summaries, rewards, perplexities)
+    passes: tuple[Callable[[Iterator[int]], Iterator[list[dict[str, Any]]]], ...] = (
+        lambda wanted: _summaries(folder, k, map(groups.__getitem__, wanted)),
+        lambda wanted: _rewards(folder, map(summarised, wanted)),
+        lambda wanted: _perplexities(folder, map(summarised, wanted)),
+    )
     for number, make in enumerate(passes):
         made.append(work.resumable(sources, starts, make, "prompts", part=(number, len(passes))))
         gc.collect()  # the model of this pass

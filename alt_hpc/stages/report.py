@@ -94,5 +94,5 @@ def _durations(folder: RunFolder, made: dict[Piece, Manifest]) -> dict[str, floa
         "median_s": median,
         "slowest_s": max(seconds),
         "straggling": max(seconds) / max(median, 1e-3),
-        "queue_wait_s": max(0.0, *waits, 0.0),
+        "queue_wait_s": max([0.0, *waits]),
     }

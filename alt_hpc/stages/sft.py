@@ -31,10 +31,11 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     inputs.device()
     place = folder.model(config.policy.base)
     tokenizer = inputs.tokenizer(folder, place)
-    cut: list[bool] = []  # whether a row lost the end of its post or of its label
-    examples = list(_examples(folder, tokenizer, settings.max_length, cut))
-    if sum(cut):
-        print(f"{piece}: {sum(cut)} of {len(cut)} rows were cut to {settings.max_length} tokens")
+    made = list(_examples(folder, tokenizer, settings.max_length))
+    examples = [example for example, _ in made]
+    cut = sum(lost for _, lost in made)
+    if cut:
+        print(f"{piece}: {cut} of {len(made)} rows were cut to {settings.max_length} tokens")
     model = models.load_policy(place, "float32", inputs.cpu())
     train.set_dropout(model, config.policy.dropout)
     trainer.prepare(model, settings)
@@ -46,15 +47,18 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     card = CARD.format(base=config.policy.base)
     train.export(work.folder / POLICY, place, weights, tokenizer, settings.export_dtype, card)
     steps = len(trainer.global_batches(len(examples), settings, config.seed))
-    facts = {"steps": steps, "prompts_cut": sum(cut)}
+    facts = {"steps": steps, "prompts_cut": cut}
     folder.publish_policy(piece, work.folder / POLICY)
     optimise.commit(folder, work, POLICY, rows=len(examples), inputs={}, facts=facts)
 
 
 def _examples(
-    folder: RunFolder, tokenizer: PreTrainedTokenizerBase, max_length: int, cut: list[bool]
-) -> Iterator[Example]:
-    """Prompt + ` {label}` stripped + EOS; the post gives way where it is too long."""
+    folder: RunFolder, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Iterator[tuple[Example, bool]]:
+    """Prompt + ` {label}` stripped + EOS; the post gives way where it is too long.
+
+    And whether post or label lost its end.
+    """
     if tokenizer.eos_token_id is None:
         raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token")
     for row in folder.read_data("prompts-train"):
@@ -62,5 +66,4 @@ def _examples(
         shortened = label[: max_length // 2]
         answer = [*shortened, tokenizer.eos_token_id]
         prompt, lost = models.fit_prompt(tokenizer, "", row["prompt"], max_length - len(answer))
-        cut.append(lost > 0 or shortened != label)
-        yield Example([*prompt, *answer], len(prompt))
+        yield Example([*prompt, *answer], len(prompt)), lost > 0 or shortened != label

@@ -53,8 +53,9 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     tokenizer = inputs.tokenizer(folder, place)
     model = models.load_policy(place, "float32", inputs.cpu())
     set_dropout(model, config.policy.dropout)
-    cut: list[bool] = []  # whether a conditioned prompt lost the end of its post
-    families = list(_families(folder, k, tokenizer, place, side_by_side(model.config), cut))
+    made = list(_families(folder, k, tokenizer, place, side_by_side(model.config)))
+    families = [family for family, _ in made]
+    cut = sum(lost for _, lost in made)
     settings = config.training
     examples: list[Trainable]
     if settings.share_prompts:
@@ -90,7 +91,7 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     card = _card(config, k)
     export(work.folder / POLICY, place, weights, tokenizer, settings.export_dtype, card)
     steps = len(trainer.global_batches(len(examples), settings, config.seed + k))
-    facts = {"steps": steps, "last_step": first_step + steps, "prompts_cut": sum(cut)}
+    facts = {"steps": steps, "last_step": first_step + steps, "prompts_cut": cut}
     rows = sum(len(family.answers) for family in families)
     folder.publish_policy(piece, work.folder / POLICY)
     optimise.commit(folder, work, POLICY, rows=rows, inputs=sources, facts=facts)
@@ -144,9 +145,11 @@ def _families(
     tokenizer: PreTrainedTokenizerBase,
     place: Path,
     together: bool,
-    cut: list[bool],
-) -> Iterator[Siblings]:
-    """A conditioned prompt and the sampled ids kept of its quantile, in the order of the draw."""
+) -> Iterator[tuple[Siblings, bool]]:
+    """A conditioned prompt and the sampled ids kept of its quantile, in the order of the draw.
+
+    And whether the prompt lost the end of its post.
+    """
     config = folder.config()
     settings = config.feedback
     ends = models.eos_ids(models.load_config(place), tokenizer)
@@ -168,8 +171,7 @@ def _families(
             kept.setdefault(quantile, []).append(ids)
         for quantile, answers in kept.items():
             prompt, lost = models.fit_prompt(tokenizer, prefixes[quantile], row["prompt"], budget)
-            cut.append(lost > 0)
-            yield Siblings(prompt, answers, together)
+            yield Siblings(prompt, answers, together), lost > 0
 
 
 def _ends_sentence(generation: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from alt_hpc.errors import InputError
+from alt_hpc.graph import STAGES
 
 WRONG_INPUT = 2
 
@@ -64,16 +65,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("run", type=Path, metavar="RUN")
         command.set_defaults(command=function)
     stage = commands.add_parser("stage", help="run one piece of a run by hand")
-    stage.add_argument("name", choices=_stage_names(), metavar="STAGE")
+    stage.add_argument("name", choices=[*STAGES], metavar="STAGE")
     stage.add_argument("run", type=Path, metavar="RUN")
     stage.add_argument("--iteration", type=int, default=0)
     stage.add_argument("--shard", type=int, default=0)
     stage.set_defaults(command=_stage)
     return parser
-
-
-def _stage_names() -> tuple[str, ...]:
-    return ("sft", "reward-model", "sample", "score", "train", "evaluate", "report")
 
 
 def _submit(options: argparse.Namespace) -> int:
@@ -104,7 +101,7 @@ def _fetch(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     from alt_hpc import progress
-    from alt_hpc.runfolder import RunFolder
+    from alt_hpc.run.folder import RunFolder
 
     print(progress.status(RunFolder(options.run)))
     return 0
@@ -112,7 +109,7 @@ def _status(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from alt_hpc import summary
-    from alt_hpc.runfolder import RunFolder
+    from alt_hpc.run.folder import RunFolder
 
     print(summary.summary(RunFolder(options.run)))
     return 0
@@ -120,7 +117,7 @@ def _report(options: argparse.Namespace) -> int:
 
 def _cancel(options: argparse.Namespace) -> int:
     from alt_hpc import launch
-    from alt_hpc.runfolder import RunFolder
+    from alt_hpc.run.folder import RunFolder
 
     folder = RunFolder(options.run)
     folder.facts()  # or it is no run folder
@@ -129,7 +126,7 @@ def _cancel(options: argparse.Namespace) -> int:
 
 def _controller(options: argparse.Namespace) -> int:
     from alt_hpc import controller
-    from alt_hpc.runfolder import RunFolder
+    from alt_hpc.run.folder import RunFolder
 
     folder = RunFolder(options.run)
     folder.facts()  # or it is no run folder
@@ -137,16 +134,17 @@ def _controller(options: argparse.Namespace) -> int:
 
 
 def _stage(options: argparse.Namespace) -> int:
-    from alt_hpc import task
-    from alt_hpc.pieces import Piece
-    from alt_hpc.runfolder import PieceDamaged, RunFolder
+    from alt_hpc.graph import Piece
+    from alt_hpc.run.folder import RunFolder
+    from alt_hpc.run.manifests import PieceDamaged
+    from alt_hpc.task import StageTask
 
     folder, piece = RunFolder(options.run), Piece(options.iteration, options.name, options.shard)
     folder.facts()  # or it is no run folder
-    if piece not in folder.pieces():
+    if piece not in folder.graph().pieces():
         raise InputError(f"{folder.path}: {piece}: the run has no such piece (yet)")
     try:
-        task.stage(str(options.run), options.name, str(options.iteration), str(options.shard), "0")
+        StageTask(str(options.run), piece.stage, piece.iteration, (piece.shard,), 0).make()
     except PieceDamaged as error:
         raise InputError(str(error)) from error
     return 0

@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 import yaml
 
-from alt_hpc.errors import InputError
+from alt_hpc import graph
+from alt_hpc.errors import InputError, one_line
 
 LARGEST = 2**31 - 1  # of whole numbers: what Slurm and every library take
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -160,8 +161,11 @@ class StageCluster:
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """Where and how jobs run. Free: it may change whenever a run is submitted again."""
+class _Cluster:
+    """Where and how jobs run. Free: it may change whenever a run is submitted again.
+
+    `Cluster` has a key for each stage beside these.
+    """
 
     backend: Literal["local", "slurm"] = "local"
     slots: int = 1  # local: tasks at once
@@ -174,19 +178,27 @@ class Cluster:
     minutes: int = 60
     sbatch: dict[str, str | int | bool] = field(default_factory=dict)
     controller: StageCluster = field(default_factory=StageCluster)
-    sft: StageCluster = field(default_factory=StageCluster)
-    reward_model: StageCluster = field(default_factory=StageCluster)
-    sample: StageCluster = field(default_factory=StageCluster)
-    score: StageCluster = field(default_factory=StageCluster)
-    train: StageCluster = field(default_factory=StageCluster)
-    evaluate: StageCluster = field(default_factory=StageCluster)
-    report: StageCluster = field(default_factory=StageCluster)
 
     def stage(self, name: str) -> StageCluster:
         """Settings of a stage by its name (`reward-model` is the key `reward_model`)."""
-        settings = getattr(self, name.replace("-", "_"))
-        assert isinstance(settings, StageCluster)
+        settings: StageCluster = getattr(self, graph.STAGES[name].key)
         return settings
+
+    def stages(self) -> dict[str, StageCluster]:
+        """Settings of the controller and of every stage, by their keys."""
+        keys = ["controller", *(stage.key for stage in graph.STAGES.values())]
+        return {key: getattr(self, key) for key in keys}
+
+
+if typing.TYPE_CHECKING:
+    Cluster = _Cluster
+else:
+    Cluster = dataclasses.make_dataclass(
+        "Cluster",
+        [(s.key, StageCluster, field(default_factory=StageCluster)) for s in graph.STAGES.values()],
+        bases=(_Cluster,),
+        frozen=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -219,11 +231,6 @@ class Config:
     def fingerprint(self) -> str:
         """sha256 (hex) of `frozen`."""
         return digest(self.frozen())
-
-
-def one_line(text: str) -> str:
-    """A text as it may stand in a sentence: unprintable characters escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def digest(value: Any) -> str:
@@ -282,9 +289,9 @@ def _read(path: str | Path, overrides: typing.Sequence[str]) -> tuple[_Reader, y
     return _Reader(str(path)), root
 
 
-def from_json(values: dict[str, Any]) -> Config:
-    """The config of a run folder, which `load` has checked before it was written."""
-    config: Config = _Reader("config.json").build(Config, _json_node(values), "")
+def from_json(values: dict[str, Any], name: str) -> Config:
+    """The config of a run folder (in a file of this name), which `load` has checked before."""
+    config: Config = _Reader(name).build(Config, _json_node(values), "")
     return config
 
 
@@ -517,10 +524,10 @@ def _check(config: Config, reader: _Reader) -> None:
             "sampling.generations",
             f"{config.sampling.generations} generations cannot fill {feedback.quantiles} quantiles",
         )
-    for name, stage in (("training", "train"), ("sft", "sft"), ("reward_training", "reward_model")):
-        training: Training | None = getattr(config, name)
+    for section, stage in trainings().items():
+        training: Training | None = getattr(config, section)
         if training is not None:
-            _check_training(config, reader, name, training, stage)
+            _check_training(config, reader, section, training, stage.name)
 
 
 def _check_data(config: Config, reader: _Reader) -> None:
@@ -535,7 +542,11 @@ def _check_data(config: Config, reader: _Reader) -> None:
         raise reader.error("evaluation.test_prompts", "data.prompts.test names no test split")
 
 
-_MANY_PROCESSES = ("sft", "reward_model", "train")
+def trainings() -> dict[str, graph.Stage]:
+    """The stages that optimise something, by the section that says how."""
+    return {stage.training: stage for stage in graph.STAGES.values() if stage.training}
+
+
 _OUR_SBATCH = [
     *("array", "comment", "cpus-per-task", "dependency", "error", "job-name", "nodes"),
     *("no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "requeue"),
@@ -545,19 +556,22 @@ _OUR_SBATCH = [
 
 def _check_cluster(config: Config, reader: _Reader) -> None:
     """No setting of a stage that would do nothing, or break the chain of jobs."""
-    for name in _STAGES:
-        stage = config.cluster.stage(name)
-        field = f"cluster.{name}"
-        if stage.nodes * stage.tasks_per_node > 1 and name not in _MANY_PROCESSES:
-            key = "nodes" if stage.nodes > 1 else "tasks_per_node"
-            raise reader.error(f"{field}.{key}", "one process makes a shard: ask for more shards")
-        if name == "score" and stage.shards not in (1, config.cluster.sample.shards):
-            problem = f"scoring has the shards of sampling ({config.cluster.sample.shards})"
-            raise reader.error(f"{field}.shards", problem)
-        if stage.shards > 1 and name not in ("sample", "score", "evaluate"):
+    cluster = config.cluster
+    for key, settings in cluster.stages().items():
+        stage = next((s for s in graph.STAGES.values() if s.key == key), None)
+        field = f"cluster.{key}"
+        many = stage is not None and stage.training is not None
+        if settings.nodes * settings.tasks_per_node > 1 and not many:
+            size = "nodes" if settings.nodes > 1 else "tasks_per_node"
+            raise reader.error(f"{field}.{size}", "one process makes a shard: ask for more shards")
+        cut = stage.cut if stage else None
+        if settings.shards > 1 and cut is None:
             raise reader.error(f"{field}.shards", "this stage is not cut into shards")
-    options = {"cluster": config.cluster.sbatch}
-    options |= {f"cluster.{name}": config.cluster.stage(name).sbatch for name in _STAGES}
+        if cut and cut != key and settings.shards not in (1, cluster.stage(cut).shards):
+            problem = f"this stage has the shards of {cut} ({cluster.stage(cut).shards})"
+            raise reader.error(f"{field}.shards", problem)
+    options = {"cluster": cluster.sbatch}
+    options |= {f"cluster.{key}": settings.sbatch for key, settings in cluster.stages().items()}
     for section, given in options.items():
         for key in given:
             if key.replace("_", "-") in _OUR_SBATCH:
@@ -579,14 +593,14 @@ def _check_training(
     for key, section in _ONLY_IN.items():
         if section != name and getattr(training, key) != getattr(Training(), key):
             raise reader.error(f"{name}.{key}", f"has no effect here (only in {section})")
-    asked = config.cluster.stage(stage)
+    asked, key = config.cluster.stage(stage), graph.STAGES[stage].key
     world = asked.nodes * asked.tasks_per_node
     if training.global_batch % world:
         raise reader.error(
             f"{name}.global_batch",
             f"{training.global_batch} sequences cannot be divided among {world} processes"
-            f" (cluster.{stage}: {asked.nodes} nodes x {asked.tasks_per_node} tasks)",
-            reader.nodes.get(f"{name}.global_batch") or reader.nodes.get(f"cluster.{stage}"),
+            f" (cluster.{key}: {asked.nodes} nodes x {asked.tasks_per_node} tasks)",
+            reader.nodes.get(f"{name}.global_batch") or reader.nodes.get(f"cluster.{key}"),
         )
     if name == "training" and training.share_prompts:
         size = config.feedback.per_quantile
@@ -608,8 +622,6 @@ def _check_training(
         raise reader.error(f"{name}.betas", "expected two numbers")
 
 
-_TRAININGS = ("training", "sft", "reward_training")
-_STAGES = [f.name for f in dataclasses.fields(Cluster) if f.default_factory is StageCluster]
 _RANGES: list[tuple[str, Callable[[float], bool], str]] = [
     (
         "at least 1",
@@ -665,7 +677,8 @@ def _check_numbers(config: Config, reader: _Reader) -> None:
 def _spelled_out(name: str) -> list[str]:
     """TRAINING and STAGE stand for each section of that kind."""
     kind, _, key = name.partition(".")
-    sections = {"TRAINING": _TRAININGS, "STAGE": [f"cluster.{stage}" for stage in _STAGES]}
+    keys = ["controller", *(stage.key for stage in graph.STAGES.values())]
+    sections = {"TRAINING": [*trainings()], "STAGE": [f"cluster.{key}" for key in keys]}
     return [f"{section}.{key}" for section in sections[kind]] if kind in sections else [name]
 
 

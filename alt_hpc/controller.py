@@ -7,19 +7,19 @@ on one machine the same step runs in a loop.
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from alt_hpc import data
-from alt_hpc.clusters import Cluster, QueueUnknown, Request, SubmissionRefused
+from alt_hpc import process
+from alt_hpc.clusters import Cluster, QueueUnknown, Request, SubmissionRefused, Unseen
 from alt_hpc.clusters.slurm import Slurm, available
 from alt_hpc.config import Config
+from alt_hpc.data import draws
 from alt_hpc.errors import InputError
-from alt_hpc.pieces import Piece
+from alt_hpc.graph import Graph, Piece
 from alt_hpc.plan import (
     UNBEGUN,
     Dependency,
@@ -31,7 +31,21 @@ from alt_hpc.plan import (
     current_iteration,
     plan,
 )
-from alt_hpc.runfolder import RunFolder
+from alt_hpc.run import attempt, progress
+from alt_hpc.run.files import make_private
+from alt_hpc.run.folder import RunFolder
+from alt_hpc.run.journal import (
+    Ended,
+    Entry,
+    Intent,
+    Queued,
+    Refused,
+    Released,
+    Stepped,
+    Submit,
+    Submitted,
+)
+from alt_hpc.task import StageTask
 
 IDLE_CONTROLLERS = 3  # in a row without progress: stop
 DEAD_CONTROLLERS = 5  # in a row: stop
@@ -58,22 +72,23 @@ def step(folder: RunFolder, cluster: Cluster, horizon: int | None = None) -> Ste
         It could not be learnt what is in flight; nothing was submitted.
     """
     config = folder.config()
-    state = read_state(folder, cluster.in_flight(folder.run_id))
-    state = replace(state, outcomes=_outcomes(folder, cluster, state))
-    todo = plan(config, state, cluster.limits(config.cluster), horizon)
+    state = read_state(folder, cluster)
+    todo = plan(state, cluster.limits(config.cluster, folder.run_id), horizon)
+    _write_down(folder, state)
     ids: dict[str, str] = {}
     refused = None
     for job in todo.jobs:
         after = [_resolved(dependency, ids) for dependency in job.after]
-        folder.record_intent(job)
-        folder.make_jobs_folder(job)
+        folder.journal.record(Intent.of(job))
+        make_private(folder.layout.jobs)
+        make_private(folder.layout.job(job.iteration, job.stage, job.attempt))
         try:
             ids[job.key] = cluster.submit(request(folder, config, job), after)
         except SubmissionRefused as error:
             refused = error
-            folder.record("refused", key=job.key, why=str(error), kind=error.kind)
+            folder.journal.record(Refused(key=job.key, why=str(error), kind=error.kind))
             break
-        folder.record("submitted", key=job.key, job=ids[job.key])
+        folder.journal.record(Submitted(key=job.key, job=ids[job.key]))
         print(f"submitted {job.key} as {ids[job.key]} ({len(job.elements)} tasks)", flush=True)
     waits = tuple(ids.get(target, target) for target in todo.wait_for)
     submitted = {job.key for job in todo.jobs if job.key in ids}
@@ -81,18 +96,38 @@ def step(folder: RunFolder, cluster: Cluster, horizon: int | None = None) -> Ste
     return Step(todo, tuple(w for w in waits if w not in unknown), refused)
 
 
-def read_state(folder: RunFolder, in_flight: dict[str, dict[int, str]]) -> State:
-    """The run folder and the queue as one value. Begins the iteration that is up next."""
-    config = folder.config()
-    data.begin_iteration(config, folder, 0)
-    submissions, counted_from = folder.submissions()
-    while True:
-        state = State(folder.shardings(), folder.done(), submissions, counted_from)
-        horizon = current_iteration(config, state)
-        if horizon in state.shardings:
-            break
-        data.begin_iteration(config, folder, horizon)
-    return replace(state, in_flight=flying(submissions, in_flight))
+def read_state(folder: RunFolder, cluster: Cluster) -> State:
+    """The run folder and the queue as one value; writes nothing.
+
+    Iteration 0 and the one up next are there as they would begin now, if they have not.
+
+    Raises
+    ------
+    QueueUnknown
+        It could not be learnt what is in flight.
+    """
+    submissions, counted_from = folder.journal.submissions()
+    shardings = dict(folder.graph().shardings)
+    if 0 not in shardings:
+        shardings[0] = draws.sharding(folder, 0)
+    graph = Graph(folder.config(), dict(sorted(shardings.items())))
+    state = State(graph, folder.manifests.done(), submissions, counted_from)
+    horizon = current_iteration(state)
+    if horizon not in shardings:
+        shardings[horizon] = draws.sharding(folder, horizon)
+        state = replace(state, graph=Graph(folder.config(), dict(sorted(shardings.items()))))
+    state = replace(state, in_flight=flying(submissions, cluster.in_flight(folder.run_id)))
+    return replace(state, outcomes=_outcomes(folder, cluster, state))
+
+
+def _write_down(folder: RunFolder, state: State) -> None:
+    """Begin what the state says has begun, and keep what the cluster will forget (MinJobAge)."""
+    for k in state.graph.shardings:
+        draws.begin(folder, k)
+    known = folder.journal.outcomes()
+    for (key, piece), end in state.outcomes.items():
+        if (key, piece) not in known:
+            folder.journal.record(Ended.of(key, piece, end))
 
 
 def flying(
@@ -109,11 +144,8 @@ def flying(
 def _outcomes(
     folder: RunFolder, cluster: Cluster, state: State
 ) -> dict[tuple[str, Piece], Outcome]:
-    """How elements ended that are neither whole nor in flight; what is new is written down.
-
-    The cluster forgets (MinJobAge), the journal does not.
-    """
-    known = folder.outcomes()
+    """How elements ended that are neither whole nor in flight, as written down or found now."""
+    known = folder.journal.outcomes()
     for submission in state.submissions[state.counted_from :]:
         lost = [
             piece
@@ -128,30 +160,23 @@ def _outcomes(
             how, nodes = ends.get(
                 cluster.element(submission.job or "", index, count), ("UNKNOWN", ())
             )
-            begun = [p for p in submission.elements[index] if folder.began(p, submission.attempt)]
+            mates = submission.elements[index]
+            begun = [p for p in mates if attempt.began(folder, p, submission.attempt)]
             if begun and piece not in begun:
                 how = UNBEGUN
-            end = Outcome(how, nodes, folder.saved(piece))
-            known[submission.key, piece] = end
-            folder.record_outcome(submission.key, piece, end)
+            known[submission.key, piece] = Outcome(how, nodes, progress.saved(folder, piece))
     return known
 
 
 def request(folder: RunFolder, config: Config, job: Job) -> Request:
     """A planned job as the cluster sees it."""
-    stage = config.cluster.stage(job.stage)
-    run = folder.path.name
-    fixed = "alt_hpc.task:stage", str(folder.path), job.stage, str(job.iteration)
-    calls = [
-        (*fixed, ",".join(str(piece.shard) for piece in element), str(job.attempt))
-        for element in job.elements
-    ]
     return Request(
-        name=f"{run}-{job.stage}-{job.iteration}",
-        comment=f"alt-hpc:{folder.run_id}:{job.key}",
-        folder=folder.jobs_folder(job),
-        calls=calls,
-        stage=stage,
+        name=f"{folder.path.name}-{job.stage}-{job.iteration}",
+        run_id=folder.run_id,
+        key=job.key,
+        folder=folder.layout.job(job.iteration, job.stage, job.attempt),
+        tasks=StageTask.of(folder, job),
+        stage=config.cluster.stage(job.stage),
         common=config.cluster,
         threads=config.threads,
         exclude=job.exclude,
@@ -167,7 +192,9 @@ def _resolved(dependency: Dependency, ids: dict[str, str]) -> Dependency:
 
 def write_script(folder: RunFolder) -> Path:
     """The batch script of this run's controllers; its options stand on sbatch's command line."""
-    script = folder.controller_folder() / "controller.sh"
+    script = folder.layout.controller_script()
+    make_private(folder.layout.jobs)
+    make_private(script.parent)
     python, run = shlex.quote(sys.executable), shlex.quote(str(folder.path))
     command = f"exec {python} -m alt_hpc controller {run}"
     script.write_text(f"#!/bin/bash\n# a controller of this run\n{command}\n")
@@ -176,18 +203,16 @@ def write_script(folder: RunFolder) -> Path:
 
 def queue_controller(folder: RunFolder, slurm: Slurm, after: str) -> str:
     """Queue a controller of this run; returns its job id."""
-    log = folder.controller_folder() / "%j.log"
+    script, log = write_script(folder), folder.layout.controller_log()
     common = folder.config().cluster
-    job = slurm.submit_controller(
-        write_script(folder), log, folder.path.name, folder.run_id, common, after
-    )
-    folder.record("controller", job=job)
+    job = slurm.submit_controller(script, log, folder.path.name, folder.run_id, common, after)
+    folder.journal.record(Queued(job=job))
     return job
 
 
 def run_on_slurm(folder: RunFolder) -> int:
     """One controller job, from its start to its end; returns its exit status."""
-    me = os.environ.get("SLURM_JOB_ID", "")
+    me = process.job()
     folder.check_owner()
     if folder.ended():
         print(folder.ended())
@@ -196,7 +221,8 @@ def run_on_slurm(folder: RunFolder) -> int:
         return _conclude(folder)
     slurm = Slurm()
     try:
-        with folder.only_one("controller.lock", LOCK_WITHIN_S):  # two may have been started at once
+        lock = folder.layout.controller_lock
+        with folder.only_one(lock, LOCK_WITHIN_S):  # two may have been started at once
             return _run_on_slurm(folder, slurm, me)
     except OSError as error:  # a full disk, say: each successor would die of it in turn
         slurm.cancel(*(job for job in slurm.controllers(folder.run_id) if job != me))
@@ -227,8 +253,8 @@ def _run_on_slurm(folder: RunFolder, slurm: Slurm, me: str) -> int:
         return _stop(folder, slurm, successor, done.plan.stop)
     if done.refused and done.refused.kind == "wrong":
         return _stop(folder, slurm, successor, f"Slurm would not take a job: {done.refused}")
-    progress = len(folder.done()), len([j for j in folder.journal() if j["event"] == "submitted"])
-    folder.record("step", progress=progress, waits=done.waits)
+    made = len(folder.manifests.done()), len(folder.journal.of(Submitted))
+    folder.journal.record(Stepped(progress=made, waits=done.waits))
     if not done.waits:
         why = f"sbatch refused a job: {done.refused}" if done.refused else "no room for a job"
         return _back_off(folder, slurm, successor, why)
@@ -245,10 +271,10 @@ def _release(folder: RunFolder, slurm: Slurm) -> None:
 
     What a person holds stays held.
     """
-    released = [entry["job"] for entry in folder.journal() if entry["event"] == "released"]
+    released = [entry.job for entry in folder.journal.of(Released)]
     for job, why in slurm.held(folder.run_id).items():
         if "launch failed" in why and released.count(job) < RELEASES:
-            folder.record("released", job=job)
+            folder.journal.record(Released(job=job))
             slurm.release(job)
 
 
@@ -260,7 +286,7 @@ def presubmit(folder: RunFolder, slurm: Slurm) -> str:
     """
     config = folder.config()
     for k in range(1, config.iterations + 1):
-        data.begin_iteration(config, folder, k)
+        draws.begin(folder, k)
     done = step(folder, slurm, config.iterations)
     if done.plan.stop or done.refused:
         slurm.cancel(*done.waits)
@@ -270,14 +296,13 @@ def presubmit(folder: RunFolder, slurm: Slurm) -> str:
 
 def _conclude(folder: RunFolder) -> int:
     """Say how a presubmitted chain ended, on a node that can submit nothing."""
-    state = read_state(folder, {})
-    todo = plan(folder.config(), state)
+    todo = plan(read_state(folder, Unseen()))
     if todo.finished:
         folder.end("FINISHED", "the run is finished")
         return 0
     missing = todo.jobs[0].pieces[0] if todo.jobs else todo.stop
     sentence = f"stopped: {missing} is not whole, and sbatch is not on this node; submit again"
-    folder.end("STOPPED", f"{sentence} to go on; logs are in {folder.path / 'jobs'}")
+    folder.end("STOPPED", f"{sentence} to go on; logs are in {folder.layout.jobs}")
     print(sentence, file=sys.stderr, flush=True)
     return 1
 
@@ -296,7 +321,7 @@ def _successor(folder: RunFolder, slurm: Slurm, me: str) -> str:
 
 def _back_off(folder: RunFolder, slurm: Slurm, successor: str, why: str) -> int:
     """Nothing could be submitted: the successor tries again in a while, a few times."""
-    folder.record("step", progress=["backed off"], waits=[])
+    folder.journal.record(Stepped(progress=None, waits=()))
     if _idle(folder):
         return _stop(folder, slurm, successor, why)
     minutes = BACK_OFF_MINUTES[min(_backed_off(folder), len(BACK_OFF_MINUTES)) - 1]
@@ -307,29 +332,31 @@ def _back_off(folder: RunFolder, slurm: Slurm, successor: str, why: str) -> int:
 
 def _backed_off(folder: RunFolder) -> int:
     """How many controllers in a row, up to now, could submit nothing."""
-    steps = [e.get("progress") for e in folder.journal() if e["event"] in ("step", "submit")]
-    return next((n for n, p in enumerate(reversed(steps)) if p != ["backed off"]), len(steps))
+
+    def came_further(entry: Entry) -> bool:
+        return isinstance(entry, Submit) or (
+            isinstance(entry, Stepped) and entry.progress is not None
+        )
+
+    return len([e for e in folder.journal.since(came_further) if isinstance(e, Stepped)])
 
 
 def _idle(folder: RunFolder) -> bool:
     """Whether the last controllers found and did nothing new."""
-    journal = folder.journal()
-    since = max((i for i, e in enumerate(journal) if e["event"] == "submit"), default=0)
-    steps = [e["progress"] for e in journal[since:] if e["event"] == "step"]
+    since = folder.journal.since(lambda entry: isinstance(entry, Submit))
+    steps = [entry.progress for entry in since if isinstance(entry, Stepped)]
     last = steps[-IDLE_CONTROLLERS - 1 :]
     return len(last) > IDLE_CONTROLLERS and all(step == last[0] for step in last)
 
 
 def _died(folder: RunFolder) -> int:
     """How many controllers have been queued since one last came to its end."""
-    events = [
-        e["event"] for e in folder.journal() if e["event"] in ("controller", "step", "submit")
-    ]
-    return next((n for n, e in enumerate(reversed(events)) if e != "controller"), len(events))
+    since = folder.journal.since(lambda entry: isinstance(entry, Submit | Stepped))
+    return len([entry for entry in since if isinstance(entry, Queued)])
 
 
 def _stop(folder: RunFolder, slurm: Slurm, successor: str, why: str) -> int:
-    sentence = f"stopped: {why}; logs are in {folder.path / 'jobs'}; submit again to go on"
+    sentence = f"stopped: {why}; logs are in {folder.layout.jobs}; submit again to go on"
     folder.end("STOPPED", sentence)
     print(sentence, file=sys.stderr, flush=True)
     slurm.cancel(successor)

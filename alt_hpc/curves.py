@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from alt_hpc.pieces import Piece
-from alt_hpc.runfolder import METRICS, RunFolder, read_lines
+from alt_hpc.graph import TRAIN, Piece
+from alt_hpc.run.files import read_lines, replacing
+from alt_hpc.run.folder import RunFolder
+from alt_hpc.run.layout import METRICS_FILE
 
 
 def write(folder: RunFolder, iteration: int, found: dict[int, dict[str, Any]]) -> None:
@@ -17,7 +19,7 @@ def write(folder: RunFolder, iteration: int, found: dict[int, dict[str, Any]]) -
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder.tensorboard("iterations")), purge_step=iteration)
+    writer = SummaryWriter(str(folder.layout.events("iterations")), purge_step=iteration)
     for k, report in found.items():
         if k >= iteration:
             _points(writer, k, report, folder.config().feedback.texts)
@@ -63,10 +65,9 @@ def draw(folder: RunFolder, found: dict[int, dict[str, Any]]) -> None:
     axes[1][1].plot([s["step"] for s in steps], [s["loss"] for s in steps], color="tab:purple")
     axes[1][1].set(title="training loss", xlabel="optimiser step")
     figure.suptitle(f"{folder.path.name}: held-out posts (valid)")
-    temporary = folder.curves_file.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=110)
+    with replacing(folder.layout.curves) as fresh:
+        figure.savefig(fresh, dpi=110, format="png")
     pyplot.close(figure)
-    temporary.replace(folder.curves_file)
 
 
 def _curve(folder: RunFolder, axis: Any, found: dict[int, Any], name: str, title: str) -> None:
@@ -93,11 +94,11 @@ def _curve(folder: RunFolder, axis: Any, found: dict[int, Any], name: str, title
 def _training(folder: RunFolder) -> Iterator[dict[str, Any]]:
     """Training metrics of all iterations, their steps counted through."""
     offset = 0
-    for k in sorted(folder.shardings()):
-        manifest = folder.manifest(Piece(k, "train")) if k else None
+    for k in sorted(folder.graph().shardings):
+        manifest = folder.manifests.get(Piece(k, TRAIN)) if k else None
         if manifest is None:
             continue
-        path = folder.piece_folder(Piece(k, "train")) / manifest.folder / METRICS
+        path = folder.manifests.folder(Piece(k, TRAIN), manifest) / METRICS_FILE
         for row in read_lines(path):
             yield {**row, "step": offset + row["step"]}
         offset += manifest.facts["steps"]

@@ -28,3 +28,8 @@ def blaming(field: str) -> Iterator[None]:
         if error.field:
             raise
         raise InputError(error.problem, field) from error
+
+
+def one_line(text: str) -> str:
+    """A text as it may stand in a sentence: unprintable characters escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -10,15 +10,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from alt_hpc import controller, data, progress
+from alt_hpc import config as configs
+from alt_hpc import controller, progress
 from alt_hpc.clusters import QueueUnknown, SubmissionRefused
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm
 from alt_hpc.config import Config
+from alt_hpc.data import frozen, texts
 from alt_hpc.errors import InputError, blaming
-from alt_hpc.pieces import STAGES
+from alt_hpc.graph import STAGES
 from alt_hpc.plan import Job
-from alt_hpc.runfolder import RunFolder
+from alt_hpc.run.folder import RunFolder
+from alt_hpc.run.journal import Submit
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -52,7 +55,7 @@ def submit(config: Config, wait: bool = False) -> int:
         print(f"{folder.path}: goes on already (controller {', '.join(waiting)} is in the queue)")
         return progress.follow(folder) if wait else 0
     folder.reopen()
-    folder.record("submit", who=os.environ.get("USER", str(os.getuid())))
+    folder.journal.record(Submit(who=os.environ.get("USER", str(os.getuid()))))
     try:
         if config.cluster.chain == "presubmitted":
             job = controller.presubmit(folder, slurm)
@@ -64,7 +67,7 @@ def submit(config: Config, wait: bool = False) -> int:
         f"submitted controller {job} of run {folder.path}\n"
         f"  squeue --me\n"
         f"  alt-hpc status {folder.path}\n"
-        f"  tensorboard --logdir {folder.path / 'tensorboard'}"
+        f"  tensorboard --logdir {folder.layout.tensorboard}"
     )
     return progress.follow(folder) if wait else 0
 
@@ -93,7 +96,7 @@ def prepare(config: Config) -> RunFolder:
         return folder
     try:
         deepspeed = deepspeed_settings(config)
-        data.freeze(config, folder)
+        frozen.freeze(config, folder)
         models = fetch_models(config)
         check_deepspeed(config, deepspeed)
     except BaseException:
@@ -120,7 +123,7 @@ def absolute(config: Config) -> Config:
 def deepspeed_settings(config: Config) -> dict[str, dict[str, object]]:
     """The DeepSpeed JSONs that the config names: path -> content; "" stands for none."""
     found: dict[str, dict[str, object]] = {"": ZERO2}
-    for name in ("training", "sft", "reward_training"):
+    for name in configs.trainings():
         training = getattr(config, name)
         if training is not None and training.deepspeed is not None:
             found[training.deepspeed] = read_deepspeed(training.deepspeed, f"{name}.deepspeed")
@@ -146,7 +149,7 @@ def check_deepspeed(config: Config, settings: dict[str, dict[str, object]]) -> N
     """Refuse now what the trainer would refuse in its job."""
     from alt_hpc import trainer  # imports torch
 
-    for name in ("training", "sft", "reward_training"):
+    for name in configs.trainings():
         training = getattr(config, name)
         if training is not None and training.deepspeed is not None:
             try:
@@ -230,7 +233,7 @@ def fetch(config: Config) -> None:
         source = getattr(config.data, section)
         for split in ("train", "valid", "test") if source else ():
             if getattr(source, split):
-                rows = sum(1 for _ in data.read(source, split, ("prompt",), f"data.{section}"))
+                rows = sum(1 for _ in texts.read(source, split, ("prompt",), f"data.{section}"))
                 print(f"{source.path} {split}: {rows} rows")
 
 
@@ -248,15 +251,11 @@ def cancel(folder: RunFolder) -> int:
 def _test_jobs(folder: RunFolder, slurm: Slurm) -> None:
     """Let Slurm itself judge what each stage asks for, before anything is queued."""
     config = folder.config()
-    for stage in _stages(config):
-        job = Job(stage, 1, 0, (0,))
-        slurm.test(controller.request(folder, config, job), f"cluster.{stage.replace('-', '_')}")
-
-
-def _stages(config: Config) -> list[str]:
-    skipped = {"sft"} if config.policy.model else set()
-    skipped |= {"reward-model"} if config.reward_model.model else set()
-    return [stage for stage in STAGES if stage not in skipped]
+    made = {*folder.graph().stages(0), *folder.graph().stages(1)}
+    for name, stage in STAGES.items():
+        if name in made:
+            request = controller.request(folder, config, Job(name, 1, 0, (0,)))
+            slurm.test(request, f"cluster.{stage.key}")
 
 
 # ---------------------------------------------------------------------- local
@@ -275,7 +274,7 @@ def run(config: Config) -> int:
 
 def _run(config: Config, folder: RunFolder) -> int:
     folder.reopen()
-    folder.record("submit", who=os.environ.get("USER", str(os.getuid())))
+    folder.journal.record(Submit(who=os.environ.get("USER", str(os.getuid()))))
     local = Local(config.cluster.slots)
     screen = progress.Screen(folder, local)
     try:
@@ -291,7 +290,7 @@ def _run(config: Config, folder: RunFolder) -> int:
         return 130
     if done.plan.stop:
         local.end_all()
-        sentence = f"stopped: {done.plan.stop}; logs are in {folder.path / 'jobs'}"
+        sentence = f"stopped: {done.plan.stop}; logs are in {folder.layout.jobs}"
         folder.end("STOPPED", sentence)
         print(sentence, file=sys.stderr)
         return 1

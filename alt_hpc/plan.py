@@ -1,4 +1,4 @@
-"""The plan, pure: from config and the state of the run folder to the jobs to submit next.
+"""The plan, pure: from the graph and the state of a run to the jobs to submit next.
 
 It touches neither disk nor cluster. A job is one sbatch: a stage of an iteration over an explicit
 list of shards, an array element each; several where the cluster's arrays are too short for that.
@@ -11,9 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
-from alt_hpc import pieces
-from alt_hpc.config import Config
-from alt_hpc.pieces import STAGES, Piece, Sharding
+from alt_hpc.graph import STAGES, TRAIN, Graph, Piece
 
 Kind = Literal["afterok", "aftercorr", "afterany"]
 
@@ -25,6 +23,11 @@ class Done:
     checksum: str
     attempt: int
     inputs: Mapping[Piece, str] = field(default_factory=dict)  # checksums it was made from
+
+
+def job_key(iteration: int, stage: str, attempt: int) -> str:
+    """Names a submission within its run."""
+    return f"{iteration}:{stage}:{attempt}"
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Array:
 
     @property
     def key(self) -> str:
-        return f"{self.iteration}:{self.stage}:{self.attempt}"
+        return job_key(self.iteration, self.stage, self.attempt)
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
@@ -74,7 +77,6 @@ class Outcome:
     saved: int = 0  # units of the piece's work that were safe by then
 
 
-REWARD_MODEL = Piece(0, "reward-model")
 UNBEGUN = "UNBEGUN"  # its task died over a piece that came before
 NOT_ITS_FAULT = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED")
 
@@ -89,9 +91,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class State:
-    """The run folder and the queue, as a controller found them."""
+    """The run folder and the queue, as a controller found them.
 
-    shardings: Mapping[int, Sharding]
+    The graph holds the iterations that have begun, and the one up next as it would begin now.
+    """
+
+    graph: Graph
     done: Mapping[Piece, Done] = field(default_factory=dict)
     submissions: tuple[Submission, ...] = ()  # all of them, oldest first
     counted_from: int = 0  # index in `submissions` of the first since a person last submitted
@@ -129,34 +134,33 @@ class Plan:
     finished: bool = False
 
 
-def plan(
-    config: Config, state: State, limits: Limits = Limits(), horizon: int | None = None
-) -> Plan:
+def plan(state: State, limits: Limits = Limits(), horizon: int | None = None) -> Plan:
     """The next jobs of a run; where the cluster has not room for all, the first that fit.
 
     `horizon` is the last iteration to plan for; by default the one that is up next.
     """
-    horizon = horizon or current_iteration(config, state)
-    needed = _needed(config, state, horizon)
-    if not needed and horizon == config.iterations:
+    horizon = horizon or current_iteration(state)
+    needed = _needed(state, horizon)
+    if not needed and horizon == state.graph.config.iterations:
         return Plan(finished=True)
     missing = [piece for piece in needed if piece not in state.in_flight]
-    exhausted = _exhausted(config, state, missing)
+    exhausted = _exhausted(state, missing)
     if exhausted:
         return Plan(stop=exhausted)
-    jobs = _that_fit(_jobs(config, state, missing, limits.array), limits.room)
-    return Plan(jobs=tuple(jobs), wait_for=_wait_for(config, state, jobs, horizon))
+    jobs = _that_fit(_jobs(state, missing, limits.array), limits.room)
+    return Plan(jobs=tuple(jobs), wait_for=_wait_for(state, jobs, horizon))
 
 
-def current_iteration(config: Config, state: State) -> int:
+def current_iteration(state: State) -> int:
     """The first iteration whose training is not whole, at most the last one."""
-    for k in range(1, config.iterations + 1):
-        if k not in state.shardings or not is_whole(config, state, Piece(k, "train")):
+    last = state.graph.config.iterations
+    for k in range(1, last + 1):
+        if k not in state.graph.shardings or not is_whole(state, Piece(k, TRAIN)):
             return k
-    return config.iterations
+    return last
 
 
-def is_whole(config: Config, state: State, piece: Piece) -> bool:
+def is_whole(state: State, piece: Piece) -> bool:
     """Whether a piece counts: done, and made from the inputs as they are now.
 
     An input that is gone does not unmake it (old policies are removed from disk on purpose);
@@ -165,29 +169,29 @@ def is_whole(config: Config, state: State, piece: Piece) -> bool:
     done = state.done.get(piece)
     if done is None:
         return False
-    for source in pieces.inputs(config, state.shardings, piece):
+    for source in state.graph.sources(piece):
         now = state.done.get(source)
         if now is not None and done.inputs.get(source) != now.checksum:
             return False
     return True
 
 
-def _needed(config: Config, state: State, horizon: int) -> list[Piece]:
-    """Pieces that are not whole and are needed up to `horizon`, inputs before what uses them."""
+def _needed(state: State, horizon: int) -> list[Piece]:
+    """Pieces that are not whole and are needed up to `horizon`, sources before what uses them."""
     order: dict[Piece, None] = {}
 
     def need(piece: Piece) -> None:
-        if piece in order or is_whole(config, state, piece):
+        if piece in order or is_whole(state, piece):
             return
-        for source in pieces.inputs(config, state.shardings, piece):
+        for source in state.graph.sources(piece):
             need(source)
         order[piece] = None
 
     for k in range(horizon + 1):
-        if k:
-            need(Piece(k, "train"))
-        need(Piece(k, "report"))
-    return sorted(order, key=lambda p: (p.iteration, STAGES.index(p.stage), p.shard))
+        for result in state.graph.results(k):
+            need(result)
+    stages = list(STAGES)
+    return sorted(order, key=lambda p: (p.iteration, stages.index(p.stage), p.shard))
 
 
 def attempts(state: State, piece: Piece) -> int:
@@ -222,10 +226,10 @@ def _could_run(state: State, submission: Submission, piece: Piece) -> bool:
     waited = submission.waits
     end = state.outcomes.get((submission.key, piece))
     never_ran = end is not None and end.state == "CANCELLED" and not end.nodes
-    if piece.stage == "score" and not never_ran:  # element by element, the reward model apart
+    if not never_ran:  # element by element: what the others wait for is nothing to it
         mates = submission.elements[submission.element[piece]]
-        sources = [Piece(p.iteration, "sample", p.shard) for p in mates] + [REWARD_MODEL]
-        waited = {source: waited[source] for source in sources if source in waited}
+        sources = {source for mate in mates for source in state.graph.sources(mate)}
+        waited = {source: attempt for source, attempt in waited.items() if source in sources}
     made = {source: state.done.get(source) for source in waited}
     return all(d is not None and d.attempt == waited[s] for s, d in made.items())
 
@@ -239,10 +243,10 @@ def failed_on(state: State, piece: Piece) -> tuple[str, ...]:
     return tuple(nodes)
 
 
-def _exhausted(config: Config, state: State, missing: Iterable[Piece]) -> str | None:
+def _exhausted(state: State, missing: Iterable[Piece]) -> str | None:
     for piece in missing:
         tried = attempts(state, piece)
-        if tried >= config.cluster.max_attempts:
+        if tried >= state.graph.config.cluster.max_attempts:
             return f"{piece} failed {tried} times (cluster.max_attempts){_last_end(state, piece)}"
     return None
 
@@ -285,7 +289,7 @@ def _unpaired(job: Job, taken: list[Job]) -> Job:
     return replace(job, after=after)
 
 
-def _jobs(config: Config, state: State, missing: list[Piece], max_array: int) -> list[Job]:
+def _jobs(state: State, missing: list[Piece], max_array: int) -> list[Job]:
     """Group pieces of one stage and iteration with alike dependencies into arrays.
 
     Where an array may not have so many elements, each makes several pieces.
@@ -296,10 +300,10 @@ def _jobs(config: Config, state: State, missing: list[Piece], max_array: int) ->
     for k, stage in dict.fromkeys((p.iteration, p.stage) for p in missing):
         alike: dict[tuple[tuple[Dependency, ...], tuple[str, ...]], list[Piece]] = {}
         for piece in (p for p in missing if (p.iteration, p.stage) == (k, stage)):
-            shared = _after(config, state, making, piece), failed_on(state, piece)
+            shared = _after(state, making, piece), failed_on(state, piece)
             alike.setdefault(shared, []).append(piece)
         for (after, exclude), members in alike.items():
-            job = _job(config, state, making, members, after, used)
+            job = _job(state, making, members, after, used)
             job = replace(job, exclude=exclude, pack=-(-len(members) // max_array))
             used.add(job.key)
             jobs.append(job)
@@ -307,12 +311,10 @@ def _jobs(config: Config, state: State, missing: list[Piece], max_array: int) ->
     return [_pair(job, jobs) for job in jobs]
 
 
-def _after(
-    config: Config, state: State, making: Mapping[Piece, Job], piece: Piece
-) -> tuple[Dependency, ...]:
+def _after(state: State, making: Mapping[Piece, Job], piece: Piece) -> tuple[Dependency, ...]:
     """Conditions of one piece: on jobs of this plan (all of the job) and on elements in flight."""
     after: dict[Dependency, None] = {}
-    for source in pieces.inputs(config, state.shardings, piece):
+    for source in state.graph.sources(piece):
         if source in making:
             after[Dependency("afterok", making[source].key)] = None
         elif source in state.in_flight:
@@ -321,7 +323,6 @@ def _after(
 
 
 def _job(
-    config: Config,
     state: State,
     making: Mapping[Piece, Job],
     members: list[Piece],
@@ -330,12 +331,12 @@ def _job(
 ) -> Job:
     k, stage = members[0].iteration, members[0].stage
     attempt = 1
-    while f"{k}:{stage}:{attempt}" in used:
+    while job_key(k, stage, attempt) in used:
         attempt += 1
     waits: dict[Piece, int] = {}
     running = {p: s.attempt for s in state.submissions for p in s.pieces if p in state.in_flight}
     for piece in members:
-        for source in pieces.inputs(config, state.shardings, piece):
+        for source in state.graph.sources(piece):
             if source in making:
                 waits[source] = making[source].attempt
             elif source in state.in_flight:
@@ -351,7 +352,7 @@ def _job(
 
 
 def _pair(job: Job, jobs: list[Job]) -> Job:
-    """Turn `afterok` into `aftercorr` between a score array and the sample array of its shards.
+    """Turn `afterok` into `aftercorr` on the array that a stage pairs with, shard by shard.
 
     Only arrays of the same shards pair, element by element; one element is a plain job
     (submitit makes it so), for which afterok means the same.
@@ -361,9 +362,8 @@ def _pair(job: Job, jobs: list[Job]) -> Job:
     for dependency in job.after:
         other = by_key.get(dependency.target)
         pairs = (
-            job.stage == "score"
-            and other is not None
-            and other.stage == "sample"
+            other is not None
+            and other.stage == STAGES[job.stage].pairs
             and other.shards == job.shards
             and len(job.elements) > 1
         )
@@ -371,12 +371,12 @@ def _pair(job: Job, jobs: list[Job]) -> Job:
     return replace(job, after=tuple(after))
 
 
-def _wait_for(config: Config, state: State, jobs: list[Job], horizon: int) -> tuple[str, ...]:
-    """What the next controller waits for: all but evaluations; at the end, those too."""
-    overlapping = ("evaluate", "report")
-    last = horizon == config.iterations
-    keys = [job.key for job in jobs if last or job.stage not in overlapping]
-    ids = [job for piece, job in state.in_flight.items() if last or piece.stage not in overlapping]
-    if not keys and not ids:  # only evaluations are left of what can be done now
+def _wait_for(state: State, jobs: list[Job], horizon: int) -> tuple[str, ...]:
+    """What the next controller waits for: all that training needs; at the end, the rest too."""
+    needed = state.graph.needed_by_training(horizon)
+    last = horizon == state.graph.config.iterations
+    keys = [job.key for job in jobs if last or job.stage in needed]
+    ids = [job for piece, job in state.in_flight.items() if last or piece.stage in needed]
+    if not keys and not ids:  # only what training does not need is left of what can be done now
         keys, ids = [job.key for job in jobs], list(state.in_flight.values())
     return tuple(dict.fromkeys([*keys, *ids]))

@@ -5,58 +5,58 @@ from __future__ import annotations
 import dataclasses
 import shlex
 
-from alt_hpc import controller, data
-from alt_hpc.clusters import QueueUnknown, Request
+from alt_hpc import controller
+from alt_hpc.clusters import Cluster, QueueUnknown, Request, Unseen
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm, available, controller_options, script
 from alt_hpc.config import Config
-from alt_hpc.plan import Dependency, Job, Limits, Plan, State, current_iteration, plan
-from alt_hpc.runfolder import RunFolder
+from alt_hpc.errors import InputError
+from alt_hpc.plan import Dependency, Job, Plan, State, plan
+from alt_hpc.run.folder import RunFolder
 
 
 def preview(config: Config) -> str:
     """The plan as text: jobs, dependencies, resources and scripts. Writes and submits nothing.
 
-    A script is byte for byte what sbatch would get, but for the ids of jobs not yet submitted:
-    they stand as `{ITERATION:STAGE:ATTEMPT}`.
-    """
-    folder = RunFolder.preview(config)
-    limits, in_flight = _queue(config, folder)
-    todo = plan(config, _state(config, folder, in_flight), limits)
-    return "\n".join([_summary(folder, config, todo), *_scripts(folder, config, todo)])
-
-
-def _queue(config: Config, folder: RunFolder) -> tuple[Limits, dict[str, dict[int, str]]]:
-    """The cluster's limits and what is in its queue; Slurm's defaults where there is none here.
+    It is what the next controller submits, read from the same state by the same function. A script
+    is byte for byte what sbatch would get, but for the ids of jobs not yet submitted: they stand
+    as `{ITERATION:STAGE:ATTEMPT}`.
 
     Raises
     ------
     InputError
-        A partition or a number of nodes that the cluster has not.
+        A partition or a number of nodes that the cluster has not, or a queue that does not answer.
     """
-    if config.cluster.backend == "local":
-        return Local(1).limits(config.cluster), {}
-    if not available():
-        return Limits(), {}
-    slurm = Slurm()
+    folder = RunFolder.preview(config)
+    cluster = _cluster(config)
     try:
-        limits, in_flight = slurm.limits(config.cluster), slurm.in_flight(folder.run_id)
-    except QueueUnknown:
-        return Limits(), {}
+        state = _as_next(folder, cluster, controller.read_state(folder, cluster))
+        todo = plan(state, cluster.limits(config.cluster, folder.run_id))
+    except QueueUnknown as error:
+        raise InputError(f"Slurm does not answer: {error}") from error
+    return "\n".join([_summary(folder, config, todo), *_scripts(folder, config, todo)])
+
+
+def _cluster(config: Config) -> Cluster:
+    """What can be asked from here."""
+    if config.cluster.backend == "local":
+        return Local(1)
+    if not available():
+        return Unseen()
+    slurm = Slurm()
     slurm.check(config.cluster)
-    return limits, in_flight
+    return slurm
 
 
-def _state(config: Config, folder: RunFolder, in_flight: dict[str, dict[int, str]]) -> State:
-    """The run folder's and the queue's state as if the iteration up next had begun."""
-    submissions, counted_from = folder.submissions()
-    shardings = dict(folder.shardings())
-    shardings.setdefault(0, data.sharding(config, folder, 0))
-    state = State(shardings, folder.done(), submissions, counted_from)
-    horizon = current_iteration(config, state)
-    shardings.setdefault(horizon, data.sharding(config, folder, horizon))
-    flying = controller.flying(submissions, in_flight)
-    return dataclasses.replace(state, shardings=shardings, in_flight=flying)
+def _as_next(folder: RunFolder, cluster: Cluster, state: State) -> State:
+    """The state that is planned from next: by the chain, or by a person who submits again.
+
+    A person does where the run has ended or no controller is left: then no try counts.
+    """
+    chained = isinstance(cluster, Slurm) and bool(cluster.controllers(folder.run_id))
+    if chained and not folder.ended():
+        return state
+    return dataclasses.replace(state, counted_from=len(state.submissions))
 
 
 def _summary(folder: RunFolder, config: Config, todo: Plan) -> str:
@@ -97,4 +97,4 @@ def _scripts(folder: RunFolder, config: Config, todo: Plan) -> list[str]:
 
 
 def _command(request: Request) -> str:
-    return shlex.join(["python", "-m", "alt_hpc.task", *request.calls[0]])
+    return shlex.join(["python", *request.tasks[0].command()])

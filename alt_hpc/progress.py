@@ -9,8 +9,9 @@ from alt_hpc import summary as summaries
 from alt_hpc.clusters import QueueUnknown
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm, available
-from alt_hpc.pieces import Piece
-from alt_hpc.runfolder import RunFolder
+from alt_hpc.run import progress
+from alt_hpc.run.folder import RunFolder
+from alt_hpc.run.layout import task_log
 
 EVERY_S = 5.0
 DEAD_LOOKS = 3  # in a row without a controller in the queue: the run goes on no more
@@ -30,9 +31,9 @@ class Screen:
         if time.monotonic() - self.shown < EVERY_S:
             return
         self.shown = time.monotonic()
-        running = {(c[3], c[2]) for e in self.local.running() for c in [e.request.calls[e.index]]}
+        running = {(e.task.iteration, e.task.stage) for e in self.local.running()}
         for iteration, stage in sorted(running):
-            print(line(self.folder, int(iteration), stage), flush=True)
+            print(line(self.folder, iteration, stage), flush=True)
 
     def ended(self, local: Local) -> None:
         """Tell of jobs that have ended since the last time."""
@@ -43,13 +44,13 @@ class Screen:
             ):
                 continue
             self.told.add(job)
-            _, _, stage, iteration, *_ = elements[0].request.calls[0]
+            stage, iteration = elements[0].task.stage, elements[0].task.iteration
             failed = [e for e in elements if e.state == "FAILED"]
             if not failed:
                 words = "done" if set(states) == {"COMPLETED"} else "cancelled"
                 print(f"{stage} {iteration}: {words}", flush=True)
             for element in failed:
-                log = element.request.folder / f"{element.id}_0_log.out"
+                log = task_log(element.request.folder, element.id, 0)
                 print(
                     f"{stage} {iteration}: task {element.index} failed; see {log}", file=sys.stderr
                 )
@@ -60,13 +61,11 @@ class Screen:
 
 def line(folder: RunFolder, iteration: int, stage: str, silent: str = "starting") -> str:
     """`sample 1   shards 1/2   37/48 prompts   2.1 prompts/s   about 0:05 left`."""
-    sharding = folder.shardings()[iteration]
-    shards = {"sample": sharding.sample, "score": sharding.sample, "evaluate": sharding.evaluate}
-    count = len(shards.get(stage, [0]))
-    pieces = [Piece(iteration, stage, shard) for shard in range(count)]
-    whole = sum(folder.manifest(piece) is not None for piece in pieces)
+    pieces = folder.graph().of(iteration, stage)
+    count = len(pieces)
+    whole = sum(folder.manifests.get(piece) is not None for piece in pieces)
     words = f"{stage} {iteration}".ljust(16) + f"shards {whole}/{count}".ljust(16)
-    found = [p for p in map(folder.progress, pieces) if p is not None]
+    found = [told for piece in pieces if (told := progress.read(folder, piece))]
     if not found:
         return words + ("whole" if whole == count else silent)
     done, total = sum(p["done"] for p in found), sum(p["total"] for p in found)
@@ -87,16 +86,11 @@ def line(folder: RunFolder, iteration: int, stage: str, silent: str = "starting"
 def status(folder: RunFolder) -> str:
     """Every stage of every iteration begun, and how the run ended if it has."""
     lines = [f"run {folder.path}"]
-    config = folder.config()
-    for k in folder.shardings():
-        preparing = () if k else ("sft", "reward-model")
-        skipped = {"sft"} if config.policy.model else set()
-        skipped |= {"reward-model"} if config.reward_model.model else set()
-        stages = (*preparing, *(("sample", "score", "train") if k else ()), "evaluate", "report")
-        for stage in stages:
-            if stage not in skipped:
-                lines.append(line(folder, k, stage, "not started"))
-                lines += [f"  {lag}" for lag in folder.laggards(k, stage)]
+    graph = folder.graph()
+    for k in graph.shardings:
+        for stage in graph.stages(k):
+            lines.append(line(folder, k, stage, "not started"))
+            lines += [f"  {lag}" for lag in progress.laggards(folder, k, stage)]
     ended = folder.ended()
     lines.append(f"{ended[0]}: {ended[1]}" if ended else _going(folder))
     return "\n".join(lines)

@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -68,7 +68,7 @@ def from_environment() -> Ranks:
     return Ranks(rank, world, local)
 
 
-def connect(meeting: Path, ranks: Ranks) -> None:
+def connect(meeting: Path, ranks: Ranks, write: Callable[[Path, str], None]) -> None:
     """Join all ranks in one process group (nccl on GPUs, gloo on CPUs), ready for DeepSpeed.
 
     Rank 0 listens on a port outside the ephemeral range (where any outgoing connection may take
@@ -84,6 +84,8 @@ def connect(meeting: Path, ranks: Ranks) -> None:
         to a stranger without the nonce, ranks look again; it only costs time.)
     ranks
         This process.
+    write
+        Replaces a file by one with this text, whole or not at all.
 
     Raises
     ------
@@ -104,7 +106,7 @@ def connect(meeting: Path, ranks: Ranks) -> None:
 
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
-    store = _listen(meeting, ranks) if ranks.first else _find(meeting, ranks)
+    store = _listen(meeting, ranks, write) if ranks.first else _find(meeting, ranks)
     store.set(f"host-{ranks.rank}", socket.gethostname())
     hosts = {store.get(f"host-{rank}") for rank in range(ranks.world)}
     if len(hosts) == 1:
@@ -165,7 +167,7 @@ def _prepare_deepspeed(ranks: Ranks) -> None:
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE)
 
 
-def _listen(meeting: Path, ranks: Ranks) -> Any:
+def _listen(meeting: Path, ranks: Ranks, write: Callable[[Path, str], None]) -> Any:
     """Rank 0: a store that listens, then (not before) the file that says where."""
     nonce = uuid.uuid4().hex
     store, port = _open_store(meeting, ranks)
@@ -173,9 +175,7 @@ def _listen(meeting: Path, ranks: Ranks) -> Any:
     _announce("127.0.0.1", port)
     place = {"host": socket.gethostname(), "address": _address(), "port": port, "nonce": nonce}
     meeting.parent.mkdir(parents=True, exist_ok=True)
-    fresh = meeting.with_name(f".{meeting.name}.{nonce}")
-    fresh.write_text(json.dumps(place), encoding="utf-8")
-    fresh.rename(meeting)
+    write(meeting, json.dumps(place))
     return store
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from alt_hpc import metrics
-from alt_hpc.pieces import Piece
-from alt_hpc.runfolder import RunFolder
+from alt_hpc.graph import EVALUATE, REPORT, Piece
+from alt_hpc.run import rows as rows_of
+from alt_hpc.run.folder import RunFolder
 
 COLUMNS = ("iteration", "prompted with", "reward", "perplexity", "length", "truncated")
 
@@ -16,8 +17,8 @@ COLUMNS = ("iteration", "prompted with", "reward", "perplexity", "length", "trun
 def reports(folder: RunFolder) -> dict[int, dict[str, Any]]:
     """The reports of all iterations that have one."""
     found = {}
-    for k in sorted(folder.shardings()):
-        manifest = folder.manifest(Piece(k, "report"))
+    for k in sorted(folder.graph().shardings):
+        manifest = folder.manifests.get(Piece(k, REPORT))
         if manifest is not None:
             found[k] = manifest.facts["report"]
     return found
@@ -34,7 +35,7 @@ def best_iteration(folder: RunFolder) -> int | None:
 
 def rows(folder: RunFolder, iteration: int, variant: str, split: str) -> list[dict[str, Any]]:
     """Evaluation rows of one variant and split."""
-    found = folder.all_rows(iteration, "evaluate")
+    found = rows_of.of_stage(folder, iteration, EVALUATE)
     return [row for row in found if row["variant"] == variant and row["split"] == split]
 
 
@@ -129,10 +130,10 @@ def summary(folder: RunFolder) -> str:
         parts.append(_indented(f"after:  {new['text']}   (reward {_number(new['reward'], 2)})"))
     parts += [
         "",
-        f"checkpoint   {folder.path / 'policies' / f'{last:03d}'}",
-        f"table        {folder.report_file}",
-        f"curves       {folder.curves_file}",
-        f"TensorBoard  tensorboard --logdir {folder.path / 'tensorboard'}",
+        f"checkpoint   {folder.layout.policy(last)}",
+        f"table        {folder.layout.table}",
+        f"curves       {folder.layout.curves}",
+        f"TensorBoard  tensorboard --logdir {folder.layout.tensorboard}",
     ]
     return "\n".join(parts)
 

@@ -1,4 +1,4 @@
-"""What a cluster starts: one task of one stage, its ranks and threads from the environment."""
+"""What a cluster starts: one task of one stage, which makes one or several pieces of a run."""
 
 from __future__ import annotations
 
@@ -8,60 +8,88 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
-from alt_hpc import interrupt
-from alt_hpc.pieces import Piece
-from alt_hpc.runfolder import RunFolder
-
-RANKS = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
-
-
-def call(entry: str, *arguments: str) -> None:
-    """Run `module:function` with text arguments, in a process that a cluster has started."""
-    for name, slurm in RANKS.items():
-        if slurm in os.environ:
-            os.environ[name] = os.environ[slurm]
-    if "SLURM_JOB_ID" in os.environ:
-        again = os.environ.get("SLURM_RESTART_COUNT", "0")
-        os.environ["ALT_HPC_START"] = f"{os.environ['SLURM_JOB_ID']}-{again}"
-    module, _, function = entry.partition(":")
-    getattr(importlib.import_module(module), function)(*arguments)
-
+from alt_hpc import interrupt, process
+from alt_hpc.graph import STAGES, Piece
+from alt_hpc.plan import Array
+from alt_hpc.run import progress
+from alt_hpc.run.folder import RunFolder
 
 STOPPED = 75  # exit status of a task that was asked to stop (EX_TEMPFAIL)
 REQUEUE_WITHIN_S = 90.0  # Slurm kills the job that it was told to requeue
 
 
-def stage(run: str, stage: str, iteration: str, shards: str, attempt: str) -> None:
-    """Run the pieces of one task (`0` or `3,4,5`), but those that are whole (Slurm reran it)."""
-    folder = RunFolder(run)
-    folder.check_owner()
-    os.environ["OMP_NUM_THREADS"] = str(folder.config().threads)  # read when torch is imported
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    interrupt.install()
-    interrupt.watch(folder.config().cluster.hung_minutes * 60)
-    made = 0
-    for piece in [Piece(int(iteration), stage, int(shard)) for shard in shards.split(",")]:
-        if folder.manifest(piece) is not None:
-            print(f"{piece}: whole already", flush=True)
-            continue
-        before = folder.saved(piece)
-        try:
-            _run(folder, piece, int(attempt))
-        except interrupt.Interrupted as reason:
-            saved = folder.saved(piece)
-            print(f"{piece}: {reason}; {saved} units of work are safe", flush=True)
-            if interrupt.wants_requeue() and (made or saved > before):
-                _requeue()
-            sys.exit(STOPPED)
-        made += 1
+@dataclass(frozen=True)
+class StageTask:
+    """The pieces of one element of a planned job, made one after the other."""
+
+    run: str
+    stage: str
+    iteration: int
+    shards: tuple[int, ...]
+    attempt: int
+
+    @classmethod
+    def of(cls, run: RunFolder, job: Array) -> list[StageTask]:
+        """The tasks of a job, in the order of its elements."""
+        return [
+            cls(
+                str(run.path),
+                job.stage,
+                job.iteration,
+                tuple(piece.shard for piece in element),
+                job.attempt,
+            )
+            for element in job.elements
+        ]
+
+    def command(self) -> list[str]:
+        """What stands behind `python`: see `main`."""
+        shards = ",".join(map(str, self.shards))
+        numbers = [str(self.iteration), shards, str(self.attempt)]
+        return ["-m", "alt_hpc.task", self.run, self.stage, *numbers]
+
+    def __call__(self) -> None:
+        """Make the pieces, in a process that a cluster has started."""
+        process.begin()
+        self.make()
+
+    def make(self) -> None:
+        """Make the pieces, but those that are whole (Slurm reran it)."""
+        run = RunFolder(self.run)
+        run.check_owner()
+        config = run.config()
+        os.environ["OMP_NUM_THREADS"] = str(config.threads)  # read when torch is imported
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        interrupt.install()
+        interrupt.watch(config.cluster.hung_minutes * 60)
+        made = 0
+        for shard in self.shards:
+            piece = Piece(self.iteration, self.stage, shard)
+            if run.manifests.get(piece) is not None:
+                print(f"{piece}: whole already", flush=True)
+                continue
+            before = progress.saved(run, piece)
+            try:
+                _make(run, piece, self.attempt)
+            except interrupt.Interrupted as reason:
+                saved = progress.saved(run, piece)
+                print(f"{piece}: {reason}; {saved} units of work are safe", flush=True)
+                if interrupt.wants_requeue() and (made or saved > before):
+                    _requeue()
+                sys.exit(STOPPED)
+            made += 1
 
 
-def _run(folder: RunFolder, piece: Piece, attempt: int) -> None:
-    module = importlib.import_module(f"alt_hpc.stages.{piece.stage.replace('-', '_')}")
-    module.run(folder, piece, attempt)
+def _make(run: RunFolder, piece: Piece, attempt: int) -> None:
+    """Let the stage's module make a piece."""
+    from alt_hpc.stages.work import Work
+
+    module = importlib.import_module(f"alt_hpc.stages.{STAGES[piece.stage].key}")
+    module.run(Work.begin(run, piece, attempt))
 
 
 def _requeue() -> None:
@@ -69,11 +97,10 @@ def _requeue() -> None:
 
     One that saved nothing new is not: it ends badly, and the controller counts its attempt.
     """
-    if "SLURM_JOB_ID" not in os.environ:
+    me = process.element()
+    if not me:
         return
-    if os.environ.get("RANK", "0") == "0" and shutil.which("scontrol"):
-        array, index = (os.environ.get(f"SLURM_ARRAY_{n}") for n in ("JOB_ID", "TASK_ID"))
-        me = f"{array}_{index}" if array and index else os.environ["SLURM_JOB_ID"]
+    if process.first() and shutil.which("scontrol"):
         asked = subprocess.run(
             ["scontrol", "requeue", me], capture_output=True, text=True, timeout=REQUEUE_WITHIN_S
         )
@@ -83,5 +110,11 @@ def _requeue() -> None:
     time.sleep(REQUEUE_WITHIN_S)
 
 
+def main(run: str, stage: str, iteration: str, shards: str, attempt: str) -> None:
+    """`python -m alt_hpc.task RUN STAGE ITERATION 0,1,2 ATTEMPT`."""
+    numbers = tuple(map(int, shards.split(",")))
+    StageTask(run, stage, int(iteration), numbers, int(attempt))()
+
+
 if __name__ == "__main__":
-    call(*sys.argv[1:])
+    main(*sys.argv[1:])

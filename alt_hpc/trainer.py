@@ -7,7 +7,7 @@ It knows no cluster and no run folder. A caller starts one process per device, t
     prepare(model, settings)
     loss = functools.partial(alt_loss, entropy=settings.entropy)
     result = train(model, examples, loss, settings, deepspeed_config=..., seed=..., ranks=ranks,
-                   checkpoints=folder, log=write_curve, stop=flag.is_set)
+                   checkpoints=store, log=write_curve, stop=flag.is_set)
     disconnect()
     if ranks.first:                             # elsewhere result.weights is None
         model.load_state_dict(result.weights)   # a model made anew: the trained one is used up
@@ -18,15 +18,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import random
-import shutil
-import stat
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,9 +37,6 @@ from alt_hpc.losses import ForLoss, Loss, Trainable, move
 from alt_hpc.ranks import Ranks
 
 logger = logging.getLogger(__name__)
-
-KEPT_CHECKPOINTS = 2
-MANIFEST = "manifest.json"
 
 Rows = NDArray[np.int64]
 
@@ -77,6 +71,43 @@ class TrainResult:
     weights: dict[str, Tensor] | None
     steps: int
     resumed_at: int = 0  # the step after which this attempt took over; 0: it began
+
+
+class Store(Protocol):
+    """Where a training's checkpoints are kept, a folder each, and which of them are whole.
+
+    The first rank alone calls `make`, `whole`, `begin` and `commit`.
+    """
+
+    folder: Path
+
+    def make(self) -> None:
+        """Make the folder, mode 0700: it holds pickles."""
+        ...
+
+    def check(self) -> None:
+        """Raise InputError where the folder is not ours alone."""
+        ...
+
+    def tag(self, step: int) -> str:
+        """The name of the checkpoint after a step, a folder in `folder`."""
+        ...
+
+    def random_state(self, step: int, rank: int) -> Path:
+        """A file of that checkpoint for a rank's random generators."""
+        ...
+
+    def whole(self, identity: str) -> list[int]:
+        """Steps of the whole checkpoints that were committed with this identity."""
+        ...
+
+    def begin(self, step: int) -> None:
+        """An empty folder for a checkpoint."""
+        ...
+
+    def commit(self, step: int, identity: str) -> None:
+        """All ranks have written: the checkpoint is whole."""
+        ...
 
 
 def order(n: int, epochs: int, seed: int) -> list[Rows]:
@@ -166,7 +197,7 @@ def train(
     deepspeed_config: dict[str, Any],
     seed: int,
     ranks: Ranks,
-    checkpoints: Path,
+    checkpoints: Store,
     log: Callable[[StepRecord], None],
     stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
@@ -192,8 +223,8 @@ def train(
     seed
         Decides data order and dropout.
     checkpoints
-        A folder of this training's own on the shared file system, mode 0700 (it holds pickles);
-        made if absent. The caller removes it once the result is safe.
+        This training's own, on the shared file system. The caller removes them once the result
+        is safe.
     log
         Called on rank 0 after every optimiser step.
     stop
@@ -496,116 +527,58 @@ def _identity(
 
 @dataclass
 class _Checkpoints:
-    """Folders `step-NNNNNN`, each whole once its manifest (written last) is there."""
+    """Saves and loads what a `Store` keeps; the same collectives in the same order everywhere."""
 
-    folder: Path
+    store: Store
     identity: str
     engine: Any
     ranks: Ranks
-    steps: list[int] = field(default_factory=list)  # of whole checkpoints, on rank 0
 
     def resume(self) -> int:
         """Load the newest whole checkpoint, if any; the step after which it was saved, or 0."""
+        store = self.store
         if self.ranks.first:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            store.make()
         torch.distributed.barrier()
-        _check_private(self.folder)
-        step = self._agree(max(self._whole(), default=0) if self.ranks.first else 0)
+        store.check()
+        newest = max(store.whole(self.identity), default=0) if self.ranks.first else 0
+        step = self._agree(newest)
         if not step:
             return 0
-        _note(self.ranks, f"resuming after step {step} from {self.folder}")
+        _note(self.ranks, f"resuming after step {step} from {store.folder}")
         path, _ = self.engine.load_checkpoint(
-            str(self.folder),
-            tag=_name(step),
+            str(store.folder),
+            tag=store.tag(step),
             load_module_strict=False,  # frozen parameters are not saved: they are as given
             load_lr_scheduler_states=False,
         )
         if path is None:
-            raise RuntimeError(f"{self.folder / _name(step)}: DeepSpeed cannot load it")
-        text = self._random_file(step).read_text(encoding="ascii")
+            raise RuntimeError(f"{store.folder / store.tag(step)}: DeepSpeed cannot load it")
+        text = store.random_state(step, self.ranks.rank).read_text(encoding="ascii")
         _set_random_state(json.loads(text))
         return step
 
     def save(self, step: int) -> None:
-        """Save collectively, then remove what is older than the two newest."""
-        target = self.folder / _name(step)
+        """Save collectively; the first rank then says that it is whole."""
+        store = self.store
         if self.ranks.first:
-            shutil.rmtree(target, ignore_errors=True)  # half-written by an earlier attempt
-            target.mkdir(mode=0o700)
+            store.begin(step)
         self.engine.save_checkpoint(  # begins and ends with a barrier
-            str(self.folder), tag=_name(step), save_latest=False, exclude_frozen_parameters=True
+            str(store.folder),
+            tag=store.tag(step),
+            save_latest=False,
+            exclude_frozen_parameters=True,
         )
-        self._random_file(step).write_text(json.dumps(_random_state()), encoding="ascii")
+        mine = store.random_state(step, self.ranks.rank)
+        mine.write_text(json.dumps(_random_state()), encoding="ascii")
         torch.distributed.barrier()
         if self.ranks.first:
-            self._write_manifest(target, step)
-            self._prune()
+            store.commit(step, self.identity)
 
     def _agree(self, step: int) -> int:
         value = torch.tensor(step, device=self.ranks.device)
         torch.distributed.broadcast(value, src=0)
         return int(value)
-
-    def _random_file(self, step: int) -> Path:
-        return self.folder / _name(step) / f"random-{self.ranks.rank:05d}.json"
-
-    def _write_manifest(self, target: Path, step: int) -> None:
-        sizes = {path.name: _flushed_size(path) for path in sorted(target.iterdir())}
-        manifest = {"step": step, "identity": self.identity, "files": sizes}
-        fresh = target / f".{MANIFEST}"
-        with fresh.open("w", encoding="utf-8") as file:
-            json.dump(manifest, file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(target / MANIFEST)
-
-    def _whole(self) -> list[int]:
-        """Steps of the checkpoints that are whole and this training's own, in order."""
-        steps = []
-        for target in sorted(self.folder.glob("step-*")):
-            manifest = _read_manifest(target)
-            if manifest is None:
-                continue
-            if manifest["identity"] != self.identity:
-                _note(self.ranks, f"{target}: of other settings, data or ranks: not used")
-                continue
-            steps.append(int(manifest["step"]))
-        return steps
-
-    def _prune(self) -> None:
-        keep = {_name(step) for step in self._whole()[-KEPT_CHECKPOINTS:]}
-        for target in self.folder.glob("step-*"):
-            if target.name not in keep:
-                (target / MANIFEST).unlink(missing_ok=True)  # first: it is no longer whole
-                shutil.rmtree(target, ignore_errors=True)
-
-
-def _name(step: int) -> str:
-    return f"step-{step:06d}"
-
-
-def _flushed_size(path: Path) -> int:
-    """Size in bytes of a file that is on disk; opening it refreshes what an NFS client knows."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return os.fstat(file.fileno()).st_size
-
-
-def _read_manifest(target: Path) -> dict[str, Any] | None:
-    """The manifest of a checkpoint, or None where the checkpoint is not whole."""
-    try:
-        manifest: dict[str, Any] = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-        sizes = {name: (target / name).stat().st_size for name in manifest["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return manifest if sizes == manifest["files"] else None
-
-
-def _check_private(folder: Path) -> None:
-    """DeepSpeed unpickles what it finds there: it must be ours, and nobody else's to write."""
-    status = folder.stat()
-    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise InputError(f"{folder}: must belong to you with mode 0700, as checkpoints are loaded")
 
 
 def _random_state() -> dict[str, Any]:

@@ -13,7 +13,7 @@ import throwaway
 
 from alt_hpc import config as configs
 from alt_hpc import launch
-from alt_hpc.runfolder import RunFolder
+from alt_hpc.run.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))

@@ -9,9 +9,9 @@ the same files and the same promises, with arithmetic in place of models.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import sys
@@ -29,8 +29,11 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "-u"]
     assert arguments[0] == "-m"
     if os.environ.get("STUBS"):
-        for name, stage in STUBS.items():
-            sys.modules[f"alt_hpc.stages.{name}"] = SimpleNamespace(run=stage)  # type: ignore[assignment]
+        from alt_hpc.graph import STAGES
+
+        for name, stage in STAGES.items():
+            stub = SimpleNamespace(run=STUBS.get(name, _one_row))
+            sys.modules[f"alt_hpc.stages.{stage.key}"] = stub  # type: ignore[assignment]
     elif list(Path(os.environ["FAULTS"]).glob("train-*")):
         _break_training()
     sys.argv = arguments[1:]
@@ -89,6 +92,7 @@ HELD: list[socket.socket] = []
 def _break_training() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     from alt_hpc import models, ranks, trainer
+    from alt_hpc.run.checkpoints import Checkpoints
 
     ports = ranks._ports
 
@@ -100,7 +104,7 @@ def _break_training() -> None:
         yield from found
 
     ranks._ports = busy_ports
-    step, write, save = trainer._Loop.step, trainer._Checkpoints._write_manifest, models.save_policy
+    step, commit, save = trainer._Loop.step, Checkpoints.commit, models.save_policy
 
     def broken_step(loop: Any, number: int, *rest: Any) -> Any:
         meet("train-1-0", f"step{number}-rank{loop.ranks.rank}")
@@ -109,121 +113,104 @@ def _break_training() -> None:
             time.sleep(1)
         return step(loop, number, *rest)
 
-    def broken_write(store: Any, target: Path, number: int) -> None:
+    def broken_commit(store: Any, number: int, identity: str) -> None:
         meet("train-1-0", f"checkpoint{number}")
-        write(store, target, number)
+        commit(store, number, identity)
 
     def broken_save(*arguments: Any) -> None:
         save(*arguments)
         meet("train-1-0", "export")
 
     trainer._Loop.step = broken_step  # type: ignore[method-assign]
-    trainer._Checkpoints._write_manifest = broken_write  # type: ignore[method-assign]
+    Checkpoints.commit = broken_commit  # type: ignore[method-assign]
     models.save_policy = broken_save
 
 
 # --- stubs --------------------------------------------------------------------------------------
 
 
-def _begin(folder: Any, piece: Any, attempt: int) -> tuple[dict[str, str], Any]:
-    from alt_hpc import pieces
-
-    name = f"{piece.stage}-{piece.iteration}-{piece.shard}"
+def _start(work: Any) -> str:
+    """The name of the piece's fault, which may be met here."""
+    name = f"{work.piece.stage}-{work.piece.iteration}-{work.piece.shard}"
     meet(name, "start")
-    sources = folder.checksums(pieces.inputs(folder.config(), folder.shardings(), piece))
-    return sources, folder.attempt(piece, attempt)
+    return name
 
 
-def _sample(folder: Any, piece: Any, attempt: int) -> None:
-    from alt_hpc import data
+def _sample(work: Any) -> None:
     from alt_hpc.config import digest
-    from alt_hpc.pieces import Piece
+    from alt_hpc.data import draws
+    from alt_hpc.graph import Piece
 
-    k = piece.iteration
-    sources, work = _begin(folder, piece, attempt)
-    before = ""
+    k, name, before = work.piece.iteration, _start(work), ""
     if k > 1:
-        before = (folder.open_piece(Piece(k - 1, "train"))[0] / MODEL).read_text()
-    start, end = folder.shardings()[k].sample[piece.shard]
-    prompts = data.drawn_prompts(folder, k, start, end)
-    starts = [*range(start, end, folder.config().sampling.group), end]
+        before = (work.run.manifests.open(Piece(k - 1, "train"))[0] / MODEL).read_text()
+    prompts = dict(zip(work.rows, draws.drawn_prompts(work.run, work.piece), strict=True))
+    starts = [*work.rows[:: work.config.sampling.group], work.rows.stop]
 
     def make(groups: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
         for group in groups:
-            meet(f"sample-{k}-{piece.shard}", f"group{group}")
+            meet(name, f"group{group}")
             time.sleep(PAUSE_S)
             yield [
-                {"row": row, "prompt": prompts[row - start], "value": digest([k, row, before])}
+                {"row": row, "prompt": prompts[row], "value": digest([k, row, before])}
                 for row in range(starts[group], starts[group + 1])
             ]
 
-    work.commit_rows(work.resumable(sources, starts, make, "samples"), inputs=sources)
+    work.attempt.commit_rows(work.attempt.resumable(starts, make, "samples"))
 
 
-def _score(folder: Any, piece: Any, attempt: int) -> None:
+def _score(work: Any) -> None:
     from alt_hpc.config import digest
-    from alt_hpc.pieces import Piece
 
-    sources, work = _begin(folder, piece, attempt)
-    samples = list(folder.rows(Piece(piece.iteration, "sample", piece.shard)))
-    first = samples[0]["row"]
+    name, samples = _start(work), list(work.mates())
 
     def make(indices: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
         for index in indices:
-            meet(f"score-{piece.iteration}-{piece.shard}", f"group{index}")
+            meet(name, f"group{index}")
             time.sleep(PAUSE_S / 2)
             yield [{"row": samples[index]["row"], "value": digest(samples[index])}]
 
-    starts = range(first, first + len(samples) + 1)
-    work.commit_rows(work.resumable(sources, starts, make, "samples"), inputs=sources)
+    starts = range(work.rows.start, work.rows.stop + 1)
+    work.attempt.commit_rows(work.attempt.resumable(starts, make, "samples"))
 
 
 MODEL = "policy/model.safetensors"
 
 
-def _train(folder: Any, piece: Any, attempt: int) -> None:
+def _train(work: Any) -> None:
     from alt_hpc import interrupt
     from alt_hpc.config import digest
+    from alt_hpc.run import files, rows
+    from alt_hpc.run.checkpoints import Checkpoints
 
-    k = piece.iteration
-    sources, work = _begin(folder, piece, attempt)
-    rows = [[list(folder.all_rows(k, stage))] for stage in ("sample", "score")]
-    steps = folder.checkpoints(piece, sources) / "steps"
-    done = max((int(p.parent.name[5:]) for p in steps.glob("*/manifest.json")), default=0)
-    for step in range(done + 1, STEPS + 1):
+    k, name, layout = work.piece.iteration, _start(work), work.run.layout
+    made = [[list(rows.of_stage(work.run, k, stage))] for stage in ("sample", "score")]
+    store = Checkpoints(layout.steps(layout.training(work.piece, digest(work.sources))))
+    store.make()
+    for step in range(max(store.whole("stub"), default=0) + 1, STEPS + 1):
         if interrupt.asked():
             raise interrupt.Interrupted("asked to stop")
-        meet(f"train-{k}-0", f"step{step}")
+        meet(name, f"step{step}")
         time.sleep(PAUSE_S)
-        (steps / f"step-{step:06d}").mkdir(parents=True, mode=0o700)
-        (steps / f"step-{step:06d}" / "manifest.json").write_text("{}")
-        folder.show_progress(piece, step, STEPS, "steps", work.started)
-    (work.folder / MODEL).parent.mkdir()
-    (work.folder / MODEL).write_text(digest([k, rows]))
-    meet(f"train-{k}-0", "export")
-    work.commit([MODEL], rows=len(rows), inputs=sources)
-    folder.remove_checkpoints(piece)
-    folder.publish_policy(piece, (work.folder / MODEL).parent)
+        store.begin(step)
+        store.commit(step, "stub")
+        work.show(step, STEPS, "steps", work.attempt.started)
+    policy = work.attempt.folder / MODEL
+    policy.parent.mkdir()
+    policy.write_text(digest([k, made]))
+    meet(name, "export")
+    work.attempt.commit([MODEL], rows=len(made))
+    shutil.rmtree(layout.trainings(work.piece))
+    files.link(layout.policy(k), policy.parent)
 
 
-def _evaluate(folder: Any, piece: Any, attempt: int) -> None:
-    sources, work = _begin(folder, piece, attempt)
-    work.commit_rows([{"row": piece.shard}], inputs=sources)
+def _one_row(work: Any) -> None:
+    """Any other stage."""
+    _start(work)
+    work.attempt.commit_rows([{"row": work.piece.shard}], {"report": {}})
 
 
-def _report(folder: Any, piece: Any, attempt: int) -> None:
-    sources, work = _begin(folder, piece, attempt)
-    (work.folder / "report.json").write_text(json.dumps({"iteration": piece.iteration}))
-    work.commit(["report.json"], rows=1, inputs=sources, facts={"report": {}})
-
-
-STUBS = {
-    "sample": _sample,
-    "score": _score,
-    "train": _train,
-    "evaluate": _evaluate,
-    "report": _report,
-}
+STUBS = {"sample": _sample, "score": _score, "train": _train}
 
 if __name__ == "__main__":
     main()

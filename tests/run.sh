@@ -16,9 +16,10 @@ fi
 make_venv "${ALT_HPC_VENV:-.venv}" "[test]"
 export ALT_HPC_DATA=${ALT_HPC_DATA:-$(cd .. && pwd)/shared/data}
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-say "lint and types"
+say "lint, types and layers"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check --quiet .
 "$PYTHON" -m mypy
+"${PYTHON%/*}/lint-imports" setup.cfg --no-logo
 say "tests"
 exec "$PYTHON" -m pytest "$@"

@@ -6,7 +6,24 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Call:
+    """A task that calls one of the functions below with text arguments."""
+
+    function: str
+    arguments: tuple[str, ...]
+    stage: str = "stub"
+    iteration: int = 0
+
+    def command(self) -> list[str]:
+        return ["-m", "stub_tasks", self.function, *self.arguments]
+
+    def __call__(self) -> None:
+        globals()[self.function](*self.arguments)
 
 
 def sleep_or_fail(folder: str, name: str, seconds: str, status: str) -> None:
@@ -36,3 +53,7 @@ def show(folder: str, name: str, *environment: str) -> None:
     """Write down what a task sees of its environment."""
     values = [f"{key}={os.environ.get(key)}" for key in environment]
     Path(folder, f"{name}.{os.environ['RANK']}.seen").write_text("\n".join(values))
+
+
+if __name__ == "__main__":
+    Call(sys.argv[1], tuple(sys.argv[2:]))()

@@ -301,7 +301,7 @@ def test_a_config_comes_back_from_the_run_folder_as_it_was(tmp_path: Path, text:
     feedback = dataclasses.replace(config.feedback, texts=[text, "b", "c", "d", "e"])
     config = dataclasses.replace(config, feedback=feedback)
     written = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert configs.from_json(written) == config
+    assert configs.from_json(written, "config.json") == config
 
 
 def test_the_default_deepspeed_settings_are_those_of_the_json() -> None:

@@ -16,7 +16,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,13 +24,16 @@ import pytest
 import throwaway
 
 from alt_hpc import config as configs
-from alt_hpc import controller, launch, progress, task
+from alt_hpc import controller, launch, progress
 from alt_hpc.__main__ import main
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import client
 from alt_hpc.errors import InputError
-from alt_hpc.pieces import Piece
-from alt_hpc.runfolder import RunFolder
+from alt_hpc.graph import STAGES, Piece
+from alt_hpc.run import rows
+from alt_hpc.run.folder import RunFolder
+from alt_hpc.run.journal import Ended, Intent, Queued, Submitted
+from alt_hpc.task import StageTask
 
 ROOT = Path(__file__).parent.parent
 LONG_S = 420
@@ -73,8 +76,8 @@ class Site:
     def state(self) -> str:
         folder = self.run.path / "jobs" / "controller"
         logs = [p.read_text()[-2000:] for p in sorted(folder.glob("*.log"))]
-        journal = self.run.journal() if self.run.exists() else []
-        return "\n".join([*map(json.dumps, journal[-40:]), *logs, *map(str, queue())])
+        journal = list(self.run.journal)
+        return "\n".join([*map(str, journal[-40:]), *logs, *map(str, queue())])
 
     def ended(self) -> tuple[str, str]:
         """Wait until the run has ended and the queue is empty."""
@@ -88,13 +91,13 @@ class Site:
         for k in range(1, iterations + 1):
             assert self.policy(k) == self.expected[k], f"policy {k} differs"
             for stage in ("sample", "score"):
-                rows = [row["row"] for row in self.run.all_rows(k, stage)]
-                assert rows == list(range(12)), f"{stage} {k}: {rows}"
+                found = [row["row"] for row in rows.of_stage(self.run, k, stage)]
+                assert found == list(range(12)), f"{stage} {k}: {found}"
         for manifest in self.run.path.glob("iterations/*/*/*/manifest.json"):
             made = json.loads(manifest.read_text())
             latest = max(manifest.parent.glob("attempt-*"), key=lambda p: _number(p.name))
             assert latest.name == made["folder"], f"{manifest}: made again though whole"
-        tries = [e for e in self.run.journal() if e["event"] == "intent"]
+        tries = self.run.journal.of(Intent)
         assert len(tries) <= 3 * 12 * iterations
         assert queue() == []
 
@@ -138,11 +141,9 @@ exec {sys.executable} -u -c 'import faulty; faulty.main()' "$@"
     )
 
 
-STAGES = ("sample", "score", "train", "evaluate", "report")
-
-
-def settings(python: Path, stages: tuple[str, ...] = STAGES) -> list[str]:
-    return [f"cluster.{stage}.python={json.dumps(str(python))}" for stage in stages]
+def settings(python: Path, stages: Iterable[str] = STAGES) -> list[str]:
+    keys = [STAGES[stage].key for stage in stages]
+    return [f"cluster.{key}.python={json.dumps(str(python))}" for key in keys]
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +331,7 @@ def test_preempted_tasks_go_on(site: Site) -> None:
     job = ["sbatch", "--nodes=4", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=sleep 4"]
     client(*job, "--partition=main")
     site.whole(1)
-    assert len([e for e in site.run.journal() if e["event"] == "intent"]) == 5 + 2
+    assert len(site.run.journal.of(Intent)) == 5 + 2
     site.tell("a task: preempted", "Slurm requeues it; goes on inside the shard", began)
 
 
@@ -374,7 +375,7 @@ def test_real_training_finds_its_ports_in_use(real: Site) -> None:
     assert real.submit() == 0
     real.whole(1)
     assert (real.faults / "held-ports").exists()
-    assert [e["key"] for e in real.run.journal() if e["event"] == "outcome"] == []
+    assert real.run.journal.of(Ended) == []
     real.tell("training: the first two ports already in use", "takes the next port", began)
 
 
@@ -490,7 +491,7 @@ def test_slurmd_is_restarted(site: Site) -> None:
     time.sleep(1)
     subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     site.whole()
-    assert len([e for e in site.run.journal() if e["event"] == "intent"]) == 2 + 2 * 5
+    assert len(site.run.journal.of(Intent)) == 2 + 2 * 5
     site.tell("slurmd restarted under a task", "the task lives on", began)
 
 
@@ -499,7 +500,7 @@ def test_slurmd_is_restarted(site: Site) -> None:
 
 def _damage(site: Site, kind: str) -> Path:
     """Damage sample 1 shard 1 as soon as it is whole, while score 1 shard 1 waits to begin."""
-    folder = site.run.piece_folder(Piece(1, "sample", 1))
+    folder = site.run.layout.piece(Piece(1, "sample", 1))
     site.wait("the shard", (folder / "manifest.json").exists)
     file = folder / "attempt-1/samples.jsonl"
     manifest = folder / "manifest.json"
@@ -545,7 +546,7 @@ def test_leftovers_of_a_half_written_attempt(site: Site) -> None:
     assert site.submit() == 0
     site.ended()
     (site.faults / "sample-1-0").unlink()
-    left = site.run.piece_folder(Piece(1, "sample", 0)) / "attempt-4"
+    left = site.run.layout.piece(Piece(1, "sample", 0)) / "attempt-4"
     left.mkdir(parents=True)
     (left / "samples.jsonl").write_text('{"row": 0, "prompt": "ha')
     (left / "kept.jsonl").write_text('{"identity": "x", "start": 0, "rows": "[]"}\n{"identity')
@@ -599,7 +600,7 @@ DYING = """
 import os, signal
 if {condition}:
     from alt_hpc.clusters import slurm
-    from alt_hpc.runfolder import RunFolder
+    from alt_hpc.run.journal import Journal
     count = [0]
     def dying(function):
         def wrapped(*args, **kwargs):
@@ -608,7 +609,7 @@ if {condition}:
             result = function(*args, **kwargs)
             return result
         return wrapped
-    RunFolder.record = dying(RunFolder.record)
+    Journal.record = dying(Journal.record)
     slurm.Slurm.submit = dying(slurm.Slurm.submit)
     slurm.Slurm.submit_controller = dying(slurm.Slurm.submit_controller)
     slurm.Slurm.depend = dying(slurm.Slurm.depend)
@@ -645,7 +646,7 @@ def test_the_controller_is_killed_at_every_side_effect_in_turn(
 
 
 def _first_controller_was_killed(site: Site) -> bool:
-    first = next(e["job"] for e in site.run.journal() if e["event"] == "controller")
+    first = site.run.journal.of(Queued)[0].job
     return "JobState=FAILED" in client("scontrol", "show", "job", first)
 
 
@@ -660,7 +661,7 @@ def test_two_controllers_at_once_and_again_while_all_runs(site: Site) -> None:
     assert subprocess.run(command, timeout=120, stdout=subprocess.DEVNULL).returncode == 0
     assert site.submit() == 0
     site.whole()
-    keys = [e["key"] for e in site.run.journal() if e["event"] == "submitted"]
+    keys = [e.key for e in site.run.journal.of(Submitted)]
     assert len(keys) == len(set(keys)) == 2 + 2 * 5
     assert subprocess.run(command, timeout=120, stdout=subprocess.DEVNULL).returncode == 0
     assert queue() == []
@@ -751,7 +752,7 @@ def test_a_run_folder_of_somebody_else(
         assert run in sentence
         assert "belong" in sentence
     with pytest.raises(InputError, match="belong"):
-        task.stage(run, "sample", "1", "0", "1")
+        StageTask(run, "sample", 1, (0,), 1).make()
     assert queue() == []
     assert not (site.run.path / "jobs").exists()
     site.tell("files: the folder has a foreign owner", "refused in one sentence", began)
@@ -772,9 +773,8 @@ def test_a_task_exceeds_its_memory(
         began = time.monotonic()
         assert site.submit("cluster.sample.mem_gb=0.4") == 0
         site.whole()
-        ends = [e for e in site.run.journal() if e["event"] == "outcome"]
-        end = next(e for e in ends if e["piece"] == [1, "sample", 1])
-        happened = f"Slurm says {end['state']}; the attempt counts; again"
+        end = site.run.journal.outcomes()["1:sample:1", Piece(1, "sample", 1)]
+        happened = f"Slurm says {end.state}; the attempt counts; again"
         site.tell("a task: memory exceeded", happened, began)
 
 
@@ -824,8 +824,10 @@ def test_a_task_of_several_shards_killed_over_its_first(
         began = time.monotonic()
         assert site.submit("cluster.sample.shards=6") == 0
         site.whole()
-        lost = [e for e in site.run.journal() if e["event"] == "outcome"]
-        ends = {e["piece"][2]: e["state"] for e in lost if e["piece"][:2] == [1, "sample"]}
+        lost = site.run.journal.outcomes()
+        ends = {
+            piece.shard: end.state for (_, piece), end in lost.items() if piece.stage == "sample"
+        }
         assert ends == {0: "FAILED", 1: "UNBEGUN"}
         happened = "both again; only the first has used up a try"
         site.tell("a task of several shards: SIGKILL over its first", happened, began)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from stub_tasks import Call
 
 from alt_hpc.clusters import Request
 from alt_hpc.clusters.local import Local
@@ -25,12 +26,15 @@ def _stubs_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def request(
-    folder: Path, name: str, elements: Sequence[Sequence[str]], tasks: int = 1, entry: str = ""
+    folder: Path,
+    name: str,
+    elements: Sequence[Sequence[str]],
+    tasks: int = 1,
+    entry: str = "sleep_or_fail",
 ) -> Request:
-    entry = entry or "stub_tasks:sleep_or_fail"
-    calls = [(entry, str(folder), f"{name}{i}", *words) for i, words in enumerate(elements)]
+    calls = [Call(entry, (str(folder), f"{name}{i}", *words)) for i, words in enumerate(elements)]
     stage = StageCluster(tasks_per_node=tasks)
-    return Request(name, f"alt-hpc:run:{name}", folder, calls, stage, Cluster())
+    return Request(name, "run", name, folder, calls, stage, Cluster())
 
 
 def when(folder: Path, name: str, what: str, rank: int = 0) -> float:
@@ -98,7 +102,7 @@ def test_aftercorr_pairs_elements(tmp_path: Path) -> None:
 
 def test_a_failed_rank_ends_the_others(tmp_path: Path) -> None:
     local = Local(slots=3)
-    job = local.submit(request(tmp_path, "a", [()], 3, "stub_tasks:one_rank_fails"), ())
+    job = local.submit(request(tmp_path, "a", [()], 3, "one_rank_fails"), ())
     began = time.monotonic()
     local.wait([job])
     assert time.monotonic() - began < 20
@@ -135,7 +139,7 @@ def test_whatever_ends_the_wait_leaves_no_process_behind(
     tmp_path: Path, reason: type[BaseException]
 ) -> None:
     local = Local(slots=1)
-    job = local.submit(request(tmp_path, "a", [(), ()], entry="stub_tasks:with_child"), ())
+    job = local.submit(request(tmp_path, "a", [(), ()], entry="with_child"), ())
     child = tmp_path / "a0.child"
 
     def tick() -> None:
@@ -157,7 +161,7 @@ def test_a_task_knows_its_rank_and_nothing_of_an_outer_slurm_job(
     monkeypatch.setenv("SLURM_PROCID", "7")
     seen = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_JOB_ID")
     local = Local(slots=2)
-    job = local.submit(request(tmp_path, "a", [seen], tasks=2, entry="stub_tasks:show"), ())
+    job = local.submit(request(tmp_path, "a", [seen], tasks=2, entry="show"), ())
     assert local.in_flight("run") == {"a": {0: job}}
     local.wait([job])
     assert local.in_flight("run") == {}
@@ -168,7 +172,7 @@ def test_a_task_knows_its_rank_and_nothing_of_an_outer_slurm_job(
 
 def test_what_a_task_prints_and_its_traceback_are_in_its_log(tmp_path: Path) -> None:
     local = Local(slots=1)
-    job = local.submit(request(tmp_path, "a", [()], entry="stub_tasks:no_such_function"), ())
+    job = local.submit(request(tmp_path, "a", [()], entry="no_such_function"), ())
     local.wait([job])
     assert local.states([job]) == {job: "FAILED"}
     (log,) = tmp_path.glob("*_log.out")

@@ -34,7 +34,7 @@ from alt_hpc.losses import (
     sft_loss,
 )
 from alt_hpc.reference import share_trunk
-from alt_hpc.stages.train import set_dropout
+from alt_hpc.stages.optimise import set_dropout
 from alt_hpc.trainer import freeze
 
 COMMON: dict[str, Any] = {

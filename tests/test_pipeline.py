@@ -13,10 +13,14 @@ import torch
 import transformers
 
 from alt_hpc import config as configs
-from alt_hpc import curves, data, interrupt, launch, task
+from alt_hpc import curves, interrupt, launch
 from alt_hpc.__main__ import main
-from alt_hpc.pieces import Piece
-from alt_hpc.runfolder import RunFolder
+from alt_hpc.data import draws
+from alt_hpc.graph import Piece
+from alt_hpc.run import progress, rows
+from alt_hpc.run.folder import RunFolder
+from alt_hpc.run.journal import Intent
+from alt_hpc.task import StageTask
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,12 +30,12 @@ def _sampled(config: Path, place: Path, shards: int) -> tuple[list[Any], list[An
     count = f"={{shards: {shards}}}"
     overrides = [f"run={place}", f"cluster.sample{count}", f"cluster.score{count}"]
     folder = launch.prepare(configs.load(config, [*overrides, "sampling.prompts=16"]))
-    data.begin_iteration(folder.config(), folder, 1)
-    assert len(folder.shardings()[1].sample) == shards
+    draws.begin(folder, 1)
+    assert len(folder.graph().shardings[1].sample) == shards
     for stage in ("sample", "score"):
         for shard in range(shards):
-            task.stage(str(place), stage, "1", str(shard), "1")
-    return list(folder.all_rows(1, "sample")), list(folder.all_rows(1, "score"))
+            StageTask(str(place), stage, 1, (shard,), 1).make()
+    return list(rows.of_stage(folder, 1, "sample")), list(rows.of_stage(folder, 1, "score"))
 
 
 def test_samples_and_rewards_are_the_same_bytes_whatever_the_sharding(
@@ -93,7 +97,7 @@ def test_the_papers_config_runs_with_only_models_and_sizes_made_tiny(
     arguments = [a for size in sizes for a in ("--set", size)]
     assert main(["run", str(ROOT / "configs" / "tldr_gptj.yaml"), *arguments]) == 0
     folder = RunFolder(tmp_path / "run")
-    trained = folder.manifest(Piece(1, "train"))
+    trained = folder.manifests.get(Piece(1, "train"))
     assert trained is not None
     assert trained.rows == 6 * 5 * 2
     model = transformers.AutoModelForCausalLM.from_pretrained(folder.path / "policies" / "001")
@@ -105,8 +109,8 @@ def test_the_papers_config_runs_with_only_models_and_sizes_made_tiny(
     }
     final = {f"transformer.ln_f.{part}" for part in ("weight", "bias")}
     assert {"2", "lm_head.weight"} <= changed <= {"2", "lm_head.weight", "lm_head.bias"} | final
-    assert "| " in folder.report_file.read_text()
-    assert folder.curves_file.stat().st_size > 10_000
+    assert "| " in folder.layout.table.read_text()
+    assert folder.layout.curves.stat().st_size > 10_000
 
 
 def test_real_posts_one_iteration_of_the_smollm2_config(real_data: Path, tmp_path: Path) -> None:
@@ -146,19 +150,19 @@ def test_real_posts_one_iteration_of_the_smollm2_config(real_data: Path, tmp_pat
     arguments = [a for size in sizes for a in ("--set", size)]
     assert main(["run", str(ROOT / "configs" / "tldr_smollm2.yaml"), *arguments]) == 0
     folder = RunFolder(tmp_path / "run")
-    report = json.loads((folder.open_piece(Piece(1, "report"))[0] / "report.json").read_text())
+    report = json.loads((folder.manifests.open(Piece(1, "report"))[0] / "report.json").read_text())
     measures = report["evaluation"]["valid"]["best"]
     assert measures["rows"] == 4
     assert all(measures[name] is not None for name in ("reward", "perplexity", "length"))
-    reward = folder.manifest(Piece(0, "reward-model"))
+    reward = folder.manifests.get(Piece(0, "reward-model"))
     assert reward is not None
     assert 0 <= reward.facts["accuracy"] <= 1
-    trained = folder.manifest(Piece(1, "train"))
+    trained = folder.manifests.get(Piece(1, "train"))
     assert trained is not None
     assert trained.rows == 4 * 6  # two of the best quantile of each prompt, one of the others
     logs = "".join(p.read_text() for p in folder.path.glob("jobs/1-train-1/*log.out"))
     assert "computed whole" not in logs  # the reference's trunk is the policy's
-    curves = (folder.open_piece(Piece(1, "train"))[0] / "metrics.jsonl").read_text()
+    curves = (folder.manifests.open(Piece(1, "train"))[0] / "metrics.jsonl").read_text()
     assert all(json.loads(line)["parts"]["kl"] >= 0 for line in curves.splitlines())
 
 
@@ -181,8 +185,8 @@ def test_a_stage_run_by_hand_says_in_one_sentence_what_is_missing(
     problem: str,
 ) -> None:
     folder = launch.prepare(configs.load(tiny_config, [f"run={tmp_path}/run"]))
-    data.begin_iteration(folder.config(), folder, 0)
-    data.begin_iteration(folder.config(), folder, 1)
+    draws.begin(folder, 0)
+    draws.begin(folder, 1)
     assert main(["stage", stage[0], str(folder.path), *stage[1:]]) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert problem in said
@@ -190,16 +194,16 @@ def test_a_stage_run_by_hand_says_in_one_sentence_what_is_missing(
 
 def test_curves_run_through_all_iterations_without_doubled_points(undisturbed: RunFolder) -> None:
     """One curve a quantity: training steps counted through, evaluations by iteration."""
-    training = _scalars(undisturbed.tensorboard("train"))
-    trained = [undisturbed.manifest(Piece(k, "train")) for k in (1, 2)]
+    training = _scalars(undisturbed.layout.events("train"))
+    trained = [undisturbed.manifests.get(Piece(k, "train")) for k in (1, 2)]
     steps = sum(m.facts["steps"] for m in trained if m is not None)
     for name in ("loss", "ce", "entropy", "lr", "grad_norm", "tokens_per_s"):
         assert [step for step, _ in training[f"train/{name}"]] == list(range(1, steps + 1))
-    iterations = _scalars(undisturbed.tensorboard("iterations"))
+    iterations = _scalars(undisturbed.layout.events("iterations"))
     for name in ("reward", "perplexity", "length"):
         assert [step for step, _ in iterations[f"valid-best/{name}"]] == [0, 1, 2]
     assert "stages/sample_straggling" in iterations
-    best = undisturbed.manifest(Piece(2, "report"))
+    best = undisturbed.manifests.get(Piece(2, "report"))
     assert best is not None
     told = best.facts["report"]["evaluation"]["valid"]["best"]["reward"]
     assert iterations["valid-best/reward"][2][1] == pytest.approx(told, rel=1e-6)
@@ -207,9 +211,9 @@ def test_curves_run_through_all_iterations_without_doubled_points(undisturbed: R
 
 def test_a_report_made_again_replaces_its_points(undisturbed: RunFolder, tmp_path: Path) -> None:
     folder = _copy(undisturbed, tmp_path)
-    folder.withdraw(Piece(1, "report"))
-    task.stage(str(folder.path), "report", "1", "0", "2")
-    points = _scalars(folder.tensorboard("iterations"))["valid-best/reward"]
+    folder.manifests.withdraw(Piece(1, "report"))
+    StageTask(str(folder.path), "report", 1, (0,), 2).make()
+    points = _scalars(folder.layout.events("iterations"))["valid-best/reward"]
     assert [step for step, _ in points] == [0, 1, 2]
 
 
@@ -217,20 +221,20 @@ def test_a_report_killed_before_its_end_leaves_nothing_out(
     undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, report = _copy(undisturbed, tmp_path), Piece(2, "report")
-    folder.withdraw(report)
-    for file in (folder.report_file, folder.curves_file):
+    folder.manifests.withdraw(report)
+    for file in (folder.layout.table, folder.layout.curves):
         file.unlink()
-    told = folder.manifest(Piece(1, "report"))
+    told = folder.manifests.get(Piece(1, "report"))
     monkeypatch.setattr(curves, "draw", _killed)
     with pytest.raises(KeyboardInterrupt):
-        task.stage(str(folder.path), "report", "2", "0", "2")
+        StageTask(str(folder.path), "report", 2, (0,), 2).make()
     monkeypatch.undo()
-    assert folder.manifest(report) is None
-    task.stage(str(folder.path), "report", "2", "0", "3")
-    assert folder.report_file.read_text() == undisturbed.report_file.read_text()
-    assert folder.curves_file.is_file()
-    assert folder.manifest(Piece(1, "report")) == told
-    points = _scalars(folder.tensorboard("iterations"))["valid-best/reward"]
+    assert folder.manifests.get(report) is None
+    StageTask(str(folder.path), "report", 2, (0,), 3).make()
+    assert folder.layout.table.read_text() == undisturbed.layout.table.read_text()
+    assert folder.layout.curves.is_file()
+    assert folder.manifests.get(Piece(1, "report")) == told
+    points = _scalars(folder.layout.events("iterations"))["valid-best/reward"]
     assert [step for step, _ in points] == [0, 1, 2]
 
 
@@ -238,20 +242,20 @@ def test_an_evaluation_asked_to_stop_goes_on_where_it_was(
     undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, piece = _copy(undisturbed, tmp_path), Piece(1, "evaluate")
-    expected = list(folder.rows(piece))
-    folder.withdraw(piece)
+    expected = list(rows.of_piece(folder, piece))
+    folder.manifests.withdraw(piece)
     groups = 3 * -(-len(expected) // 2 // folder.config().evaluation.group)  # of three passes
     saved = []
     for attempt in range(1, groups):  # each is asked to stop after one more group
         asked = iter([False, True])
         monkeypatch.setattr(interrupt, "asked", lambda asked=asked: next(asked))
         with pytest.raises(SystemExit):
-            task.stage(str(folder.path), "evaluate", "1", "0", str(attempt + 1))
-        saved.append(folder.saved(piece))
+            StageTask(str(folder.path), "evaluate", 1, (0,), attempt + 1).make()
+        saved.append(progress.saved(folder, piece))
     assert saved == list(range(1, groups))
     monkeypatch.undo()
-    task.stage(str(folder.path), "evaluate", "1", "0", "99")
-    assert list(folder.rows(piece)) == expected
+    StageTask(str(folder.path), "evaluate", 1, (0,), 99).make()
+    assert list(rows.of_piece(folder, piece)) == expected
 
 
 def _copy(run: RunFolder, place: Path) -> RunFolder:
@@ -276,10 +280,10 @@ def _scalars(place: Path) -> dict[str, list[tuple[int, float]]]:
 def test_a_finished_run_stays_finished_and_its_checkpoint_is_an_ordinary_folder(
     undisturbed: RunFolder, tiny_config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = undisturbed.journal()
+    before = list(undisturbed.journal)
     config = undisturbed.config()
     assert launch.run(config) == 0
-    assert [e for e in undisturbed.journal()[len(before) :] if e["event"] == "intent"] == []
+    assert [e for e in list(undisturbed.journal)[len(before) :] if isinstance(e, Intent)] == []
     assert "'Excellent.' after iteration 2 minus plain 0" in capsys.readouterr().out
     policy = undisturbed.path / "policies" / "002"
     model = transformers.AutoModelForCausalLM.from_pretrained(policy)

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alt_hpc import pieces
 from alt_hpc.config import Cluster, Config, Data, Policy, RewardModel, Source
-from alt_hpc.pieces import Piece, Sharding, cut
+from alt_hpc.graph import Graph, Piece, Sharding, cut
 from alt_hpc.plan import (
     UNBEGUN,
     Dependency,
@@ -47,27 +46,32 @@ def shardings(iterations: int, sample: int = 3, evaluate: int = 2) -> dict[int, 
     return {0: Sharding((), held_out), **whole}
 
 
-def everything(config: Config, state: State) -> list[Piece]:
+def begun(config: Config, iterations: int, sample: int = 3, evaluate: int = 2) -> Graph:
+    """The graph of a run whose iterations up to this one have begun."""
+    return Graph(config, shardings(iterations, sample, evaluate))
+
+
+def everything(state: State) -> list[Piece]:
     """All pieces of the iterations begun, inputs first."""
     order: dict[Piece, None] = {}
 
     def add(piece: Piece) -> None:
-        for source in pieces.inputs(config, state.shardings, piece):
+        for source in state.graph.sources(piece):
             add(source)
         order[piece] = None
 
-    for k in sorted(state.shardings):
+    for k in sorted(state.graph.shardings):
         if k:
             add(Piece(k, "train"))
         add(Piece(k, "report"))
     return list(order)
 
 
-def done(config: Config, state: State, *which: Piece, attempt: int = 1) -> State:
+def done(state: State, *which: Piece, attempt: int = 1) -> State:
     """These pieces whole, made from the inputs as they are."""
     found = dict(state.done)
     for piece in which:
-        sources = pieces.inputs(config, state.shardings, piece)
+        sources = state.graph.sources(piece)
         made_from = {s: found[s].checksum for s in sources if s in found}
         found[piece] = Done(f"{piece}#{attempt}", attempt, made_from)
     return replace(state, done=found)
@@ -105,8 +109,8 @@ def test_shards_hold_every_row_once_in_whole_groups_none_empty(
 
 def test_first_start_submits_the_whole_iteration_with_its_dependencies() -> None:
     config = make_config()
-    state = State(shardings(1))
-    todo = plan(config, state)
+    state = State(begun(config, 1))
+    todo = plan(state)
     jobs = by_stage(todo)
     assert list(jobs) == [
         "0 evaluate",
@@ -131,7 +135,7 @@ def test_first_start_submits_the_whole_iteration_with_its_dependencies() -> None
 
 
 def test_what_the_run_makes_itself_comes_first() -> None:
-    jobs = by_stage(plan(make_config(sft=True, rm=True), State(shardings(1))))
+    jobs = by_stage(plan(State(begun(make_config(sft=True, rm=True), 1))))
     sft, judge = jobs["0 sft"], jobs["0 reward-model"]
     assert sft.after == judge.after == ()
     assert jobs["1 sample"].after == (Dependency("afterok", sft.key),)
@@ -144,29 +148,29 @@ def test_what_the_run_makes_itself_comes_first() -> None:
 
 def test_the_last_controller_waits_for_evaluations_too() -> None:
     config = make_config(iterations=1)
-    todo = plan(config, State(shardings(1)))
+    todo = plan(State(begun(config, 1)))
     assert set(todo.wait_for) == {job.key for job in todo.jobs}
 
 
 def test_evaluation_overlaps_the_next_iteration() -> None:
     config = make_config(iterations=2)
-    state = State(shardings(2))
-    ready = [p for p in everything(config, state) if p.iteration <= 1 and p.stage != "report"]
+    state = State(begun(config, 2))
+    ready = [p for p in everything(state) if p.iteration <= 1 and p.stage != "report"]
     evaluations = [p for p in ready if p == Piece(1, "evaluate", 1)]
-    state = done(config, state, *(p for p in ready if p not in evaluations))
+    state = done(state, *(p for p in ready if p not in evaluations))
     earlier = Submission("evaluate", 1, 1, (0, 1), job="77")
     flying = dict.fromkeys(evaluations, "77_1")
     state = replace(state, submissions=(earlier,), in_flight=flying)
-    jobs = by_stage(plan(config, state))
+    jobs = by_stage(plan(state))
     assert jobs["2 sample"].after == ()
     assert Dependency("afterok", "77_1") in jobs["1 report"].after
 
 
 def test_missing_shards_alone_are_submitted_again_and_pair_by_the_same_list() -> None:
     config = make_config(iterations=1)
-    state = State(shardings(1, sample=5))
+    state = State(begun(config, 1, sample=5))
     whole = [Piece(1, s, i) for i in (0, 2) for s in ("sample", "score")] + [Piece(1, "sample", 4)]
-    jobs = plan(config, done(config, state, *whole)).jobs
+    jobs = plan(done(state, *whole)).jobs
     samples = [job for job in jobs if job.stage == "sample"]
     assert [job.shards for job in samples] == [(1, 3)]
     scores = {job.shards: job.after for job in jobs if job.stage == "score"}
@@ -174,32 +178,32 @@ def test_missing_shards_alone_are_submitted_again_and_pair_by_the_same_list() ->
 
 
 def test_one_element_is_a_plain_job_and_waits_by_afterok() -> None:
-    jobs = by_stage(plan(make_config(iterations=1), State(shardings(1, sample=1))))
+    jobs = by_stage(plan(State(begun(make_config(iterations=1), 1, sample=1))))
     assert jobs["1 score"].after == (Dependency("afterok", jobs["1 sample"].key),)
 
 
 def test_a_piece_made_again_with_other_bytes_unmakes_what_came_from_it() -> None:
     config = make_config(iterations=1)
-    state = State(shardings(1))
-    state = done(config, state, *everything(config, state))
-    assert plan(config, state).finished
-    same = done(config, state, Piece(1, "sample", 1))
-    assert plan(config, same).finished  # the same bytes again
-    other = done(config, state, Piece(1, "sample", 1), attempt=2)
-    jobs = plan(config, other).jobs
+    state = State(begun(config, 1))
+    state = done(state, *everything(state))
+    assert plan(state).finished
+    same = done(state, Piece(1, "sample", 1))
+    assert plan(same).finished  # the same bytes again
+    other = done(state, Piece(1, "sample", 1), attempt=2)
+    jobs = plan(other).jobs
     assert next(j for j in jobs if j.iteration).pieces == (Piece(1, "score", 1),)
     assert {j.stage for j in jobs} == {"score", "train", "report"}
     # Evaluations fall when the policy that is made again differs.
-    again = done(config, other, Piece(1, "score", 1), Piece(1, "train"), attempt=2)
-    assert ("evaluate", (0, 1)) in [(j.stage, j.shards) for j in plan(config, again).jobs]
+    again = done(other, Piece(1, "score", 1), Piece(1, "train"), attempt=2)
+    assert ("evaluate", (0, 1)) in [(j.stage, j.shards) for j in plan(again).jobs]
 
 
 def test_an_input_that_is_gone_does_not_unmake_what_came_from_it() -> None:
     config = make_config(iterations=1)
-    state = State(shardings(1))
-    state = done(config, state, *everything(config, state))
+    state = State(begun(config, 1))
+    state = done(state, *everything(state))
     gone = {p: d for p, d in state.done.items() if p != Piece(1, "train")}
-    assert is_whole(config, replace(state, done=gone), Piece(1, "evaluate", 0))
+    assert is_whole(replace(state, done=gone), Piece(1, "evaluate", 0))
 
 
 # ---------------------------------------------------------------------- attempts
@@ -207,21 +211,21 @@ def test_an_input_that_is_gone_does_not_unmake_what_came_from_it() -> None:
 
 def test_an_exhausted_piece_stops_the_run_and_is_named() -> None:
     config = make_config(iterations=1, cluster=Cluster(max_attempts=2))
-    state = State(shardings(1))
+    state = State(begun(config, 1))
     good = [Piece(0, "evaluate", 0), Piece(0, "evaluate", 1), Piece(0, "report")]
     for attempt in (1, 2):
-        todo = plan(config, state)
+        todo = plan(state)
         assert todo.stop is None, attempt
         state = replace(state, submissions=(*state.submissions, *map(submitted, todo.jobs)))
-        state = done(config, state, *good, Piece(1, "sample", 0), Piece(1, "score", 0))
-        state = done(config, state, Piece(1, "sample", 2), Piece(1, "score", 2))
-    todo = plan(config, state)
+        state = done(state, *good, Piece(1, "sample", 0), Piece(1, "score", 0))
+        state = done(state, Piece(1, "sample", 2), Piece(1, "score", 2))
+    todo = plan(state)
     assert todo.jobs == ()
     assert todo.stop is not None
     assert "sample 1 shard 1" in todo.stop
     assert "2 times" in todo.stop
     # A person submits again: earlier attempts no longer count.
-    again = plan(config, replace(state, counted_from=len(state.submissions)))
+    again = plan(replace(state, counted_from=len(state.submissions)))
     assert again.stop is None
     assert Job("sample", 1, 3, (1,)) in again.jobs  # and keep their numbers
 
@@ -229,24 +233,24 @@ def test_an_exhausted_piece_stops_the_run_and_is_named() -> None:
 def test_cancelled_because_its_input_failed_is_no_attempt() -> None:
     """Sampling fails twice; scoring and training, cancelled each time, have all their tries."""
     config = make_config(iterations=1, cluster=Cluster(max_attempts=3))
-    state = State(shardings(1))
-    zero = [p for p in everything(config, state) if p.iteration == 0]
+    state = State(begun(config, 1))
+    zero = [p for p in everything(state) if p.iteration == 0]
     for _ in range(2):
-        todo = plan(config, state)
+        todo = plan(state)
         state = replace(state, submissions=(*state.submissions, *map(submitted, todo.jobs)))
-        state = done(config, state, *zero)
+        state = done(state, *zero)
     samples = [Piece(1, "sample", i) for i in range(3)]
     for attempt in (3, 4):
-        todo = plan(config, state)
+        todo = plan(state)
         assert todo.stop is None
         state = replace(state, submissions=(*state.submissions, *map(submitted, todo.jobs)))
-        state = done(config, state, *(p for p in samples if p not in state.done), attempt=attempt)
+        state = done(state, *(p for p in samples if p not in state.done), attempt=attempt)
     # Now scoring has failed by itself in submissions 3 and 4: one try is left, then none.
-    todo = plan(config, state)
+    todo = plan(state)
     assert todo.stop is None
     assert "score" in {job.stage for job in todo.jobs}
     state = replace(state, submissions=(*state.submissions, *map(submitted, todo.jobs)))
-    stop = plan(config, state).stop
+    stop = plan(state).stop
     assert stop is not None
     assert "score 1" in stop
 
@@ -263,20 +267,21 @@ def states(draw: st.DrawFn) -> tuple[Config, State, int]:
         rm=draw(st.booleans()),
         cluster=Cluster(max_attempts=draw(st.sampled_from([1, 2, 50]))),
     )
-    begun = draw(st.integers(1, config.iterations))
-    state = State(shardings(begun, draw(st.integers(1, 5)), draw(st.integers(1, 3))))
-    everyone = everything(config, state)
+    last = draw(st.integers(1, config.iterations))
+    state = State(begun(config, last, draw(st.integers(1, 5)), draw(st.integers(1, 3))))
+    everyone = everything(state)
     # Mostly a run from its beginning to some point, with holes.
     reached = draw(st.integers(0, len(everyone)))
     holes = draw(st.sets(st.sampled_from(everyone), max_size=4))
-    state = done(config, state, *(p for p in everyone[:reached] if p not in holes))
+    state = done(state, *(p for p in everyone[:reached] if p not in holes))
     for piece in draw(st.lists(st.sampled_from(everyone), max_size=2)):
         if piece in state.done:
-            state = done(config, state, piece, attempt=2)  # with other bytes
-    if current_iteration(config, state) > begun:  # the controller begins it before it plans
-        more = shardings(begun + 1, len(state.shardings[1].sample))[begun + 1]
-        state = replace(state, shardings={**state.shardings, begun + 1: more})
-        everyone = everything(config, state)
+            state = done(state, piece, attempt=2)  # with other bytes
+    if current_iteration(state) > last:  # the controller begins it before it plans
+        more = shardings(last + 1, len(state.graph.shardings[1].sample))[last + 1]
+        graph = Graph(config, {**state.graph.shardings, last + 1: more})
+        state = replace(state, graph=graph)
+        everyone = everything(state)
     submissions, in_flight = [], {}
     earlier = draw(st.integers(0, 2))
     for number in range(1, earlier + 1):
@@ -286,7 +291,7 @@ def states(draw: st.DrawFn) -> tuple[Config, State, int]:
             if shards:
                 pack = draw(st.integers(1, 3))
                 submissions.append(Submission(stage, k, number, tuple(sorted(shards)), pack=pack))
-    unfinished = [(p, s) for s in submissions for p in s.pieces if not is_whole(config, state, p)]
+    unfinished = [(p, s) for s in submissions for p in s.pieces if not is_whole(state, p)]
     if unfinished:
         for piece, submission in draw(st.lists(st.sampled_from(unfinished), max_size=6)):
             element = submission.element[piece]
@@ -300,14 +305,14 @@ def states(draw: st.DrawFn) -> tuple[Config, State, int]:
 @given(states())
 def test_a_plan_of_any_state(case: tuple[Config, State, int]) -> None:
     config, state, max_array = case
-    todo = plan(config, state, Limits(max_array))
-    everyone = everything(config, state)
-    whole = {p for p in everyone if is_whole(config, state, p)}
+    todo = plan(state, Limits(max_array))
+    everyone = everything(state)
+    whole = {p for p in everyone if is_whole(state, p)}
     results = {p for p in everyone if p.stage in ("train", "report")}
     if todo.finished:
         assert todo.jobs == ()
         assert results <= whole
-        assert max(state.shardings) == config.iterations
+        assert max(state.graph.shardings) == config.iterations
         return
     if todo.stop:
         assert todo.jobs == ()
@@ -327,7 +332,7 @@ def test_a_plan_of_any_state(case: tuple[Config, State, int]) -> None:
             assert piece not in whole
             assert piece not in state.in_flight
             assert piece not in making  # nor twice in one plan
-            for source in pieces.inputs(config, state.shardings, piece):
+            for source in state.graph.sources(piece):
                 if source in making:
                     other = making[source]
                     assert other.key in after
@@ -360,11 +365,11 @@ def test_a_plan_of_any_state(case: tuple[Config, State, int]) -> None:
 def test_carrying_out_the_plans_finishes_any_run(max_array: int, room: int | None) -> None:
     """Play the controller with a cluster on which every third element fails."""
     config = make_config(3, sft=True, rm=True, cluster=Cluster(max_attempts=30))
-    state = State(shardings(1, sample=4))
+    state = State(begun(config, 1, sample=4))
     made: list[Piece] = []
     count = 0
     for _ in range(200):
-        todo = plan(config, state, Limits(max_array, room))
+        todo = plan(state, Limits(max_array, room))
         assert todo.stop is None
         assert room is None or sum(len(job.elements) for job in todo.jobs) <= room
         if todo.finished:
@@ -385,19 +390,19 @@ def test_carrying_out_the_plans_finishes_any_run(max_array: int, room: int | Non
                     count += 1
                     if not count % 3:
                         break  # takes the rest of its element along
-                    for source in pieces.inputs(config, state.shardings, piece):
-                        assert is_whole(config, state, source), (piece, source)
-                    state = done(config, state, piece, attempt=job.attempt)
+                    for source in state.graph.sources(piece):
+                        assert is_whole(state, source), (piece, source)
+                    state = done(state, piece, attempt=job.attempt)
                     made.append(piece)
                 else:
                     good.add(i)
             ended[job.key] = good
         trained = [p.iteration for p in state.done if p.stage == "train"]
         horizon = min(max(trained, default=0) + 1, config.iterations)
-        state = replace(state, shardings=shardings(horizon, sample=4))
+        state = replace(state, graph=begun(config, horizon, sample=4))
     else:
         raise AssertionError("not finished after 200 controllers")
-    assert len(made) == len(set(made)) == len(everything(config, state))
+    assert len(made) == len(set(made)) == len(everything(state))
 
 
 # ---------------------------------------------------------------------- how tries ended
@@ -412,7 +417,8 @@ def tried(shards: tuple[int, ...], *ends: Outcome | None) -> State:
         if end
         for piece in job.pieces
     }
-    return State(shardings(1), submissions=tuple(map(submitted, jobs)), outcomes=outcomes)
+    graph = begun(make_config(), 1)
+    return State(graph, submissions=tuple(map(submitted, jobs)), outcomes=outcomes)
 
 
 def test_preemption_and_a_dead_node_do_not_count_while_more_and_more_is_safe() -> None:
@@ -427,39 +433,39 @@ def test_preemption_and_a_dead_node_do_not_count_while_more_and_more_is_safe() -
 
 def test_a_retry_keeps_away_from_the_nodes_on_which_that_shard_failed() -> None:
     state = tried((0,), Outcome("FAILED", ("n1",)), Outcome("TIMEOUT", ("n3",)))
-    jobs = {job.shards: job for job in plan(make_config(), state).jobs if job.stage == "sample"}
+    jobs = {job.shards: job for job in plan(state).jobs if job.stage == "sample"}
     assert jobs[(0,)].exclude == ("n3", "n1")
     assert jobs[(1, 2)].exclude == ()
 
 
 def test_the_stop_sentence_names_piece_end_and_node() -> None:
     state = tried((0,), *[Outcome("OUT_OF_MEMORY", ("n2",))] * 3)
-    stop = plan(make_config(), state).stop
+    stop = plan(state).stop
     assert stop is not None
     assert "sample 1 shard 0 failed 3 times" in stop
     assert stop.endswith("last OUT_OF_MEMORY on n2")
 
 
 def test_where_there_is_room_for_few_the_first_are_submitted_and_no_other() -> None:
-    todo = plan(make_config(), State(shardings(1)), Limits(room=5))
+    todo = plan(State(begun(make_config(), 1)), Limits(room=5))
     assert [(job.stage, job.shards) for job in todo.jobs] == [
         ("evaluate", (0, 1)),
         ("report", (0,)),
         ("sample", (0, 1)),
     ]
     assert todo.wait_for == ("1:sample:1",)
-    none = plan(make_config(), State(shardings(1)), Limits(room=0))
+    none = plan(State(begun(make_config(), 1)), Limits(room=0))
     assert (none.jobs, none.wait_for, none.stop, none.finished) == ((), (), None, False)
 
 
 def test_arrays_that_would_be_too_long_have_several_shards_an_element() -> None:
-    todo = plan(make_config(), State(shardings(1, sample=8)), Limits(array=3))
+    todo = plan(State(begun(make_config(), 1, sample=8)), Limits(array=3))
     jobs = {job.stage: job for job in todo.jobs if job.iteration == 1}
     for stage in ("sample", "score"):
         shards = [[piece.shard for piece in element] for element in jobs[stage].elements]
         assert shards == [[0, 1, 2], [3, 4, 5], [6, 7]]
     assert Dependency("aftercorr", jobs["sample"].key) in jobs["score"].after
-    cut_short = plan(make_config(), State(shardings(1, sample=8)), Limits(array=3, room=5))
+    cut_short = plan(State(begun(make_config(), 1, sample=8)), Limits(array=3, room=5))
     assert cut_short.jobs[-1].shards == (0, 1, 2, 3, 4, 5)
 
 
@@ -475,8 +481,8 @@ def test_a_score_that_never_ran_does_not_count_for_any_shard_of_its_element() ->
     config = make_config()
     sample = Job("sample", 1, 1, (0, 1), pack=2)
     score = Job("score", 1, 1, (0, 1), dict.fromkeys(sample.pieces, 1), pack=2)
-    state = State(shardings(1), submissions=(submitted(sample), submitted(score)))
-    state = done(config, state, Piece(1, "sample", 0))  # then the task died: no shard 1
+    state = State(begun(config, 1), submissions=(submitted(sample), submitted(score)))
+    state = done(state, Piece(1, "sample", 0))  # then the task died: no shard 1
     assert attempts(state, Piece(1, "sample", 1)) == 1
     assert [attempts(state, piece) for piece in score.pieces] == [0, 0]
 
@@ -486,8 +492,8 @@ def test_an_unpaired_score_array_cancelled_for_one_sample_does_not_count() -> No
     config = make_config()
     sample = Job("sample", 1, 1, (0, 1, 2))
     score = Job("score", 1, 1, (0, 1), dict.fromkeys(sample.pieces, 1))
-    state = State(shardings(1), submissions=(submitted(sample), submitted(score)))
-    state = done(config, state, Piece(1, "sample", 0), Piece(1, "sample", 1))
+    state = State(begun(config, 1), submissions=(submitted(sample), submitted(score)))
+    state = done(state, Piece(1, "sample", 0), Piece(1, "sample", 1))
     first = Piece(1, "score", 0)
     ends = {"cancelled": Outcome("CANCELLED"), "failed": Outcome("FAILED", ("n1",))}
     counted = {
@@ -499,7 +505,7 @@ def test_an_unpaired_score_array_cancelled_for_one_sample_does_not_count() -> No
 
 def test_a_chain_submitted_at_once_goes_to_its_last_iteration() -> None:
     config = make_config(3)
-    todo = plan(config, State(shardings(3)), horizon=3)
+    todo = plan(State(begun(config, 3)), horizon=3)
     keys = {f"{job.iteration} {job.stage}": job for job in todo.jobs}
     assert Dependency("afterok", keys["2 train"].key) in keys["3 sample"].after
     assert set(todo.wait_for) == {job.key for job in todo.jobs}

@@ -14,12 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alt_hpc import data, runfolder
+from alt_hpc import process
 from alt_hpc.config import Config, Data, Feedback, Policy, RewardModel, Sampling, Source, Training
+from alt_hpc.data import draws, texts
 from alt_hpc.errors import InputError
-from alt_hpc.pieces import Piece
+from alt_hpc.graph import Piece
 from alt_hpc.plan import Job
-from alt_hpc.runfolder import PieceDamaged, RunFolder
+from alt_hpc.run import attempt, manifests, progress, rows
+from alt_hpc.run.files import append_line, link, read_lines, write_atomically
+from alt_hpc.run.folder import RunFolder
+from alt_hpc.run.journal import Intent, Submit, Submitted
+from alt_hpc.run.manifests import PieceDamaged
 
 SAMPLE = Piece(1, "sample", 1)
 
@@ -44,26 +49,26 @@ def make_run(path: Path, **more: Any) -> RunFolder:
     folder = RunFolder.create(config)
     if not folder.exists():
         for split, count in (("train", 5), ("valid", 3)):
-            rows = [{"prompt": f"{split} {i} é\u2028\n"} for i in range(count)]
-            folder.write_data(f"prompts-{split}", rows)
+            posts = [{"prompt": f"{split} {i} é\u2028\n"} for i in range(count)]
+            rows.freeze(folder, f"prompts-{split}", posts)
     folder.freeze(config, {"policy": "/p"}, {})
-    data.begin_iteration(config, folder, 0)
-    data.begin_iteration(config, folder, 1)
+    draws.begin(folder, 0)
+    draws.begin(folder, 1)
     return folder
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
-    monkeypatch.setattr(runfolder, "VISIBLE_WITHIN_S", 0.0)
+    monkeypatch.setattr(manifests, "VISIBLE_WITHIN_S", 0.0)
     return make_run(tmp_path / "run")
 
 
-def commit(run: RunFolder, piece: Piece = SAMPLE, rows: int = 4, number: int = 1) -> Path:
+def commit(run: RunFolder, piece: Piece = SAMPLE, count: int = 4, number: int = 1) -> Path:
     """Make a piece whole; returns its file."""
-    work = run.attempt(piece, number)
+    work = attempt.begin(run, piece, number)
     file = work.folder / "rows.jsonl"
-    file.write_text("".join(f'{{"row": {i}}}\n' for i in range(rows)))
-    work.commit([file.name], rows=rows, inputs={})
+    file.write_text("".join(f'{{"row": {i}}}\n' for i in range(count)))
+    work.commit([file.name], rows=count)
     return file
 
 
@@ -71,22 +76,22 @@ def commit(run: RunFolder, piece: Piece = SAMPLE, rows: int = 4, number: int = 1
 
 
 def test_a_committed_piece_is_whole_and_says_what_it_is(run: RunFolder) -> None:
-    assert run.manifest(SAMPLE) is None
+    assert run.manifests.get(SAMPLE) is None
     file = commit(run)
-    folder, manifest = run.open_piece(SAMPLE)
+    folder, manifest = run.manifests.open(SAMPLE)
     assert folder / "rows.jsonl" == file
     assert (manifest.rows, manifest.attempt) == (4, 1)
     assert manifest.files["rows.jsonl"]["size"] == file.stat().st_size
-    assert list(run.done()) == [SAMPLE]
-    assert run.done()[SAMPLE].checksum == manifest.checksum
+    assert list(run.manifests.done()) == [SAMPLE]
+    assert run.manifests.done()[SAMPLE].checksum == manifest.checksum
 
 
 def test_an_attempt_without_manifest_does_not_count(run: RunFolder) -> None:
-    work = run.attempt(SAMPLE, 1)
+    work = attempt.begin(run, SAMPLE, 1)
     (work.folder / "rows.jsonl").write_text('{"row": 0}\n')
-    assert run.done() == {}
+    assert run.manifests.done() == {}
     with pytest.raises(PieceDamaged, match="not whole"):
-        run.open_piece(SAMPLE)
+        run.manifests.open(SAMPLE)
 
 
 def test_a_flipped_byte_is_found_by_the_reader_and_withdraws_the_piece(run: RunFolder) -> None:
@@ -94,12 +99,12 @@ def test_a_flipped_byte_is_found_by_the_reader_and_withdraws_the_piece(run: RunF
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(content)
-    assert run.manifest(SAMPLE) is not None  # controllers look at sizes only
+    assert run.manifests.get(SAMPLE) is not None  # controllers look at sizes only
     with pytest.raises(PieceDamaged, match=r"rows\.jsonl"):
-        run.open_piece(SAMPLE)
-    assert run.done() == {}  # the next controller has it made again
+        run.manifests.open(SAMPLE)
+    assert run.manifests.done() == {}  # the next controller has it made again
     commit(run, number=2)
-    assert run.open_piece(SAMPLE)[1].attempt == 2
+    assert run.manifests.open(SAMPLE)[1].attempt == 2
 
 
 @pytest.mark.parametrize("damage", ["truncated", "longer", "gone"])
@@ -110,61 +115,61 @@ def test_a_file_of_another_size_does_not_count(run: RunFolder, damage: str) -> N
         file.unlink()
     else:
         file.write_bytes(content[:-1] if damage == "truncated" else content + b"\n")
-    assert run.manifest(SAMPLE) is None
-    assert run.done() == {}
+    assert run.manifests.get(SAMPLE) is None
+    assert run.manifests.done() == {}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"attempt": 1}', '{"files": {"a": 1}}'])
 def test_a_manifest_that_is_damaged_does_not_count(run: RunFolder, text: str) -> None:
     commit(run)
-    (run.piece_folder(SAMPLE) / "manifest.json").write_text(text)
-    assert run.manifest(SAMPLE) is None
-    assert run.done() == {}
+    run.layout.manifest(SAMPLE).write_text(text)
+    assert run.manifests.get(SAMPLE) is None
+    assert run.manifests.done() == {}
 
 
 def test_a_manifest_of_another_config_does_not_count(run: RunFolder, tmp_path: Path) -> None:
     commit(run)
     other = make_run(tmp_path / "other", seed=1)
     for piece in (SAMPLE, Piece(1, "sample", 0)):  # another config; other rows
-        target = (other if piece == SAMPLE else run).piece_folder(piece)
+        target = (other if piece == SAMPLE else run).layout.piece(piece)
         target.mkdir(parents=True)
         for name in ("manifest.json", "attempt-1"):
-            (target / name).symlink_to(run.piece_folder(SAMPLE) / name)
-    assert other.manifest(SAMPLE) is None
-    assert run.manifest(Piece(1, "sample", 0)) is None
-    assert run.manifest(SAMPLE) is not None
+            (target / name).symlink_to(run.layout.piece(SAMPLE) / name)
+    assert other.manifests.get(SAMPLE) is None
+    assert run.manifests.get(Piece(1, "sample", 0)) is None
+    assert run.manifests.get(SAMPLE) is not None
 
 
 def test_checksum_depends_on_bytes_and_not_on_the_attempt(run: RunFolder) -> None:
     checksums = []
-    for number, rows in ((1, 4), (2, 4), (3, 5)):
-        commit(run, rows=rows, number=number)
-        checksums.append(run.done()[SAMPLE].checksum)
+    for number, count in ((1, 4), (2, 4), (3, 5)):
+        commit(run, count=count, number=number)
+        checksums.append(run.manifests.done()[SAMPLE].checksum)
     assert checksums[0] == checksums[1] != checksums[2]
 
 
 def test_two_starts_of_one_attempt_get_folders_of_their_own(run: RunFolder) -> None:
-    first, second = run.attempt(SAMPLE, 1), run.attempt(SAMPLE, 1)
+    first, second = attempt.begin(run, SAMPLE, 1), attempt.begin(run, SAMPLE, 1)
     assert first.folder != second.folder
     for work, text in ((first, "first"), (second, "second")):
         (work.folder / "a").write_text(text)
-        work.commit(["a"], rows=1, inputs={})
-    place, _ = run.open_piece(SAMPLE)  # the last manifest counts
+        work.commit(["a"], rows=1)
+    place, _ = run.manifests.open(SAMPLE)  # the last manifest counts
     assert (place / "a").read_text() == "second"
 
 
 def test_a_removed_policy_still_counts(run: RunFolder) -> None:
     train = Piece(1, "train")
-    work = run.attempt(train, 1)
+    work = attempt.begin(run, train, 1)
     (work.folder / "policy").mkdir()
     (work.folder / "policy/w").write_text("weights")
-    work.commit(["policy/w"], rows=1, inputs={})
-    run.publish_policy(train, work.folder / "policy")
+    work.commit(["policy/w"], rows=1)
+    link(run.layout.policy(1), work.folder / "policy")
     assert (run.path / "policies/001/w").read_text() == "weights"
-    before = run.done()[train].checksum
-    run.remove_policy(train)
+    before = run.manifests.done()[train].checksum
+    run.manifests.remove_policy(train)
     assert not (work.folder / "policy").exists()
-    assert run.done()[train].checksum == before
+    assert run.manifests.done()[train].checksum == before
 
 
 # ---------------------------------------------------------------------- writing
@@ -172,11 +177,11 @@ def test_a_removed_policy_still_counts(run: RunFolder) -> None:
 
 def test_write_atomically_leaves_the_old_text_where_it_fails(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    runfolder.write_atomically(path, "old")
+    write_atomically(path, "old")
     with pytest.raises(UnicodeEncodeError):
-        runfolder.write_atomically(path, "new" * 10000 + "\ud800")
+        write_atomically(path, "new" * 10000 + "\ud800")
     assert path.read_text() == "old"
-    runfolder.write_atomically(path, "new")
+    write_atomically(path, "new")
     assert path.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
@@ -186,21 +191,24 @@ def test_write_atomically_leaves_the_old_text_where_it_fails(tmp_path: Path) -> 
 def test_a_torn_journal_line_costs_that_line_only(tmp_path_factory: Any, left: int) -> None:
     path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
     for number in (1, 2):
-        runfolder.append_line(path, {"number": number, "text": "é" * 8})
+        append_line(path, {"number": number, "text": "é" * 8})
     whole = path.read_bytes()
     line = whole.split(b"\n")[0] + b"\n"
     path.write_bytes(whole + line[: min(left, len(line) - 2)])  # the writer was killed
-    runfolder.append_line(path, {"number": 3})
-    assert [row["number"] for row in runfolder.read_lines(path)] == [1, 2, 3]
+    append_line(path, {"number": 3})
+    assert [row["number"] for row in read_lines(path)] == [1, 2, 3]
 
 
 def test_submissions_are_read_back_from_the_journal(run: RunFolder) -> None:
-    run.record("submit", who="me")
-    run.record_intent(Job("sample", 1, 1, (0, 1)))
-    run.record("submitted", key="1:sample:1", job="7")
-    run.record("submit", who="me")
-    run.record_intent(Job("score", 1, 1, (1,), waits={SAMPLE: 1}))  # sbatch died: no id
-    found, counted_from = RunFolder(run.path).submissions()
+    for entry in (
+        Submit(who="me"),
+        Intent.of(Job("sample", 1, 1, (0, 1))),
+        Submitted(key="1:sample:1", job="7"),
+        Submit(who="me"),
+        Intent.of(Job("score", 1, 1, (1,), waits={SAMPLE: 1})),  # sbatch died: no id
+    ):
+        run.journal.record(entry)
+    found, counted_from = RunFolder(run.path).journal.submissions()
     assert [(s.key, s.shards, s.job) for s in found] == [
         ("1:sample:1", (0, 1), "7"),
         ("1:score:1", (1,), None),
@@ -213,10 +221,10 @@ def test_submissions_are_read_back_from_the_journal(run: RunFolder) -> None:
 
 
 def test_frozen_rows_come_back_one_by_one(run: RunFolder) -> None:
-    rows = [f"train {i} é\u2028\n" for i in range(5)]
-    assert [r["prompt"] for r in run.read_data("prompts-train")] == rows
-    assert [r["prompt"] for r in run.read_data("prompts-train", [3, 0, 3])] == [
-        rows[i] for i in (3, 0, 3)
+    posts = [f"train {i} é\u2028\n" for i in range(5)]
+    assert [r["prompt"] for r in rows.frozen(run, "prompts-train")] == posts
+    assert [r["prompt"] for r in rows.frozen(run, "prompts-train", [3, 0, 3])] == [
+        posts[i] for i in (3, 0, 3)
     ]
 
 
@@ -228,26 +236,25 @@ def test_frozen_data_that_was_changed_is_refused(run: RunFolder, damage: str) ->
     if damage != "gone":
         path.write_bytes(content[:-5] if damage == "truncated" else b"x" + content[1:])
     with pytest.raises(InputError, match=r"prompts-train\.jsonl.* changed"):
-        run.read_data("prompts-train", [0])
+        rows.frozen(run, "prompts-train", [0])
 
 
 def test_summaries_that_begin_with_tldr_give_it_to_their_prompt(tmp_path: Path) -> None:
     """As on the hub in CarperAI/openai_summarize_comparisons; rows like ours stay as they are."""
     post = "SUBREDDIT: r/x\nTITLE: t\nPOST: p"
-    rows = [
+    posts = [
         {"prompt": post, "chosen": "TL;DR: good", "rejected": "TL;DR: bad"},
         {"prompt": post + "\nTL;DR:", "chosen": " good", "rejected": " bad TL;DR: x"},
     ]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in posts))
     names = ("prompt", "chosen", "rejected")
-    first, second = data.read(Source(str(tmp_path)), "train", names, "data.comparisons")
+    first, second = texts.read(Source(str(tmp_path)), "train", names, "data.comparisons")
     assert first == {"prompt": post + "\nTL;DR:", "chosen": " good", "rejected": " bad"}
-    assert second == rows[1]
+    assert second == posts[1]
 
 
 def test_a_draw_is_a_function_of_seed_and_iteration(run: RunFolder, tmp_path: Path) -> None:
-    config = run.config()
-    data.begin_iteration(config, run, 2)
+    draws.begin(run, 2)
     same = make_run(tmp_path / "same")
     other = make_run(tmp_path / "other", seed=1)
     assert same.draw(1)["rows"] == run.draw(1)["rows"]
@@ -257,34 +264,34 @@ def test_a_draw_is_a_function_of_seed_and_iteration(run: RunFolder, tmp_path: Pa
 
 
 def test_every_drawn_row_is_in_one_shard_also_where_prompts_are_drawn_twice(run: RunFolder) -> None:
-    rows = run.draw(1)["rows"]
-    assert len(rows) == 12
-    assert len(set(rows)) <= 5  # twelve out of five: with duplicates
-    cut = run.shardings()[1].sample
-    assert len(cut) == 3
-    found = [p for start, end in cut for p in data.drawn_prompts(run, 1, start, end)]
-    everything = [r["prompt"] for r in run.read_data("prompts-train")]
-    assert found == [everything[i] for i in rows]
-    assert Counter(found) == Counter(everything[i] for i in rows)
+    drawn = run.draw(1)["rows"]
+    assert len(drawn) == 12
+    assert len(set(drawn)) <= 5  # twelve out of five: with duplicates
+    shards = run.graph().of(1, "sample")
+    assert len(shards) == 3
+    found = [p for shard in shards for p in draws.drawn_prompts(run, shard)]
+    everything = [r["prompt"] for r in rows.frozen(run, "prompts-train")]
+    assert found == [everything[i] for i in drawn]
+    assert Counter(found) == Counter(everything[i] for i in drawn)
 
 
 def test_without_replacement_no_row_is_drawn_twice(tmp_path: Path) -> None:
     sampling = Sampling(prompts=5, replacement=False, group=2)
-    rows = make_run(tmp_path / "run", sampling=sampling).draw(1)["rows"]
-    assert sorted(rows) == [0, 1, 2, 3, 4]
+    drawn = make_run(tmp_path / "run", sampling=sampling).draw(1)["rows"]
+    assert sorted(drawn) == [0, 1, 2, 3, 4]
 
 
 def test_an_iteration_that_has_begun_keeps_its_draw_and_sharding(run: RunFolder) -> None:
-    before = run.draw(1), run.shardings()[1]
+    before = run.draw(1), run.graph().shardings[1]
     more = dataclasses.replace(run.config().cluster.sample, shards=6)
     cluster = dataclasses.replace(run.config().cluster, sample=more)
     config = dataclasses.replace(run.config(), cluster=cluster)
     again = RunFolder.create(config)
     again.freeze(config, {}, {})
-    data.begin_iteration(config, again, 1)
-    data.begin_iteration(config, again, 2)
-    assert (again.draw(1), again.shardings()[1]) == before
-    assert len(again.shardings()[2].sample) == 6
+    draws.begin(again, 1)
+    draws.begin(again, 2)
+    assert (again.draw(1), again.graph().shardings[1]) == before
+    assert len(again.graph().shardings[2].sample) == 6
 
 
 # ---------------------------------------------------------------------- one folder, one run
@@ -320,13 +327,13 @@ def test_the_run_folder_is_mine_alone_and_another_folder_is_left_as_it_is(tmp_pa
 
 def test_abandoning_removes_only_what_freezing_wrote(tmp_path: Path) -> None:
     run = RunFolder.create(make_config(tmp_path / "run"))
-    run.write_data("prompts-train", [{"prompt": "a"}])
+    rows.freeze(run, "prompts-train", [{"prompt": "a"}])
     run.abandon()
     assert not run.path.exists()
     whole = make_run(tmp_path / "whole")
     whole.abandon()
     assert whole.exists()
-    assert whole.has_data("prompts-train")
+    assert rows.is_frozen(whole, "prompts-train")
     mine = tmp_path / "mine"
     (mine / "data").mkdir(parents=True)
     (mine / "data/train.jsonl").write_text("years")
@@ -348,7 +355,7 @@ def test_damaged_run_json_is_one_sentence(run: RunFolder) -> None:
 
 def make_rows(run: RunFolder, number: int, made: list[int], dies_at: int = -1) -> list[Any]:
     """An attempt at four groups of one row; `made` notes those it had to make."""
-    work = run.attempt(SAMPLE, number)
+    work = attempt.begin(run, SAMPLE, number, {"policy": "abc"})
 
     def make(groups: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
         for group in groups:
@@ -357,17 +364,17 @@ def make_rows(run: RunFolder, number: int, made: list[int], dies_at: int = -1) -
             made.append(group)
             yield [{"row": 4 + group, "text": f"é\u2028 {group}"}]
 
-    return work.resumable({"policy": "abc"}, range(4, 9), make, "rows")
+    return work.resumable(range(4, 9), make, "rows")
 
 
 def test_a_new_attempt_makes_only_the_groups_that_none_has_kept(run: RunFolder) -> None:
     made: list[int] = []
     with pytest.raises(RuntimeError, match="died"):
         make_rows(run, 1, made, dies_at=2)
-    assert run.saved(SAMPLE) == 2
-    rows = make_rows(run, 2, made)
+    assert progress.saved(run, SAMPLE) == 2
+    found = make_rows(run, 2, made)
     assert made == [0, 1, 2, 3]
-    assert [row["row"] for row in rows] == [4, 5, 6, 7]
+    assert [row["row"] for row in found] == [4, 5, 6, 7]
 
 
 @given(byte=st.integers(0, 700), flip=st.booleans())
@@ -377,33 +384,33 @@ def test_what_is_kept_is_taken_only_whole(tmp_path_factory: Any, byte: int, flip
     run = make_run(tmp_path_factory.mktemp("kept") / "run")
     with pytest.raises(RuntimeError, match="died"):
         make_rows(run, 1, [], dies_at=3)
-    (file,) = run.piece_folder(SAMPLE).glob("attempt-1/kept.jsonl")
+    (file,) = run.layout.piece(SAMPLE).glob("attempt-1/kept.jsonl")
     bytes_ = bytearray(file.read_bytes())
     at = byte % len(bytes_)
     if flip:
         bytes_[at] ^= 1
     file.write_bytes(bytes_ if flip else bytes_[:at])
     made: list[int] = []
-    rows = make_rows(run, 2, made)
-    assert [row["text"] for row in rows] == [f"é\u2028 {group}" for group in range(4)]
+    found = make_rows(run, 2, made)
+    assert [row["text"] for row in found] == [f"é\u2028 {group}" for group in range(4)]
 
 
 def test_rows_made_from_other_inputs_are_not_taken(run: RunFolder) -> None:
     with pytest.raises(RuntimeError, match="died"):
         make_rows(run, 1, [], dies_at=3)
-    work, made = run.attempt(SAMPLE, 2), []
+    work, made = attempt.begin(run, SAMPLE, 2, {"policy": "other"}), []
     make = lambda groups: (made.append(group) or [{}] for group in groups)  # noqa: E731
-    work.resumable({"policy": "other"}, range(4, 9), make, "rows")
+    work.resumable(range(4, 9), make, "rows")
     assert made == [0, 1, 2, 3]
 
 
 def test_each_pass_over_the_rows_keeps_its_own(run: RunFolder) -> None:
-    work = run.attempt(SAMPLE, 1)
+    work = attempt.begin(run, SAMPLE, 1)
     for number in range(2):
         make = lambda groups, n=number: ([{"pass": n}] for _ in groups)  # noqa: E731
-        rows = work.resumable({}, range(4, 9), make, "rows", part=(number, 2))
-        assert [row["pass"] for row in rows] == [number] * 4
-    told = run.progress(SAMPLE)
+        found = work.resumable(range(4, 9), make, "rows", part=(number, 2))
+        assert [row["pass"] for row in found] == [number] * 4
+    told = progress.read(run, SAMPLE)
     assert told is not None
     assert (told["done"], told["total"]) == (8, 8)
 
@@ -411,9 +418,9 @@ def test_each_pass_over_the_rows_keeps_its_own(run: RunFolder) -> None:
 def test_a_shard_far_behind_the_others_is_told_with_its_node(run: RunFolder) -> None:
     for shard in (0, 2):
         commit(run, Piece(1, "sample", shard))
-    run.attempt(SAMPLE, 1)
-    run.show_progress(SAMPLE, 3, 8, "samples", started=time.time() - 5)
-    assert run.laggards(1, "sample") == []
-    run.show_progress(SAMPLE, 3, 8, "samples", started=time.time() - 600)
-    (line,) = run.laggards(1, "sample")
-    assert line.startswith(f"sample 1 shard 1 lags on {runfolder.node_name()}: 600 s so far, 3/8")
+    attempt.begin(run, SAMPLE, 1)
+    progress.show(run, SAMPLE, 3, 8, "samples", started=time.time() - 5)
+    assert progress.laggards(run, 1, "sample") == []
+    progress.show(run, SAMPLE, 3, 8, "samples", started=time.time() - 600)
+    (line,) = progress.laggards(run, 1, "sample")
+    assert line.startswith(f"sample 1 shard 1 lags on {process.node()}: 600 s so far, 3/8")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dag_tasks
 import pytest
 import yaml
 
@@ -24,9 +25,10 @@ from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm, client
 from alt_hpc.config import Cluster as ClusterConfig
 from alt_hpc.config import StageCluster
-from alt_hpc.pieces import Piece
+from alt_hpc.graph import Piece
 from alt_hpc.plan import Dependency
-from alt_hpc.runfolder import RunFolder
+from alt_hpc.run.folder import RunFolder
+from alt_hpc.run.journal import Submitted
 
 ROOT = Path(__file__).parent.parent
 LONG_S = 900
@@ -50,7 +52,7 @@ def _await_end(
         if folder.ended() and not queue:
             return
         time.sleep(0.5)
-    logs = "\n".join(p.read_text() for p in folder.controller_folder().glob("*.log"))
+    logs = "\n".join(p.read_text() for p in folder.layout.controller_log().parent.glob("*.log"))
     raise AssertionError(f"the run has not ended: {_queue()}\n{logs}")
 
 
@@ -96,7 +98,7 @@ def test_two_iterations_with_nobody_touching_them(
     assert folder.ended() == ("FINISHED", "the run is finished")
     assert any({"run-sample-1", "run-score-1"} <= names for names in together), "no overlap"
     assert sizes == {"NumNodes": "2", "NumTasks": "4"}
-    submitted = [e["key"] for e in folder.journal() if e["event"] == "submitted"]
+    submitted = [e.key for e in folder.journal.of(Submitted)]
     assert sorted(submitted) == sorted(
         ["0:evaluate:1", "0:report:1"]
         + [f"{k}:{s}:1" for k in (1, 2) for s in ("sample", "score", "train", "evaluate", "report")]
@@ -143,8 +145,8 @@ def test_recovers_from_a_failing_shard_a_killed_task_and_a_killed_controller(
     assert (tmp_path / "killed").exists()
     assert len((tmp_path / "calls").read_text().splitlines()) > 5
     assert _policies(folder) == _policies(undisturbed)
-    untouched = folder.manifest(Piece(1, "sample", 0))
-    again = folder.manifest(Piece(1, "sample", 1))
+    untouched = folder.manifests.get(Piece(1, "sample", 0))
+    again = folder.manifests.get(Piece(1, "sample", 1))
     assert untouched is not None
     assert again is not None
     assert (untouched.attempt, again.attempt) == (1, 2)
@@ -185,7 +187,7 @@ def test_plan_shows_the_scripts_byte_for_byte(
     assert _queue() == []
     assert main(["submit", str(tiny_config), *[a for o in overrides for a in ("--set", o)]]) == 0
     _await_end(folder)
-    submissions = {s.key: s for s in folder.submissions()[0]}
+    submissions = {s.key: s for s in folder.journal.submissions()[0]}
     for key, submission in submissions.items():
         script = folder.path / "jobs" / key.replace(":", "-") / f"{submission.job}_submission.sh"
         if submission.attempt > 1 or not script.exists():
@@ -262,8 +264,9 @@ def _submit_dag(cluster: Cluster, dag: Dag, place: Path) -> list[str]:
     for number, (fails, after) in enumerate(dag):
         folder = place / str(number)
         folder.mkdir(parents=True, mode=0o700)
-        calls = [("dag_tasks:end", str(int(fail))) for fail in fails]
-        request = Request(f"job{number}", "dag", folder, calls, StageCluster(), ClusterConfig())
+        tasks = [dag_tasks.End(fail) for fail in fails]
+        settings = StageCluster(), ClusterConfig()
+        request = Request(f"job{number}", "dag", str(number), folder, tasks, *settings)
         dependencies: list[Any] = [Dependency(kind, ids[earlier]) for kind, earlier in after]  # type: ignore[arg-type]
         ids.append(cluster.submit(request, dependencies))
     return ids

@@ -31,6 +31,8 @@ from alt_hpc.errors import InputError
 from alt_hpc.losses import Example, FeaturePair, Pair, alt_loss, feature_loss, pair_loss
 from alt_hpc.ranks import Ranks, connect, disconnect, from_environment
 from alt_hpc.reference import share_trunk
+from alt_hpc.run.checkpoints import Checkpoints
+from alt_hpc.run.files import write_atomically
 from alt_hpc.trainer import (
     Interrupted,
     TrainingDiverged,
@@ -163,7 +165,7 @@ def _work(job: dict[str, Any], folder: Path, ranks: Ranks) -> None:
             deepspeed_config=job.get("deepspeed", {"zero_optimization": {"stage": 2}}),
             seed=job.get("seed", 3),
             ranks=ranks,
-            checkpoints=folder / job.get("checkpoints", f"{job['name']}.checkpoints"),
+            checkpoints=Checkpoints(folder / job.get("checkpoints", f"{job['name']}.checkpoints")),
             log=log,
             stop=stop,
         )
@@ -183,7 +185,7 @@ def _work(job: dict[str, Any], folder: Path, ranks: Ranks) -> None:
 
 def _main(folder: Path) -> None:
     ranks = from_environment()
-    connect(folder / "meeting", ranks)
+    connect(folder / "meeting", ranks, write_atomically)
     for job in json.loads((folder / "jobs.json").read_text()):
         _work(job, folder, ranks)
     disconnect()
@@ -553,7 +555,7 @@ def test_wrong_input_stops_before_the_start(
             deepspeed_config={},
             seed=0,
             ranks=ranks,
-            checkpoints=tmp_path,
+            checkpoints=Checkpoints(tmp_path),
             log=print,
         )
 

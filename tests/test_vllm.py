@@ -14,14 +14,15 @@ import torch
 from transformers import PreTrainedModel
 
 from alt_hpc import config as configs
-from alt_hpc import controller, data, launch, models
+from alt_hpc import controller, launch, models
 from alt_hpc.clusters.local import Local
+from alt_hpc.data import draws
 from alt_hpc.engines import Vllm
 from alt_hpc.errors import InputError
 from alt_hpc.feedback import conditioning
-from alt_hpc.pieces import Piece
+from alt_hpc.graph import Piece
 from alt_hpc.plan import Job
-from alt_hpc.runfolder import read_lines
+from alt_hpc.run.files import make_private, read_lines
 
 ROOT = Path(__file__).parent.parent
 LONG_S = 1200
@@ -88,10 +89,10 @@ def test_vllm_samples_a_shard_in_an_environment_of_its_own(
     ]
     folder = launch.prepare(configs.load(tiny_config, overrides))
     config = folder.config()
-    data.begin_iteration(config, folder, 1)
+    draws.begin(folder, 1)
 
     job, local = Job("sample", 1, 1, (0,)), Local(1)
-    folder.make_jobs_folder(job)
+    logs = make_private(folder.layout.job(1, "sample", 1))
     submitted = local.submit(controller.request(folder, config, job), [])
     deadline = time.monotonic() + LONG_S
 
@@ -99,10 +100,10 @@ def test_vllm_samples_a_shard_in_an_environment_of_its_own(
         assert time.monotonic() < deadline, "the sample stage takes too long"
 
     local.wait([submitted], patience)
-    log = "".join(path.read_text() for path in folder.jobs_folder(job).glob("*.out"))
+    log = "".join(path.read_text() for path in logs.glob("*.out"))
     assert set(local.states([submitted]).values()) == {"COMPLETED"}, log
 
-    place, manifest = folder.open_piece(Piece(1, "sample", 0))
+    place, manifest = folder.manifests.open(Piece(1, "sample", 0))
     rows = list(read_lines(place / "samples.jsonl"))
     assert manifest.rows == len(rows) == 4
     assert [row["row"] for row in rows] == [0, 1, 2, 3]

@@ -18,7 +18,8 @@ from tiny import folder as tiny_model
 from transformers import AutoModelForSequenceClassification
 
 from alt_hpc.__main__ import main
-from alt_hpc.runfolder import RunFolder
+from alt_hpc.run import rows as run_rows
+from alt_hpc.run.folder import RunFolder
 
 Edit = Callable[[Path, dict[str, Any]], None]
 ROWS = [{"prompt": f"POST: {i}\nTL;DR:", "label": "short"} for i in range(6)]
@@ -300,7 +301,7 @@ CONFIG: dict[str, tuple[Edit, list[str]]] = {
     ),
     "other shards for scoring": (
         put("cluster", {"sample": {"shards": 4}, "score": {"shards": 2}}),
-        ["config.yaml:", "cluster.score.shards", "shards of sampling (4)"],
+        ["config.yaml:", "cluster.score.shards", "shards of sample (4)"],
     ),
     "shards of a training": (put("cluster.train", {"shards": 2}), ["cluster.train.shards"]),
     "many processes for a shard": (
@@ -597,7 +598,9 @@ def test_data_of_a_failed_try_is_not_taken_for_that_of_the_next(
 
     folder, config = good
     RunFolder(folder / "run").path.mkdir()
-    RunFolder(folder / "run").write_data("prompts-train", [{"prompt": "of the first try"}])
+    run_rows.freeze(RunFolder(folder / "run"), "prompts-train", [{"prompt": "of the first try"}])
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     run = launch.prepare(configs.load(folder / "config.yaml"))
-    assert [row["prompt"] for row in run.read_data("prompts-train")] == [r["prompt"] for r in ROWS]
+    assert [row["prompt"] for row in rows.frozen(run, "prompts-train")] == [
+        r["prompt"] for r in ROWS
+    ]

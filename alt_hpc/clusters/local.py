@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from alt_hpc.clusters import Request
-from alt_hpc.clusters.slurm import INHERITED
+from alt_hpc import process
+from alt_hpc.clusters import Request, Task
 from alt_hpc.config import Cluster as ClusterConfig
 from alt_hpc.plan import Dependency, Limits
+from alt_hpc.run.layout import task_log
 
 POLL_S = 0.1
 ENDED = ("COMPLETED", "FAILED", "CANCELLED")
@@ -31,6 +32,10 @@ class Element:
     state: str = "PENDING"
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
+    @property
+    def task(self) -> Task:
+        return self.request.tasks[self.index]
+
 
 class Local:
     """Runs at most `slots` processes at once, first come first served."""
@@ -39,14 +44,14 @@ class Local:
         self.slots = slots
         self.jobs: dict[str, list[Element]] = {}
 
-    def limits(self, common: ClusterConfig) -> Limits:
+    def limits(self, common: ClusterConfig, run_id: str) -> Limits:
         """None that matter."""
         return Limits(array=1_000_000)
 
     def submit(self, request: Request, after: Sequence[Dependency]) -> str:
         """Queue a job; `wait` runs it."""
         job = str(len(self.jobs) + 1)
-        count = len(request.calls)
+        count = len(request.tasks)
         self.jobs[job] = [
             Element(self.element(job, i, count), i, request, after) for i in range(count)
         ]
@@ -58,9 +63,8 @@ class Local:
     def in_flight(self, run_id: str) -> dict[str, dict[int, str]]:
         found: dict[str, dict[int, str]] = {}
         for element in self._elements():
-            key = element.request.comment.removeprefix(f"alt-hpc:{run_id}:")
-            if element.state not in ENDED:
-                found.setdefault(key, {})[element.index] = element.id
+            if element.state not in ENDED and element.request.run_id == run_id:
+                found.setdefault(element.request.key, {})[element.index] = element.id
         return found
 
     def ends(self, jobs: Iterable[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -107,7 +111,7 @@ class Local:
 
     def _reap(self) -> None:
         for element in self.running():
-            codes = [process.poll() for process in element.processes]
+            codes = [started.poll() for started in element.processes]
             if any(code not in (None, 0) for code in codes):
                 _kill(element)  # one dead rank ends the others, as srun --kill-on-bad-exit does
                 element.state = "FAILED"
@@ -129,7 +133,7 @@ class Local:
                 return  # first come, first served: a wide job is not overtaken for ever
 
     def _width(self, element: Element) -> int:
-        return min(element.request.tasks, self.slots)
+        return min(element.request.ranks, self.slots)
 
     def _ready(self, element: Element) -> bool | None:
         """Whether it may start; None when it never can (Slurm: --kill-on-invalid-dep=yes)."""
@@ -146,33 +150,27 @@ class Local:
 
     def _launch(self, element: Element) -> None:
         request = element.request
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(INHERITED)}
         python = request.stage.python or sys.executable
-        for rank in range(request.tasks):
-            environment = clean | {
-                "RANK": str(rank),
-                "WORLD_SIZE": str(request.tasks),
-                "LOCAL_RANK": str(rank % request.stage.tasks_per_node),
-                "ALT_HPC_START": f"local-{os.getpid()}-{element.id}",
-                "PYTHONUNBUFFERED": "1",
-            }
-            log = request.folder / f"{element.id}_{rank}_log.out"
+        start = f"local-{os.getpid()}-{element.id}"
+        for rank in range(request.ranks):
+            log = task_log(request.folder, element.id, rank)
+            local = rank % request.stage.tasks_per_node
             with log.open("ab") as output:
-                process = subprocess.Popen(
-                    [python, "-m", "alt_hpc.task", *request.calls[element.index]],
-                    env=environment,
+                started = subprocess.Popen(
+                    [python, *element.task.command()],
+                    env=process.for_a_task(rank, request.ranks, local, start),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
-            element.processes.append(process)
+            element.processes.append(started)
         element.state = "RUNNING"
 
 
 def _kill(element: Element) -> None:
-    for process in element.processes:
-        if process.poll() is None:
+    for started in element.processes:
+        if started.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+                os.killpg(started.pid, signal.SIGKILL)
+            started.wait()

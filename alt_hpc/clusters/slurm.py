@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import os
+import operator
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import SlurmExecutor
 
-from alt_hpc import task
+from alt_hpc import process
 from alt_hpc.clusters import QueueUnknown, Request, SubmissionRefused
 from alt_hpc.config import Cluster as ClusterConfig
-from alt_hpc.config import StageCluster
 from alt_hpc.errors import InputError
 from alt_hpc.plan import Dependency, Limits
 
 CLIENT_TIMEOUT_S = 60  # Slurm's clients retry for long when slurmctld is away
+CONTROLLER = "controller"  # the key of a controller's own job
 ENDED = ("COMPLETING",)  # squeue still lists these; their processes are done
-NEXT_CONTROLLER = 1  # room that is left for the successor's successor
+CONTROLLERS = 3  # of a run for which room is left: one that runs, its successor, and the next
 WRONG_FOR_GOOD = (
     "invalid partition",
     "invalid account",
@@ -44,30 +44,11 @@ WRONG_FOR_GOOD = (
     "unrecognized option",
 )
 LIMITED = ("limit", "job violates accounting", "temporarily unable to accept")
-INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
-
-
-@contextlib.contextmanager
-def clean_environment() -> Iterator[None]:
-    """Without the variables of the job we are in, which sbatch would pass on; SLURM_CONF stays.
-
-    Not doing so has made jobs resubmit their own controller and halve their GPUs; removing
-    SLURM_CONF too (as submitit's clean_env does) loses the cluster.
-    """
-    leaked = {
-        name: os.environ.pop(name)
-        for name in list(os.environ)
-        if name.startswith(INHERITED) and name != "SLURM_CONF"
-    }
-    try:
-        yield
-    finally:
-        os.environ.update(leaked)
 
 
 def client(*command: str, timeout: float = CLIENT_TIMEOUT_S) -> str:
     """Output of a Slurm client; raises `subprocess.SubprocessError` or `OSError`."""
-    with clean_environment():
+    with process.outside_the_job():
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=True)
     return done.stdout
 
@@ -84,8 +65,12 @@ class Slurm:
         if not available():
             raise InputError("Slurm's commands (sbatch, squeue, scontrol, srun) are not on PATH")
 
-    def limits(self, common: ClusterConfig) -> Limits:
-        """What Slurm says that it takes: MaxArraySize, MaxJobCount, and this user's own limits."""
+    def limits(self, common: ClusterConfig, run_id: str) -> Limits:
+        """What Slurm says that it takes: MaxArraySize, MaxJobCount, and this user's own limits.
+
+        This run's controllers have room of their own, so that it is the same before one of them
+        and within it.
+        """
         settings = _settings()
         # submitit's indices run from 0, and the largest that Slurm takes is MaxArraySize - 1.
         array = max(1, int(settings.get("MaxArraySize", "1001")))
@@ -93,14 +78,15 @@ class Slurm:
         if "limits" in settings.get("AccountingStorageEnforce", ""):
             mine = len(_all_jobs(f"--user={getpass.getuser()}"))
             rooms += [limit - mine for limit in _submit_limits(common.account, common.qos)]
-        return Limits(array, max(0, min(rooms) - NEXT_CONTROLLER))
+        room = min(rooms) + len(self.controllers(run_id)) - CONTROLLERS
+        return Limits(array, max(0, room))
 
     def submit(self, request: Request, after: Sequence[Dependency]) -> str:
         """One sbatch: an array through submitit, or a plain job for a single element."""
         executor = _executor(request, after)
         try:
-            with clean_environment():
-                jobs = executor.map_array(task.call, *zip(*request.calls, strict=True))
+            with process.outside_the_job():
+                jobs = executor.map_array(operator.call, request.tasks)
         except (FailedJobError, RuntimeError) as error:
             raise refused(error) from error
         return jobs[0].job_id.partition("_")[0]
@@ -113,16 +99,16 @@ class Slurm:
         """Elements of this run's jobs that squeue lists as pending, running or requeued."""
         found: dict[str, dict[int, str]] = {}
         for job, comment, state, _ in _squeue():
-            if not comment.startswith(f"alt-hpc:{run_id}:") or state in ENDED:
+            if not comment.startswith(_comment(run_id)) or state in ENDED:
                 continue
             index = job.partition("_")[2]
-            key = comment.removeprefix(f"alt-hpc:{run_id}:")
+            key = comment.removeprefix(_comment(run_id))
             found.setdefault(key, {})[int(index) if index.isdigit() else 0] = job
         return found
 
     def held(self, run_id: str) -> dict[str, str]:
         """This run's jobs that will not start by themselves, with Slurm's reason."""
-        mine = (row for row in _squeue() if row[1].startswith(f"alt-hpc:{run_id}:"))
+        mine = (row for row in _squeue() if row[1].startswith(_comment(run_id)))
         return {
             job: why for job, _, state, why in mine if state == "PENDING" and "held" in why.lower()
         }
@@ -159,7 +145,7 @@ class Slurm:
 
     def controllers(self, run_id: str) -> dict[str, str]:
         """Controllers of this run in the queue: job id -> state."""
-        comment = f"alt-hpc:{run_id}:controller"
+        comment = _comment(run_id, CONTROLLER)
         return {job: state for job, c, state, _ in _squeue() if c == comment}
 
     def depend(self, job: str, dependency: str) -> None:
@@ -184,7 +170,7 @@ class Slurm:
             name, _, nodes = line.partition("|")
             first = name.rstrip("*") if name.endswith("*") else first
             known[name.rstrip("*")] = known.get(name.rstrip("*"), 0) + int(nodes)
-        for name, stage in _stages(common):
+        for name, stage in common.stages().items():
             named = stage.partition or common.partition or first or ""
             where = "cluster.partition" if not stage.partition else f"cluster.{name}.partition"
             partitions = named.split(",")  # Slurm takes the one that can start the job first
@@ -203,7 +189,7 @@ class Slurm:
     def test(self, request: Request, field: str) -> None:
         """Ask Slurm itself whether it would take such a job (`sbatch --test-only`)."""
         text = script(request, ())
-        with clean_environment():
+        with process.outside_the_job():
             done = subprocess.run(
                 ["sbatch", "--test-only"],
                 input=text,
@@ -219,8 +205,8 @@ class Slurm:
 def script(request: Request, after: Sequence[Dependency]) -> str:
     """The sbatch script byte for byte as `Slurm.submit` would hand it over; needs no Slurm."""
     executor = _executor(request, after)
-    if len(request.calls) > 1:
-        executor.parameters["map_count"] = len(request.calls)
+    if len(request.tasks) > 1:
+        executor.parameters["map_count"] = len(request.tasks)
     command = executor._submitit_command_str
     text: str = executor._make_submission_file_text(command, "")
     return text
@@ -236,7 +222,7 @@ def _executor(request: Request, after: Sequence[Dependency]) -> SlurmExecutor:
     container = [f"--container-image={stage.container}"] if stage.container else []
     parameters: dict[str, Any] = {
         "job_name": request.name,
-        "comment": request.comment,
+        "comment": _comment(request.run_id, request.key),
         "time": minutes,
         "nodes": stage.nodes,
         "ntasks_per_node": stage.tasks_per_node,
@@ -311,7 +297,7 @@ def controller_options(run: str, run_id: str, common: ClusterConfig) -> list[str
     asked = common.controller
     options: dict[str, Any] = {
         "job-name": controller_name(run, run_id),
-        "comment": f"alt-hpc:{run_id}:controller",
+        "comment": _comment(run_id, CONTROLLER),
         "time": asked.minutes or 30,
         "cpus-per-task": asked.cpus or 1,
         "mem": megabytes(asked.mem_gb or 1),
@@ -333,8 +319,9 @@ def controller_name(run: str, run_id: str) -> str:
     return f"{run}-controller-{run_id[-6:]}"
 
 
-def _stages(common: ClusterConfig) -> list[tuple[str, StageCluster]]:
-    return [(k, v) for k, v in vars(common).items() if isinstance(v, StageCluster)]
+def _comment(run_id: str, key: str = "") -> str:
+    """What marks a job as one of a run's."""
+    return f"alt-hpc:{run_id}:{key}"
 
 
 def _sinfo(form: str) -> str:

@@ -1,1 +1,1 @@
-"""The stages: each module's `run(folder, piece, attempt)` makes one piece. They know no cluster."""
+"""The stages: each module's `run(work)` makes one piece. They know no cluster."""

@@ -4,52 +4,55 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from alt_hpc import interrupt, trainer
+from alt_hpc import config as configs
+from alt_hpc import interrupt, models, trainer
 from alt_hpc import ranks as processes
 from alt_hpc.config import Training
 from alt_hpc.losses import Loss, Trainable
-from alt_hpc.pieces import Piece
-from alt_hpc.ranks import Ranks
-from alt_hpc.runfolder import METRICS, Attempt, RunFolder, append_line, read_lines
+from alt_hpc.run.checkpoints import Checkpoints
+from alt_hpc.run.files import append_line, link, make_private, read_lines, replacing
+from alt_hpc.run.layout import METRICS_FILE, POLICY_FOLDER
+from alt_hpc.stages.work import Work
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def optimise(
-    folder: RunFolder,
-    piece: Piece,
-    ranks: Ranks,
+    work: Work,
     module: nn.Module,
     examples: Sequence[Trainable],
     loss: Loss,
     settings: Training,
     seed: int,
     *,
-    inputs: Mapping[str, str],
     first_step: int = 0,
 ) -> Mapping[str, Tensor] | None:
-    """Train and return the weights on rank 0, None elsewhere. `first_step` continues the curves.
+    """Train and return the weights on the first rank, None elsewhere.
 
-    Every rank calls it. What the steps measured is kept beside the checkpoints, so that an
-    attempt which goes on from one leaves neither doubled nor missing points.
+    Every rank calls it. `first_step` continues the curves. What the steps measured is kept beside
+    the checkpoints, so that an attempt which goes on from one leaves neither doubled nor missing
+    points.
     """
-    place = folder.checkpoints(piece, inputs)
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    curves = Curves(folder, piece, place / METRICS, first_step)
+    place = make_private(training_folder(work))
+    curves = Curves(work, work.run.layout.metrics(place), first_step)
     result = trainer.train(
         module,
         examples,
         loss,
         settings,
-        deepspeed_config=folder.deepspeed(settings.deepspeed),
+        deepspeed_config=work.run.deepspeed(settings.deepspeed),
         seed=seed,
-        ranks=ranks,
-        checkpoints=place / "steps",
+        ranks=work.ranks,
+        checkpoints=Checkpoints(work.run.layout.steps(place)),
         log=curves.add,
         stop=interrupt.asked,
     )
@@ -58,41 +61,57 @@ def optimise(
     return result.weights
 
 
-def begin(folder: RunFolder, piece: Piece, attempt: int) -> tuple[Ranks, Attempt | None]:
-    """Find the other ranks of this start of the job; rank 0 also begins the attempt."""
-    meeting = folder.meeting_file(piece)
-    meeting.parent.mkdir(parents=True, exist_ok=True)
-    ranks = processes.from_environment()
-    work = folder.attempt(piece, attempt) if ranks.first else None
-    processes.connect(meeting, ranks)
-    return ranks, work
+def training_folder(work: Work) -> Path:
+    """Checkpoints of a training and what its steps measured.
+
+    Shared by its attempts, and left alone by one whose sources have other checksums.
+    """
+    return work.run.layout.training(work.piece, configs.digest(work.sources))
 
 
-def commit(
-    folder: RunFolder,
-    work: Attempt,
-    model: str,
-    *,
-    rows: int,
-    inputs: Mapping[str, str],
-    facts: Mapping[str, Any],
-) -> None:
+def commit(work: Work, model: str, *, rows: int, facts: Mapping[str, Any]) -> None:
     """Publish the exported folder `model` of this attempt, with its metrics; drop checkpoints."""
-    source = folder.checkpoints(work.piece, inputs) / METRICS
-    (work.folder / METRICS).write_bytes(source.read_bytes())
-    files = [
-        str(p.relative_to(work.folder)) for p in (work.folder / model).rglob("*") if p.is_file()
-    ]
-    work.commit([*files, METRICS], rows=rows, inputs=inputs, facts=facts)
-    folder.remove_checkpoints(work.piece)
+    folder, layout = work.attempt.folder, work.run.layout
+    (folder / METRICS_FILE).write_bytes(layout.metrics(training_folder(work)).read_bytes())
+    files = [str(p.relative_to(folder)) for p in (folder / model).rglob("*") if p.is_file()]
+    work.attempt.commit([*files, METRICS_FILE], rows=rows, facts=facts)
+    shutil.rmtree(layout.trainings(work.piece), ignore_errors=True)
+
+
+def export_policy(
+    work: Work,
+    source: Path,
+    weights: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: str,
+    card: str,
+) -> None:
+    """Write a Hugging Face folder and check that it loads with every weight present and finite."""
+    target = work.attempt.folder / POLICY_FOLDER
+    models.save_policy(target, models.load_config(source), weights, tokenizer, dtype, card)
+    models.check_weights(target)
+
+
+def publish_policy(work: Work, *, rows: int, facts: Mapping[str, Any]) -> None:
+    """Link `policies/NNN` to the exported folder, and commit it."""
+    link(work.run.layout.policy(work.piece.iteration), work.attempt.folder / POLICY_FOLDER)
+    commit(work, POLICY_FOLDER, rows=rows, facts=facts)
+
+
+def set_dropout(model: PreTrainedModel, p: float) -> None:
+    """Dropout while training: every dropout layer, and attention where it takes a number."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = p  # type: ignore[assignment]
 
 
 class Curves:
-    """Writes each optimiser step to a file and to TensorBoard, on rank 0."""
+    """Writes each optimiser step to a file and to TensorBoard, on the first rank."""
 
-    def __init__(self, folder: RunFolder, piece: Piece, file: Path, first_step: int) -> None:
-        self.folder = folder
-        self.piece = piece
+    def __init__(self, work: Work, file: Path, first_step: int) -> None:
+        self.work = work
         self.file = file
         self.first_step = first_step
         self.started = time.time()
@@ -107,16 +126,17 @@ class Curves:
         values = {"loss": record.loss, "lr": record.lr, "grad_norm": record.grad_norm}
         values |= record.parts | {"tokens_per_s": record.tokens / max(record.seconds, 1e-6)}
         for name, value in values.items():
-            self.writer.add_scalar(f"{self.piece.stage}/{name}", value, step)
+            self.writer.add_scalar(f"{self.work.piece.stage}/{name}", value, step)
         self.writer.flush()
-        self.folder.show_progress(self.piece, record.step, record.steps, "steps", self.started)
+        self.work.show(record.step, record.steps, "steps", self.started)
 
     def _begin(self, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         kept = [row for row in read_lines(self.file) if row["step"] < step]
-        self.file.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        place = self.folder.tensorboard(self.piece.stage)
+        with replacing(self.file) as fresh:
+            fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        place = self.work.run.layout.events(self.work.piece.stage)
         self.writer = SummaryWriter(str(place), purge_step=self.first_step + step)
 
     def close(self) -> None:

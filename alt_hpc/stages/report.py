@@ -6,47 +6,49 @@ import json
 import statistics
 from typing import Any
 
-from alt_hpc import curves, feedback, metrics, pieces
-from alt_hpc.pieces import Piece
-from alt_hpc.runfolder import REPORT, Manifest, RunFolder, write_atomically
+from alt_hpc import curves, feedback, metrics
+from alt_hpc.graph import EVALUATE, SCORE, Piece
+from alt_hpc.plan import job_key
+from alt_hpc.run import rows
+from alt_hpc.run.files import write_atomically
+from alt_hpc.run.journal import Submitted
+from alt_hpc.run.layout import REPORT_FILE
+from alt_hpc.run.manifests import Manifest
+from alt_hpc.stages.work import Work
 from alt_hpc.summary import reports, table
 
 
-def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
+def run(work: Work) -> None:
     """Gather evaluation rows and scores of an iteration; write `report.json` and the curves.
 
     Table and curves come before the manifest: a report that was killed in between is made again,
     and so are they.
     """
-    config, k = folder.config(), piece.iteration
-    sources = folder.checksums(pieces.inputs(config, folder.shardings(), piece))
-    work = folder.attempt(piece, attempt)
-    rows = list(folder.all_rows(k, "evaluate"))
-    manifests = _manifests(folder, k)
-    report: dict[str, Any] = {"iteration": k, "evaluation": _evaluation(rows)}
-    report["stages"] = {stage: _durations(folder, found) for stage, found in manifests.items()}
+    folder, k, settings = work.run, work.piece.iteration, work.config.feedback
+    evaluations = list(rows.of_stage(folder, k, EVALUATE))
+    manifests = _manifests(work)
+    report: dict[str, Any] = {"iteration": k, "evaluation": _evaluation(evaluations)}
+    report["stages"] = {stage: _durations(work, found) for stage, found in manifests.items()}
     report["cut"] = {
         stage: sum(manifest.facts.get("prompts_cut", 0) for manifest in found.values())
         for stage, found in manifests.items()
     }
-    report["samples"] = [_sample(row) for row in rows if row["variant"] == "best"][:5]
+    report["samples"] = [_sample(row) for row in evaluations if row["variant"] == "best"][:5]
     if k:
-        scores = list(folder.all_rows(k, "score"))
-        cuts = list(feedback.cuts(config.feedback, scores))
-        rewards = metrics.by_quantile(
-            [row["rewards"] for row in scores], cuts, config.feedback.quantiles
-        )
+        scores = list(rows.of_stage(folder, k, SCORE))
+        cuts = list(feedback.cuts(settings, scores))
+        rewards = metrics.by_quantile([row["rewards"] for row in scores], cuts, settings.quantiles)
         report["quantiles"] = [metrics.histogram(values) for values in rewards]
         report["set_aside"] = sum(all(q is None for q in cut) for cut in cuts)
-    maker = pieces.reward_model(config)
+    maker = folder.graph().reward_model()
     if k == 0 and maker is not None:
-        report["reward_model"] = dict(folder.open_piece(maker)[1].facts)
-    (work.folder / REPORT).write_text(json.dumps(report, indent=1))
+        report["reward_model"] = dict(folder.manifests.open(maker)[1].facts)
+    (work.attempt.folder / REPORT_FILE).write_text(json.dumps(report, indent=1))
     found = dict(sorted((reports(folder) | {k: report}).items()))
-    write_atomically(folder.report_file, table(folder, found) + "\n")
+    write_atomically(folder.layout.table, table(folder, found) + "\n")
     curves.write(folder, k, found)
     curves.draw(folder, found)
-    work.commit([REPORT], rows=len(rows), inputs=sources, facts={"report": report})
+    work.attempt.commit([REPORT_FILE], rows=len(evaluations), facts={"report": report})
 
 
 def _evaluation(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -64,27 +66,27 @@ def _sample(row: dict[str, Any]) -> str:
     return text.replace("\n", "  \n")
 
 
-def _manifests(folder: RunFolder, iteration: int) -> dict[str, dict[Piece, Manifest]]:
-    """Manifests of an iteration's pieces by stage; at 0 also of those that prepared the run."""
+def _manifests(work: Work) -> dict[str, dict[Piece, Manifest]]:
+    """Manifests of an iteration's other pieces by stage."""
     found: dict[str, dict[Piece, Manifest]] = {}
-    for piece in folder.pieces():
-        manifest = folder.manifest(piece)
-        if piece.iteration == iteration and piece.stage != "report" and manifest is not None:
+    for piece in work.run.graph().pieces(work.piece.iteration):
+        manifest = work.run.manifests.get(piece)
+        if piece.stage != work.piece.stage and manifest is not None:
             found.setdefault(piece.stage, {})[piece] = manifest
     return found
 
 
-def _durations(folder: RunFolder, made: dict[Piece, Manifest]) -> dict[str, float]:
+def _durations(work: Work, made: dict[Piece, Manifest]) -> dict[str, float]:
     """Seconds of a stage's median and slowest shard, their ratio, and the longest queue wait.
 
     A shard waits from its sbatch, or from the end of the last piece that it is made from, until
     its task begins.
     """
-    submitted = {e["key"]: e["time"] for e in folder.journal() if e["event"] == "submitted"}
+    submitted = {e.key: e.time for e in work.run.journal.of(Submitted)}
     waits = []
     for piece, manifest in made.items():
-        key = f"{piece.iteration}:{piece.stage}:{manifest.attempt}"
-        sources = map(folder.manifest, pieces.inputs(folder.config(), folder.shardings(), piece))
+        key = job_key(piece.iteration, piece.stage, manifest.attempt)
+        sources = map(work.run.manifests.get, work.run.graph().sources(piece))
         ends = [m.facts["started"] + m.facts["seconds"] for m in sources if m is not None]
         if key in submitted:
             waits.append(manifest.facts["started"] - max([submitted[key], *ends]))

@@ -7,28 +7,22 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from alt_hpc import feedback, pieces
-from alt_hpc.pieces import Piece
-from alt_hpc.runfolder import RunFolder
-from alt_hpc.stages import inputs
+from alt_hpc import feedback
+from alt_hpc.stages.work import Work, load_reward_model
 
-_reward_model = functools.lru_cache(maxsize=1)(inputs.reward_model)  # for all shards of a task
+_reward_model = functools.lru_cache(maxsize=1)(load_reward_model)  # for all shards of a task
 
 
-def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
+def run(work: Work) -> None:
     """Make one shard: a row per prompt with reward, quantile and feedback of each generation.
 
     Rewards that are not finite are written as null, with no quantile; so are all quantiles of a
     prompt with fewer finite rewards than quantiles (it is set aside and counted). The reward
     model sees the plain prompt, never the conditioning.
     """
-    config = folder.config()
-    sources = folder.checksums(pieces.inputs(config, folder.shardings(), piece))
-    work = folder.attempt(piece, attempt)
-    source = Piece(piece.iteration, "sample", piece.shard)
-    samples = list(folder.rows(source))
-    model = _reward_model(folder, inputs.device())
-    settings = config.feedback
+    settings = work.config.feedback
+    samples = list(work.mates())
+    model = _reward_model(work.run, work.device)
 
     def make(indices: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
         for row in map(samples.__getitem__, indices):
@@ -44,13 +38,12 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
                 }
             ]
 
-    first = samples[0]["row"]
-    starts = range(first, first + len(samples) + 1)
-    rows = work.resumable(sources, starts, make, "samples", config.sampling.generations)
+    starts = range(work.rows.start, work.rows.stop + 1)
+    rows = work.attempt.resumable(starts, make, "samples", work.config.sampling.generations)
     cut = sum(row["post_cut"] for row in rows)
     aside = sum(all(q is None for q in row["quantiles"]) for row in rows)
     if aside:
-        print(f"{piece}: {aside} of {len(rows)} prompts set aside (too few finite rewards)")
+        work.say(f"{aside} of {len(rows)} prompts set aside (too few finite rewards)")
     if cut:
-        print(f"{piece}: {cut} of {len(rows)} posts cut to the reward model's length")
-    work.commit_rows(rows, inputs=sources, facts={"set_aside": aside, "prompts_cut": cut})
+        work.say(f"{cut} of {len(rows)} posts cut to the reward model's length")
+    work.attempt.commit_rows(rows, {"set_aside": aside, "prompts_cut": cut})

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from alt_hpc import losses, models, trainer
 from alt_hpc.errors import InputError
 from alt_hpc.losses import Example
-from alt_hpc.pieces import Piece
-from alt_hpc.runfolder import POLICY, RunFolder
-from alt_hpc.stages import inputs, optimise, train
+from alt_hpc.run import rows
+from alt_hpc.stages import optimise
+from alt_hpc.stages.work import Work, cpu
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,39 +21,36 @@ CARD = """# Supervised start of an ALT-RM run
 """
 
 
-def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
-    """Make the starting policy. Runs on every rank; rank 0 exports and publishes."""
-    config = folder.config()
-    settings = config.sft
+def run(work: Work) -> None:
+    """Make the starting policy. Runs on every rank; the first exports and publishes."""
+    config, settings = work.config, work.config.sft
     assert settings is not None
     assert config.policy.base is not None
-    ranks, work = optimise.begin(folder, piece, attempt)
-    inputs.device()
-    place = folder.model(config.policy.base)
-    tokenizer = inputs.tokenizer(folder, place)
-    made = list(_examples(folder, tokenizer, settings.max_length))
+    work.connect()
+    _ = work.device  # sets threads
+    place = work.run.model(config.policy.base)
+    tokenizer = work.tokenizer(place)
+    texts = rows.frozen(work.run, "prompts-train")
+    made = list(_examples(texts, tokenizer, settings.max_length))
     examples = [example for example, _ in made]
     cut = sum(lost for _, lost in made)
     if cut:
-        print(f"{piece}: {cut} of {len(made)} rows were cut to {settings.max_length} tokens")
-    model = models.load_policy(place, "float32", inputs.cpu())
-    train.set_dropout(model, config.policy.dropout)
+        work.say(f"{cut} of {len(made)} rows were cut to {settings.max_length} tokens")
+    model = models.load_policy(place, "float32", cpu())
+    optimise.set_dropout(model, config.policy.dropout)
     trainer.prepare(model, settings)
-    weights = optimise.optimise(
-        folder, piece, ranks, model, examples, losses.sft_loss, settings, config.seed, inputs={}
-    )
-    if work is None:
+    weights = optimise.optimise(work, model, examples, losses.sft_loss, settings, config.seed)
+    if not work.ranks.first:
         return
     card = CARD.format(base=config.policy.base)
-    train.export(work.folder / POLICY, place, weights, tokenizer, settings.export_dtype, card)
     steps = len(trainer.global_batches(len(examples), settings, config.seed))
     facts = {"steps": steps, "prompts_cut": cut}
-    folder.publish_policy(piece, work.folder / POLICY)
-    optimise.commit(folder, work, POLICY, rows=len(examples), inputs={}, facts=facts)
+    optimise.export_policy(work, place, weights, tokenizer, settings.export_dtype, card)
+    optimise.publish_policy(work, rows=len(examples), facts=facts)
 
 
 def _examples(
-    folder: RunFolder, tokenizer: PreTrainedTokenizerBase, max_length: int
+    texts: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Iterator[tuple[Example, bool]]:
     """Prompt + ` {label}` stripped + EOS; the post gives way where it is too long.
 
@@ -61,7 +58,7 @@ def _examples(
     """
     if tokenizer.eos_token_id is None:
         raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token")
-    for row in folder.read_data("prompts-train"):
+    for row in texts:
         label = models.continuation_ids(tokenizer, " " + row["label"].strip())
         shortened = label[: max_length // 2]
         answer = [*shortened, tokenizer.eos_token_id]

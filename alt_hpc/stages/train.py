@@ -5,23 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alt_hpc import feedback, losses, models, pieces, trainer
+from alt_hpc import feedback, losses, models, trainer
 from alt_hpc.generate import side_by_side
+from alt_hpc.graph import REPORT, SAMPLE, SCORE, TRAIN, Piece
 from alt_hpc.losses import Example, Siblings, Trainable
-from alt_hpc.pieces import Piece
 from alt_hpc.reference import share_trunk
-from alt_hpc.runfolder import POLICY, RunFolder
-from alt_hpc.stages import inputs, optimise
+from alt_hpc.run import rows
+from alt_hpc.stages import optimise
+from alt_hpc.stages.work import Policy, Work, cpu
 from alt_hpc.summary import best_iteration
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from alt_hpc.config import Config, Training
 
 CARD = """# Policy aligned with textual feedback (ALT-RM), iteration {iteration}
@@ -43,20 +41,17 @@ Feedback texts, best first: {texts}. Method: arXiv 2407.16970. Made from `{base}
 """
 
 
-def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
-    """Make the policy of an iteration. Runs on every rank; rank 0 exports and publishes."""
-    config, k = folder.config(), piece.iteration
-    ranks, work = optimise.begin(folder, piece, attempt)
-    sources = folder.checksums(pieces.inputs(config, folder.shardings(), piece))
-    inputs.device()
-    place = inputs.policy_folder(folder, k - 1)
-    tokenizer = inputs.tokenizer(folder, place)
-    model = models.load_policy(place, "float32", inputs.cpu())
-    set_dropout(model, config.policy.dropout)
-    made = list(_families(folder, k, tokenizer, place, side_by_side(model.config)))
+def run(work: Work) -> None:
+    """Make the policy of an iteration. Runs on every rank; the first exports and publishes."""
+    work.connect()
+    config, k, device = work.config, work.piece.iteration, work.device
+    settings, seed = config.training, config.seed + k
+    before = work.policy(k - 1)
+    model = models.load_policy(before.place, "float32", cpu())
+    optimise.set_dropout(model, config.policy.dropout)
+    made = list(_families(work, before, side_by_side(model.config)))
     families = [family for family, _ in made]
     cut = sum(lost for _, lost in made)
-    settings = config.training
     examples: list[Trainable]
     if settings.share_prompts:
         examples = [*families]
@@ -66,60 +61,22 @@ def run(folder: RunFolder, piece: Piece, attempt: int) -> None:
     trainer.prepare(model, settings)
     loss = functools.partial(losses.alt_loss, entropy=settings.entropy)
     if settings.kl:
-        reference = models.load_policy(
-            inputs.policy_folder(folder, 0), trainer.precision(settings, ranks), ranks.device
-        )
+        reference = work.policy(0).load(trainer.precision(settings, work.ranks), device)
         share_trunk(model, reference)
         loss = functools.partial(loss, kl=settings.kl, reference=reference)
-    before = Piece(k - 1, "train")
-    last = folder.manifest(before) if k > 1 else None
+    last = work.run.manifests.get(Piece(k - 1, TRAIN)) if k > 1 else None
     first_step = last.facts["last_step"] if last else 0
-    weights = optimise.optimise(
-        folder,
-        piece,
-        ranks,
-        model,
-        examples,
-        loss,
-        settings,
-        config.seed + k,
-        inputs=sources,
-        first_step=first_step,
-    )
-    if work is None:
+    weights = optimise.optimise(work, model, examples, loss, settings, seed, first_step=first_step)
+    if not work.ranks.first:
         return
-    card = _card(config, k)
-    export(work.folder / POLICY, place, weights, tokenizer, settings.export_dtype, card)
-    steps = len(trainer.global_batches(len(examples), settings, config.seed + k))
+    steps = len(trainer.global_batches(len(examples), settings, seed))
     facts = {"steps": steps, "last_step": first_step + steps, "prompts_cut": cut}
-    rows = sum(len(family.answers) for family in families)
-    folder.publish_policy(piece, work.folder / POLICY)
-    optimise.commit(folder, work, POLICY, rows=rows, inputs=sources, facts=facts)
-    _remove_old_policies(folder, k)
-
-
-def export(
-    target: Path,
-    source: Path,
-    weights: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: str,
-    card: str,
-) -> None:
-    """Write a Hugging Face folder and check that it loads with every weight present and finite."""
-    models.save_policy(target, models.load_config(source), weights, tokenizer, dtype, card)
-    models.check_weights(target)
-
-
-def set_dropout(model: PreTrainedModel, p: float) -> None:
-    """Dropout while training: every dropout layer, and attention where it takes a number."""
-    import torch
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = p
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = p  # type: ignore[assignment]
+    optimise.export_policy(
+        work, before.place, weights, before.tokenizer, settings.export_dtype, _card(config, k)
+    )
+    count = sum(len(family.answers) for family in families)
+    optimise.publish_policy(work, rows=count, facts=facts)
+    _remove_old_policies(work)
 
 
 def _card(config: Config, iteration: int) -> str:
@@ -139,38 +96,30 @@ def _counting_families(settings: Training, size: int) -> Training:
     return dataclasses.replace(settings, global_batch=batch, micro_batch=micro)
 
 
-def _families(
-    folder: RunFolder,
-    iteration: int,
-    tokenizer: PreTrainedTokenizerBase,
-    place: Path,
-    together: bool,
-) -> Iterator[tuple[Siblings, bool]]:
+def _families(work: Work, policy: Policy, together: bool) -> Iterator[tuple[Siblings, bool]]:
     """A conditioned prompt and the sampled ids kept of its quantile, in the order of the draw.
 
     And whether the prompt lost the end of its post.
     """
-    config = folder.config()
-    settings = config.feedback
-    ends = models.eos_ids(models.load_config(place), tokenizer)
-    budget = inputs.prompt_budget(folder, place, config.sampling.max_new_tokens)
+    config, k = work.config, work.piece.iteration
+    settings, new = config.feedback, config.sampling.max_new_tokens
     prefixes = [feedback.conditioning(settings.template, text) for text in settings.texts]
-    samples = folder.all_rows(iteration, "sample")
-    cuts = feedback.cuts(settings, folder.all_rows(iteration, "score"))
+    samples = rows.of_stage(work.run, k, SAMPLE)
+    cuts = feedback.cuts(settings, rows.of_stage(work.run, k, SCORE))
     for row, quantiles in zip(samples, cuts, strict=True):
         generations = row["generations"]
-        rng = np.random.default_rng([config.seed, iteration, row["row"]])
+        rng = np.random.default_rng([config.seed, k, row["row"]])
         finished = [g["ended"] == "eos" for g in generations]
         kept: dict[int, list[list[int]]] = {}
         for index in feedback.select(quantiles, finished, settings.per_quantile, rng):
             ids = generations[index]["ids"]
             if settings.append_eos and not finished[index] and _ends_sentence(generations[index]):
-                ids = [*ids, ends[0]]
+                ids = [*ids, policy.ends[0]]
             quantile = quantiles[index]
             assert quantile is not None
             kept.setdefault(quantile, []).append(ids)
         for quantile, answers in kept.items():
-            prompt, lost = models.fit_prompt(tokenizer, prefixes[quantile], row["prompt"], budget)
+            prompt, lost = policy.fit(prefixes[quantile], row["prompt"], new)
             yield Siblings(prompt, answers, together), lost > 0
 
 
@@ -178,9 +127,9 @@ def _ends_sentence(generation: dict[str, Any]) -> bool:
     return str(generation["text"]).endswith((".", "?", "!"))
 
 
-def _remove_old_policies(folder: RunFolder, iteration: int) -> None:
+def _remove_old_policies(work: Work) -> None:
     """Keep the last `keep` policies, the best one, and any that evaluation still reads."""
-    best = best_iteration(folder)
-    for k in range(1, iteration - folder.config().keep + 1):
-        if k != best and folder.manifest(Piece(k, "report")) is not None:
-            folder.remove_policy(Piece(k, "train"))
+    manifests, best = work.run.manifests, best_iteration(work.run)
+    for k in range(1, work.piece.iteration - work.config.keep + 1):
+        if k != best and manifests.get(Piece(k, REPORT)) is not None:
+            manifests.remove_policy(Piece(k, TRAIN))

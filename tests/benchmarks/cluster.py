@@ -18,13 +18,16 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT}/tests"
 
+from stub_tasks import Call  # noqa: E402
+
 from alt_hpc import config as configs  # noqa: E402
 from alt_hpc import controller  # noqa: E402
 from alt_hpc.clusters import Request  # noqa: E402
 from alt_hpc.clusters.slurm import Slurm, client  # noqa: E402
 from alt_hpc.config import Cluster, StageCluster  # noqa: E402
 from alt_hpc.plan import Dependency, Kind  # noqa: E402
-from alt_hpc.runfolder import RunFolder  # noqa: E402
+from alt_hpc.run.folder import RunFolder  # noqa: E402
+from alt_hpc.run.journal import Submitted  # noqa: E402
 
 PORT = 17400
 PAPER = 64  # shards of tldr_gptj.yaml
@@ -95,13 +98,12 @@ def _two_iterations(place: Path, seconds: dict[str, Sequence[float]], *, barrier
                 stage_after.append(Dependency(kind, chain[stage]))
             folder = place / f"{k}-{before}"
             folder.mkdir(parents=True, mode=0o700)
-            calls = [
-                ("stub_tasks:sleep_or_fail", str(folder), str(i), f"{s:.2f}", "0")
+            tasks = [
+                Call("sleep_or_fail", (str(folder), str(i), f"{s:.2f}", "0"))
                 for i, s in enumerate(seconds[before])
             ]
-            request = Request(
-                f"{before}-{k}", "benchmark", folder, calls, StageCluster(), Cluster()
-            )
+            name = f"{before}-{k}"
+            request = Request(name, "benchmark", name, folder, tasks, StageCluster(), Cluster())
             chain[before] = slurm.submit(request, stage_after)
         evaluate = chain["evaluate"]
         last = [Dependency("afterok", evaluate if barriers else chain["train"])]
@@ -217,7 +219,7 @@ def _controller(folder: RunFolder) -> dict[str, float]:
     began = time.time()
     command = [sys.executable, "-m", "alt_hpc", "controller", str(folder.path)]
     subprocess.run(command, check=True, capture_output=True)
-    sent = [entry["time"] for entry in folder.journal() if entry["event"] == "submitted"]
+    sent = [entry.time for entry in folder.journal.of(Submitted)]
     return {"controller": max(sent) - began, "jobs": len(sent)}
 
 

@@ -30,12 +30,14 @@ import transformers
 from torch.nn import functional
 
 from alt_hpc import config as configs
-from alt_hpc import data, feedback, losses, models, packed, reward, trainer
+from alt_hpc import feedback, losses, models, packed, reward, trainer
 from alt_hpc.config import RewardModel
+from alt_hpc.data import texts
 from alt_hpc.generate import generate
 from alt_hpc.reference import share_trunk
-from alt_hpc.runfolder import RunFolder
-from alt_hpc.stages import inputs
+from alt_hpc.run import rows as run_rows
+from alt_hpc.run.folder import RunFolder
+from alt_hpc.stages.work import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -88,7 +90,7 @@ def sampling(prompt_tokens: int = 400, n: int = 32, new: int = 48) -> str:
 
     count = len(prompts) * n * new
     theirs, _ = timed(lambda: [_naive(model, ids, n, settings) for ids in prompts])
-    inputs.keep_freed_memory()
+    keep_freed_memory()
     packed.pack(model)
     generate(model, [prompts[0][:50]], 4, [1], eos=never, **{**settings, "max_new_tokens": 4})
     ours, _ = timed(lambda: generate(model, prompts, n, [1, 2], eos=never, **settings))
@@ -139,7 +141,7 @@ def vllm(count: int = 12, n: int = 16, new: int = 48, group: int = 6, rounds: in
 def _without_vllm(settings: dict[str, Any]) -> float:
     """The same work by our own engine, the best round's seconds."""
     model = packed.pack(load()[2])
-    inputs.keep_freed_memory()
+    keep_freed_memory()
     options = {"temperature": 0.9, "top_p": 0.9, "max_new_tokens": settings["new"]}
 
     def sample(prompts: list[list[int]]) -> None:
@@ -169,7 +171,7 @@ def scoring(prompt_tokens: int = 400, n: int = 96, new: int = 48) -> str:
     for way, width in (("padded to 550", 550), ("exact lengths", None)):
         sides = (functools.partial(_padded, plain, prompt, summaries, width, b) for b in (8, 16))
         best[way] = min((timed(side) for side in sides), key=_first)
-    inputs.keep_freed_memory()
+    keep_freed_memory()
     trunk.hidden(prompt, summaries[:2])
     ours, (mine, _) = min(
         (timed(lambda: trunk.hidden(prompt, summaries)) for _ in range(4)), key=_first
@@ -293,7 +295,7 @@ def _steps(tokenizer: Any) -> list[list[losses.Example]]:
 def _side(step: Callable[..., torch.Tensor], kl: float) -> str:
     """Train with one way of computing a step's loss; JSON of what it took."""
     if step is _our_step:
-        inputs.keep_freed_memory()
+        keep_freed_memory()
     place, tokenizer, _ = load()
     model = models.load_policy(place, "float32", CPU).train()
     trainer.freeze(model, 0.3, False)
@@ -367,7 +369,7 @@ def iteration(prompts: int = 2, n: int = 32, new: int = 48) -> str:
     for way in ("official", "alt_hpc"):
         ours = way == "alt_hpc"
         if ours:
-            inputs.keep_freed_memory()
+            keep_freed_memory()
             packed.pack(model)
         seconds, made = timed(lambda: _sampled(model, tokenizer, texts, n, new, ours))  # noqa: B023
         took[way] = [seconds]
@@ -481,8 +483,8 @@ def _freeze(count: int) -> str:
         config = configs.load(ROOT / "configs/quickstart.yaml", [f"run={place}/run"])
         folder = RunFolder.create(config)
         before, began = cluster.peak(), time.perf_counter()
-        texts = data.read(configs.Source(place), "train", ("prompt",), "data.prompts")
-        assert folder.write_data("prompts-train", texts) == count
+        found = texts.read(configs.Source(place), "train", ("prompt",), "data.prompts")
+        assert run_rows.freeze(folder, "prompts-train", found) == count
         return json.dumps([time.perf_counter() - began, cluster.peak() - before])
 
 

@@ -1,4 +1,4 @@
-"""Text rows from a hub data set or local files, checked and frozen; the draws of prompts."""
+"""Rows of text from a hub data set or local files, as a stream, each checked."""
 
 from __future__ import annotations
 
@@ -8,51 +8,16 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
-import numpy as np
-
-from alt_hpc.config import Config, Source, one_line
-from alt_hpc.errors import InputError, blaming
-from alt_hpc.pieces import Sharding, cut
-from alt_hpc.runfolder import RunFolder
+from alt_hpc.config import Source
+from alt_hpc.errors import InputError, blaming, one_line
 
 Numbered = Iterator[tuple[int, dict[str, Any]]]  # (line, row)
 TLDR = "TL;DR:"
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-
-
-def freeze(config: Config, folder: RunFolder) -> None:
-    """Write the rows that a run uses into its folder, once: `prompts-SPLIT`, `comparisons-SPLIT`.
-
-    Raises
-    ------
-    InputError
-        Missing file or data set, missing column, a row that is not text, bad JSON (file and line),
-        no rows.
-    """
-    prompts, comparisons = config.data.prompts, config.data.comparisons
-    label = ("label",) if config.sft is not None and config.policy.model is None else ()
-    wanted = [("prompts", prompts, "train", ("prompt", *label))]
-    wanted.append(("prompts", prompts, "valid", ("prompt",)))
-    if config.evaluation.test_prompts:
-        wanted.append(("prompts", prompts, "test", ("prompt",)))
-    if config.reward_model.model is None and comparisons is not None:
-        pair = ("prompt", "chosen", "rejected")
-        wanted += [("comparisons", comparisons, split, pair) for split in ("train", "valid")]
-    for name, source, split, columns in wanted:
-        limit = {"train": source.limit, "valid": source.valid_limit}.get(split)
-        texts = read(source, split, columns, f"data.{name}")
-        folder.write_data(f"{name}-{split}", islice(texts, limit))
-    rows = folder.data_facts("prompts-train")["rows"]
-    if not config.sampling.replacement and rows < config.sampling.prompts:
-        raise InputError(
-            f"{config.sampling.prompts} prompts cannot be drawn without replacement from"
-            f" {rows} rows",
-            "sampling.prompts",
-        )
 
 
 def read(
@@ -224,68 +189,3 @@ def _open(file: Path) -> IO[bytes]:
     if file.suffix == ".gz":
         return cast(IO[bytes], gzip.open(file, "rb"))
     return file.open("rb")
-
-
-def begin_iteration(config: Config, folder: RunFolder, iteration: int) -> None:
-    """Draw an iteration's prompts and cut it into shards, if that has not been done.
-
-    The draw is a function of (run seed, iteration): N rows of the train split, with replacement
-    (duplicates are separate rows) or without. Iteration 0 only evaluates.
-    """
-    if iteration in folder.shardings():
-        return
-    total = folder.data_facts("prompts-train")["rows"]
-    rng = np.random.default_rng([config.seed, iteration])
-    count = config.sampling.prompts if iteration else 0
-    rows = rng.choice(total, size=count, replace=config.sampling.replacement)
-    held_out = {
-        split: evaluated_rows(config, folder, split, iteration) for split in ("valid", "test")
-    }
-    draw = {"rows": rows.tolist(), **held_out}
-    folder.begin(iteration, draw, sharding(config, folder, iteration))
-
-
-def sharding(config: Config, folder: RunFolder, iteration: int) -> Sharding:
-    """How an iteration that begins now is cut."""
-    count = config.sampling.prompts if iteration else 0
-    held_out = sum(evaluated_rows(config, folder, s, iteration) for s in ("valid", "test"))
-    return Sharding(
-        sample=cut(count, config.sampling.group, config.cluster.sample.shards),
-        evaluate=cut(held_out, config.evaluation.group, config.cluster.evaluate.shards),
-    )
-
-
-def evaluated_rows(config: Config, folder: RunFolder, split: str, iteration: int) -> int:
-    """How many rows of a split an iteration is evaluated on: test rows at 0 and at the end."""
-    asked = config.evaluation.prompts if split == "valid" else config.evaluation.test_prompts
-    if split == "test" and (not asked or iteration not in (0, config.iterations)):
-        return 0
-    if folder.has_data(f"prompts-{split}"):
-        rows: int = folder.data_facts(f"prompts-{split}")["rows"]
-        return min(rows, asked or rows)
-    if asked:  # only a plan is asked for, before anything has been frozen
-        return asked
-    return sum(1 for _ in read(config.data.prompts, split, ("prompt",), "data.prompts"))
-
-
-def drawn_prompts(folder: RunFolder, iteration: int, start: int, end: int) -> list[str]:
-    """Raw prompts of rows [start, end) of an iteration's draw."""
-    rows = folder.draw(iteration)["rows"][start:end]
-    return [row["prompt"] for row in folder.read_data("prompts-train", rows)]
-
-
-def held_out_prompts(
-    folder: RunFolder, iteration: int, start: int, end: int
-) -> list[tuple[str, int, str]]:
-    """(split, row, raw prompt) of rows [start, end) of what an iteration is evaluated on."""
-    draw = folder.draw(iteration)
-    places = [("valid", i) for i in range(draw["valid"])] + [
-        ("test", i) for i in range(draw["test"])
-    ]
-    found = []
-    for split in ("valid", "test"):
-        rows = [i for s, i in places[start:end] if s == split]
-        if rows:
-            texts = folder.read_data(f"prompts-{split}", rows)
-            found += [(split, i, t["prompt"]) for i, t in zip(rows, texts, strict=True)]
-    return found

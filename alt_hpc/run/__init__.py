@@ -1,0 +1,1 @@
+"""A run on disk: where everything lies, what says that a piece is whole, what was submitted."""

@@ -1,0 +1,140 @@
+"""Files as a run needs them: written whole or not at all, private where they are unpickled."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alt_hpc.errors import InputError
+
+PRIVATE = 0o700
+
+
+def sha256(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path`, whole and on disk, or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        yield temporary
+        flushed_size(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file: a reader sees the old or the new text, never a part, also after a crash."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append one JSON line durably; a torn line of a killed writer is closed first."""
+    line = json.dumps(value) + "\n"
+    torn = _last_byte(path) not in (b"", b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(("\n" if torn else "") + line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _last_byte(path: Path) -> bytes:
+    if not path.exists() or not path.stat().st_size:
+        return b""
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read()
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """JSON lines of a file that may end in, or contain, a torn line (skipped)."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(value, dict):
+                yield value
+
+
+def flushed_size(path: Path) -> int:
+    """Size in bytes of a file that is on disk; opening it refreshes what an NFS client knows."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+
+def link(place: Path, target: Path) -> None:
+    """Make `place` a relative link to `target`, or turn the link that is there."""
+    place.parent.mkdir(exist_ok=True)
+    temporary = place.with_name(f".{secrets.token_hex(4)}")
+    temporary.symlink_to(os.path.relpath(target, place.parent))
+    os.replace(temporary, place)
+
+
+# ---------------------------------------------------------------------- private folders
+
+
+def make_private(folder: Path) -> Path:
+    """Make a folder for what will be unpickled, with mode 0700; returns it."""
+    folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
+    os.chmod(folder, PRIVATE)
+    return folder
+
+
+def check_private(folder: Path, field: str = "") -> None:
+    """Stop where a folder is not ours alone: what lies in it is unpickled."""
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise InputError(
+            f"{folder}: the folder must belong to you, with mode 0700"
+            f" (owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o})",
+            field,
+        )
+
+
+# ---------------------------------------------------------------------- locks
+
+
+class Locked(Exception):
+    """Another process holds the lock."""
+
+
+@contextlib.contextmanager
+def locked(file: Path, within_s: float) -> Iterator[None]:
+    """Hold a lock. The kernel frees it when its holder dies.
+
+    Raises
+    ------
+    Locked
+        Another process has held it all the time.
+    """
+    deadline = time.monotonic() + within_s
+    with file.open("w") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise Locked from None
+                time.sleep(0.2)
+        yield

@@ -1,0 +1,277 @@
+"""A run: made, opened, frozen, ended. Its other rooms take it as their first argument."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alt_hpc import config as configs
+from alt_hpc.config import Config
+from alt_hpc.errors import InputError
+from alt_hpc.graph import Graph, Sharding
+from alt_hpc.run import files
+from alt_hpc.run.journal import Journal
+from alt_hpc.run.layout import ENDS, Layout
+from alt_hpc.run.manifests import Manifests
+
+
+class RunFolder:
+    """A run on disk. Cheap to construct: nothing is read before it is asked for.
+
+    Attributes
+    ----------
+    layout
+        Where everything lies.
+    journal
+        What was intended, submitted and found.
+    manifests
+        What says that pieces are whole.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.layout = Layout(self.path)
+        self.journal = Journal(self.layout.journal)
+        self.manifests = Manifests(self.layout, self.graph)
+        self._facts: dict[str, Any] | None = None
+        self._config: Config | None = None
+        self._graph: Graph | None = None
+
+    # ------------------------------------------------------------------ made and opened
+
+    @classmethod
+    def create(cls, config: Config) -> RunFolder:
+        """Make the run folder, or open the one that is there when it belongs to this config.
+
+        Raises
+        ------
+        InputError
+            It cannot be written, belongs to somebody else, or to a config with other content.
+        """
+        folder = cls(config.run)
+        _check_place(folder.path)
+        if folder.exists():
+            folder._check_same(config)
+        elif strange := folder._strange():
+            raise InputError(
+                f"{folder.path}: the folder is not empty and holds no run (found {strange[0]})",
+                "run",
+            )
+        os.chmod(folder.path, files.PRIVATE)  # only now is it known to be a run's
+        return folder
+
+    @classmethod
+    def preview(cls, config: Config) -> RunFolder:
+        """The run folder as it would be with this config; nothing is written."""
+        folder = cls(config.run)
+        if folder.exists():
+            folder._check_same(config)
+        elif any(p.exists() and not p.is_dir() for p in (folder.path, *folder.path.parents)):
+            raise InputError(f"{folder.path}: a file is in the way of the run folder", "run")
+        folder._config = config
+        return folder
+
+    def exists(self) -> bool:
+        return self.layout.run.exists()
+
+    def _strange(self) -> list[str]:
+        """What a folder without run.json holds that freezing data has not put there."""
+        layout = self.layout
+        ours = {layout.data.name, layout.tensorboard.name}
+        outer = sorted(p.name for p in self.path.iterdir() if p.name not in ours)
+        inner = [p.name for p in layout.data.iterdir()] if layout.data.is_dir() else []
+        return outer + sorted(f"{layout.data.name}/{n}" for n in inner if not layout.is_data(n))
+
+    def abandon(self) -> None:
+        """Wrong input was found before the run was frozen: leave nothing half made."""
+        if self.exists() or self._strange():
+            return
+        shutil.rmtree(self.layout.data, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+    def check_owner(self) -> None:
+        """Stop where the folder is not ours alone: jobs unpickle what lies in it."""
+        files.check_private(self.path, "run")
+
+    def _check_same(self, config: Config) -> None:
+        if self.facts()["fingerprint"] == config.fingerprint():
+            return
+        now, frozen = _flat(config.frozen()), _flat(self.facts()["frozen"])
+        differing = sorted(name for name in now | frozen if now.get(name) != frozen.get(name))
+        raise InputError(
+            f"{self.path}: the folder belongs to a run with another"
+            f" {', '.join(differing[:3])}; what decides content is frozen:"
+            " choose another run folder",
+            "run",
+        )
+
+    # ------------------------------------------------------------------ frozen
+
+    def freeze(
+        self, config: Config, models: Mapping[str, str], deepspeed: Mapping[str, Any]
+    ) -> None:
+        """Write down the run: config, fingerprint, where its models were found, DeepSpeed JSONs."""
+        if not self.exists():
+            facts = {
+                "run_id": self.run_id,
+                "fingerprint": config.fingerprint(),
+                "frozen": config.frozen(),
+                "models": dict(models),
+                "deepspeed": dict(deepspeed),
+                "created": time.time(),
+            }
+            files.write_atomically(self.layout.run, json.dumps(facts, indent=1))
+        values = dataclasses.asdict(config)
+        files.write_atomically(self.layout.config, json.dumps(values, indent=1))
+        self._facts = self._config = self._graph = None
+
+    def facts(self) -> dict[str, Any]:
+        """run.json."""
+        if self._facts is None:
+            file = self.layout.run
+            try:
+                self._facts = json.loads(file.read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                problem = f"{self.path}: not a run folder ({file.name} is missing)"
+                raise InputError(problem) from None
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                raise InputError(f"{file}: damaged: not valid JSON") from None
+        assert self._facts is not None
+        return self._facts
+
+    @property
+    def run_id(self) -> str:
+        """Names the run in job comments: a function of its place, so that a plan can show it."""
+        return configs.digest(str(self.path))[:8]
+
+    def config(self) -> Config:
+        """The config as last submitted."""
+        if self._config is None:
+            if not self.exists():
+                self.facts()  # says that this is no run folder
+            path = self.layout.config
+            try:
+                values = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, json.JSONDecodeError) as error:
+                raise InputError(f"{path}: cannot be read ({error})") from error
+            self._config = configs.from_json(values, path.name)
+        return self._config
+
+    def model(self, name: str) -> Path:
+        """The local folder of a model that the config names (resolved when the run was frozen)."""
+        return Path(self.facts()["models"][name])
+
+    def deepspeed(self, path: str | None) -> dict[str, Any]:
+        """A DeepSpeed JSON that the config names, as it was when the run was frozen."""
+        settings: dict[str, Any] = self.facts()["deepspeed"][path or ""]
+        return settings
+
+    # ------------------------------------------------------------------ iterations
+
+    def begin(self, iteration: int, draw: Mapping[str, Any], sharding: Sharding) -> None:
+        """Write down an iteration's draw and sharding; what is there already stays."""
+        path = self.layout.draw(iteration)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            values = {**draw, "sharding": dataclasses.asdict(sharding)}
+            files.write_atomically(path, json.dumps(values))
+        self._graph = None
+
+    def draw(self, iteration: int) -> dict[str, Any]:
+        """The draw: `rows` (indices into the frozen prompts, in order) and further facts."""
+        path = self.layout.draw(iteration)
+        try:
+            draw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise InputError(f"{path}: damaged: not valid JSON") from None
+        return draw
+
+    def graph(self) -> Graph:
+        """The pieces of all iterations that have begun."""
+        if self._graph is None:
+            begun = {k: _sharding(self.draw(k)["sharding"]) for k in self.layout.draws()}
+            self._graph = Graph(self.config(), begun)
+        return self._graph
+
+    # ------------------------------------------------------------------ one at a time; ends
+
+    @contextlib.contextmanager
+    def only_one(self, lock: Path | None = None, within_s: float = 1.0) -> Iterator[None]:
+        """One process at a time. The kernel frees the lock when its holder dies."""
+        try:
+            with files.locked(lock or self.layout.lock, within_s):
+                yield
+        except files.Locked:
+            raise InputError(f"{self.path}: is being run by another process", "run") from None
+
+    def in_use(self) -> bool:
+        """Whether `alt-hpc run` works in this folder now."""
+        if not self.layout.lock.exists():
+            return False
+        try:
+            with files.locked(self.layout.lock, within_s=0.0):
+                return False
+        except files.Locked:
+            return True
+
+    def end(self, how: str, sentence: str) -> None:
+        """Write STOPPED or FINISHED."""
+        files.write_atomically(self.layout.end(how), sentence + "\n")
+
+    def ended(self) -> tuple[str, str] | None:
+        """How the run ended and the sentence, if it has."""
+        for how in ENDS:
+            if self.layout.end(how).exists():
+                return how, self.layout.end(how).read_text().strip()
+        return None
+
+    def reopen(self) -> None:
+        """A person submits again: an earlier end no longer holds."""
+        for how in ENDS:
+            self.layout.end(how).unlink(missing_ok=True)
+
+
+def _check_place(path: Path) -> None:
+    """Stop where a run folder cannot be made or written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"{path}: cannot make the run folder ({error.strerror})"
+        raise InputError(problem, "run") from error
+    owner = path.stat().st_uid
+    if owner != os.getuid():
+        problem = f"{path}: the folder belongs to user {owner}, not to you; choose another"
+        raise InputError(problem, "run")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: the run folder cannot be written", "run")
+    probe = path / f".probe-{secrets.token_hex(4)}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        problem = f"{path}: the run folder cannot be written ({error.strerror})"
+        raise InputError(problem, "run") from error
+
+
+def _sharding(values: Mapping[str, Any]) -> Sharding:
+    return Sharding(**{name: tuple((a, b) for a, b in shards) for name, shards in values.items()})
+
+
+def _flat(values: Mapping[str, Any], name: str = "") -> dict[str, str]:
+    """A nested mapping as dotted names."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{name}{key}.")
+        else:
+            flat[name + key] = json.dumps(value)
+    return flat

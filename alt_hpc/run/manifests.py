@@ -1,0 +1,168 @@
+"""What says that a piece, or a checkpoint, is whole: a manifest, written last and atomically."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from alt_hpc import config as configs
+from alt_hpc.graph import Graph, Piece
+from alt_hpc.plan import Done
+from alt_hpc.run.files import sha256, write_atomically
+from alt_hpc.run.layout import POLICY_FOLDER, Layout
+
+VISIBLE_WITHIN_S = 60.0  # how long a file written on another node may stay hidden by NFS caches
+
+
+class PieceDamaged(RuntimeError):
+    """A file of a piece does not have the bytes that its manifest says; it has been withdrawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """Says that a folder's files are whole, and what decided their content."""
+
+    files: Mapping[str, Mapping[str, Any]]  # name within the folder -> size, sha256 where taken
+    fingerprint: str
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """What a manifest says, or None where it is missing or damaged."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, path: Path) -> None:
+        """The last thing that is written."""
+        write_atomically(path, json.dumps(dataclasses.asdict(self), indent=1))
+
+    def has_sizes(self, folder: Path) -> bool:
+        """Whether every file is there with its size. Fast: none is opened."""
+        try:
+            sizes = {name: (folder / name).stat().st_size for name in self.files}
+            return all(sizes[name] == entry["size"] for name, entry in self.files.items())
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Whole):
+    """What says that a piece is whole."""
+
+    attempt: int
+    folder: str  # of the attempt, within the piece's folder
+    rows: int
+    inputs: Mapping[str, str]  # str(piece) -> checksum
+    facts: Mapping[str, Any]  # what later pieces want to know cheaply
+    removed: bool = False  # the files were removed on purpose (`keep`)
+
+    @property
+    def checksum(self) -> str:
+        """sha256 (hex) over the files' names and checksums."""
+        return configs.digest({name: entry["sha256"] for name, entry in self.files.items()})
+
+
+class Manifests:
+    """The manifests of a run's pieces."""
+
+    def __init__(self, layout: Layout, graph: Callable[[], Graph]) -> None:
+        self.layout = layout
+        self.graph = graph
+
+    def fingerprint(self, piece: Piece) -> str:
+        """sha256 (hex) of what decides a piece's content, its inputs' bytes apart."""
+        graph = self.graph()
+        decides = [graph.config.fingerprint(), piece.stage, piece.iteration, graph.rows(piece)]
+        return configs.digest(decides)
+
+    def identity(self, piece: Piece, inputs: Mapping[str, str]) -> str:
+        """Digest of what decides a piece's bytes: settings, rows and inputs."""
+        return configs.digest([self.fingerprint(piece), dict(inputs)])
+
+    def get(self, piece: Piece) -> Manifest | None:
+        """The manifest, if it is there, readable, this config's, and its files have their sizes."""
+        manifest = Manifest.read(self.layout.manifest(piece))
+        try:
+            if manifest is None or manifest.fingerprint != self.fingerprint(piece):
+                return None
+            whole = manifest.removed or manifest.has_sizes(self.folder(piece, manifest))
+            return manifest if whole else None
+        except (KeyError, IndexError):  # a piece that this sharding has not
+            return None
+
+    def folder(self, piece: Piece, manifest: Manifest) -> Path:
+        """Where the files of a whole piece are; unread."""
+        return self.layout.piece(piece) / manifest.folder
+
+    def done(self) -> dict[Piece, Done]:
+        """All pieces of the iterations begun that have a good manifest."""
+        graph = self.graph()
+        found: dict[Piece, Done] = {}
+        for piece in graph.pieces():
+            manifest = self.get(piece)
+            if manifest is not None:
+                inputs = manifest.inputs
+                named = {p: inputs[str(p)] for p in graph.sources(piece) if str(p) in inputs}
+                found[piece] = Done(manifest.checksum, manifest.attempt, named)
+        return found
+
+    def open(self, piece: Piece) -> tuple[Path, Manifest]:
+        """The folder of a whole piece, every file's checksum verified.
+
+        A file written on another node may be hidden by an attribute cache for a while: the parent
+        is listed and the read tried again for a bounded time.
+
+        Raises
+        ------
+        PieceDamaged
+            The manifest is missing, or a checksum fails (then the manifest is withdrawn, so that
+            the next controller has the piece made again).
+        """
+        manifest = self.wait(piece)
+        folder = self.folder(piece, manifest)
+        for name, entry in manifest.files.items():
+            if not (folder / name).is_file() or sha256(folder / name) != entry["sha256"]:
+                self.withdraw(piece)
+                raise PieceDamaged(
+                    f"{folder / name}: does not have the bytes its manifest says; withdrawn"
+                )
+        return folder, manifest
+
+    def wait(self, piece: Piece) -> Manifest:
+        """The manifest of a piece that should be whole; raises PieceDamaged."""
+        deadline = time.monotonic() + VISIBLE_WITHIN_S
+        while True:
+            manifest = self.get(piece)
+            if manifest is not None:
+                return manifest
+            if time.monotonic() > deadline or not self.layout.attempts(piece):
+                folder = self.layout.piece(piece)
+                raise PieceDamaged(f"{folder}: {piece} is not whole: no good manifest")
+            time.sleep(1.0)
+
+    def checksums(self, sources: Iterable[Piece]) -> dict[str, str]:
+        """What a manifest says of its inputs: str(piece) -> checksum now."""
+        return {str(p): self.wait(p).checksum for p in sources}
+
+    def write(self, piece: Piece, manifest: Manifest) -> None:
+        manifest.write(self.layout.manifest(piece))
+
+    def withdraw(self, piece: Piece) -> None:
+        """Take a manifest back: the piece no longer counts."""
+        self.layout.manifest(piece).rename(self.layout.withdrawn(piece, time.time_ns()))
+
+    def remove_policy(self, piece: Piece) -> None:
+        """Free the disk of an old policy; its manifest stays, saying so."""
+        manifest = self.get(piece)
+        if manifest is None or manifest.removed:
+            return
+        self.write(piece, dataclasses.replace(manifest, removed=True))
+        shutil.rmtree(self.folder(piece, manifest) / POLICY_FOLDER, ignore_errors=True)
+        self.layout.policy(piece.iteration).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from alt_hpc import interrupt, process
 from alt_hpc.graph import STAGES, Piece
-from alt_hpc.plan import Array
+from alt_hpc.plan import Array, State, is_whole
 from alt_hpc.run import progress
 from alt_hpc.run.folder import RunFolder
 
@@ -69,7 +69,7 @@ class StageTask:
         made = 0
         for shard in self.shards:
             piece = Piece(self.iteration, self.stage, shard)
-            if run.manifests.get(piece) is not None:
+            if _is_whole(run, piece):
                 print(f"{piece}: whole already", flush=True)
                 continue
             before = progress.saved(run, piece)
@@ -82,6 +82,13 @@ class StageTask:
                     _requeue()
                 sys.exit(STOPPED)
             made += 1
+
+
+def _is_whole(run: RunFolder, piece: Piece) -> bool:
+    """As the plan sees it: a piece made from other sources than are there now is made again."""
+    graph = run.graph()
+    done = run.manifests.done([piece, *graph.sources(piece)])
+    return is_whole(State(graph, done), piece)
 
 
 def _make(run: RunFolder, piece: Piece, attempt: int) -> None:

@@ -25,7 +25,6 @@ from alt_hpc.plan import Dependency, Limits
 
 CLIENT_TIMEOUT_S = 60  # Slurm's clients retry for long when slurmctld is away
 CONTROLLER = "controller"  # the key of a controller's own job
-ENDED = ("COMPLETING",)  # squeue still lists these; their processes are done
 CONTROLLERS = 3  # of a run for which room is left: one that runs, its successor, and the next
 WRONG_FOR_GOOD = (
     "invalid partition",
@@ -96,10 +95,13 @@ class Slurm:
         return job if count == 1 else f"{job}_{index}"
 
     def in_flight(self, run_id: str) -> dict[str, dict[int, str]]:
-        """Elements of this run's jobs that squeue lists as pending, running or requeued."""
+        """Elements of this run's jobs that squeue lists as pending, running or about to end.
+
+        One that is COMPLETING may yet be started again: Slurm shows what it requeues so.
+        """
         found: dict[str, dict[int, str]] = {}
-        for job, comment, state, _ in _squeue():
-            if not comment.startswith(_comment(run_id)) or state in ENDED:
+        for job, comment, _, _ in _squeue():
+            if not comment.startswith(_comment(run_id)):
                 continue
             index = job.partition("_")[2]
             key = comment.removeprefix(_comment(run_id))

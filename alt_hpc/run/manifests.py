@@ -101,11 +101,11 @@ class Manifests:
         """Where the files of a whole piece are; unread."""
         return self.layout.piece(piece) / manifest.folder
 
-    def done(self) -> dict[Piece, Done]:
-        """All pieces of the iterations begun that have a good manifest."""
+    def done(self, pieces: Iterable[Piece] | None = None) -> dict[Piece, Done]:
+        """Those pieces (else all of the iterations begun) that have a good manifest."""
         graph = self.graph()
         found: dict[Piece, Done] = {}
-        for piece in graph.pieces():
+        for piece in graph.pieces() if pieces is None else pieces:
             manifest = self.get(piece)
             if manifest is not None:
                 inputs = manifest.inputs

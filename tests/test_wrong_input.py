@@ -601,6 +601,5 @@ def test_data_of_a_failed_try_is_not_taken_for_that_of_the_next(
     run_rows.freeze(RunFolder(folder / "run"), "prompts-train", [{"prompt": "of the first try"}])
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     run = launch.prepare(configs.load(folder / "config.yaml"))
-    assert [row["prompt"] for row in rows.frozen(run, "prompts-train")] == [
-        r["prompt"] for r in ROWS
-    ]
+    found = [row["prompt"] for row in run_rows.frozen(run, "prompts-train")]
+    assert found == [row["prompt"] for row in ROWS]

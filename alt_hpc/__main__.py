@@ -54,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "submit":
             command.add_argument("--wait", action="store_true", help="show progress to the end")
+        if name in ("submit", "run"):
+            command.add_argument(
+                "--accept-packages",
+                action="store_true",
+                help="go on with other versions of packages than the run began with",
+            )
         command.set_defaults(command=function)
     for name, function, words in (
         ("status", _status, "show how far a run is"),
@@ -76,13 +82,15 @@ def _parser() -> argparse.ArgumentParser:
 def _submit(options: argparse.Namespace) -> int:
     from alt_hpc import config, launch
 
-    return launch.submit(config.load(options.config, options.set), wait=options.wait)
+    chosen = config.load(options.config, options.set)
+    return launch.submit(chosen, wait=options.wait, accept_packages=options.accept_packages)
 
 
 def _run(options: argparse.Namespace) -> int:
     from alt_hpc import config, launch
 
-    return launch.run(config.load(options.config, options.set))
+    chosen = config.load(options.config, options.set)
+    return launch.run(chosen, accept_packages=options.accept_packages)
 
 
 def _plan(options: argparse.Namespace) -> int:

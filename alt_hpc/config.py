@@ -157,7 +157,8 @@ class StageCluster:
     parallel: int = 256  # array elements that may run at once
     python: str | None = None  # another environment's interpreter
     container: str | None = None  # image for srun --container-image (pyxis)
-    sbatch: dict[str, str | int | bool] = field(default_factory=dict)  # any further sbatch option
+    # any further sbatch option; false leaves out one that we would set
+    sbatch: dict[str, str | int | bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ class _Cluster:
     slots: int = 1  # local: tasks at once
     max_attempts: int = 3
     chain: Literal["controller", "presubmitted"] = "controller"  # the latter: nodes have no sbatch
+    kill_invalid_dependencies: bool = True  # false where a site asks not to use that option
     hung_minutes: float = 60.0  # a task without progress for so long ends itself
     partition: str | None = None
     account: str | None = None
@@ -547,8 +549,9 @@ def trainings() -> dict[str, graph.Stage]:
     return {stage.training: stage for stage in graph.STAGES.values() if stage.training}
 
 
+_LEFT_OUT = ("requeue", "signal", "open-mode", "cpus-per-task")  # by false, where a site refuses
 _OUR_SBATCH = [
-    *("array", "comment", "cpus-per-task", "dependency", "error", "job-name", "nodes"),
+    *("array", "cpus-per-task", "dependency", "error", "job-name", "nodes"),
     *("no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "requeue"),
     *("signal", "wait", "wrap"),
 ]
@@ -573,8 +576,9 @@ def _check_cluster(config: Config, reader: _Reader) -> None:
     options = {"cluster": cluster.sbatch}
     options |= {f"cluster.{key}": settings.sbatch for key, settings in cluster.stages().items()}
     for section, given in options.items():
-        for key in given:
-            if key.replace("_", "-") in _OUR_SBATCH:
+        for key, value in given.items():
+            name = key.replace("_", "-")
+            if name in _OUR_SBATCH and not (value is False and name in _LEFT_OUT):
                 raise reader.error(f"{section}.sbatch.{key}", "alt_hpc sets this option itself")
 
 

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read: a sentence naming what is wrong and where."""
+"""What a user is meant to read: a sentence naming what is wrong and where."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import contextlib
 from collections.abc import Iterator
 
 
-class InputError(Exception):
+class Final(Exception):
+    """An error that does not get better: no further try is made."""
+
+
+class InputError(Final):
     """Wrong input: one sentence that names file, line and field.
 
     The command line adds the line of the config where `field` stands (`config.located`), prints

@@ -107,15 +107,17 @@ class Graph:
         found: tuple[int, int] = getattr(self.shardings[piece.iteration], cut)[piece.shard]
         return found
 
-    def needed_by_training(self, iteration: int) -> set[str]:
-        """The stages that the training of an iteration is made from, itself among them."""
+    def needed_by_training(self) -> set[str]:
+        """The stages that training is made from, directly or not, itself among them."""
+        one = Sharding(((0, 1),), ((0, 1),))
+        small = Graph(self.config, {0: one, 1: one, 2: one})
         found: dict[Piece, None] = {}
-        todo = list(self.of(iteration, TRAIN))
+        todo = list(small.of(2, TRAIN))
         while todo:
             piece = todo.pop()
             if piece not in found:
                 found[piece] = None
-                todo += self.sources(piece)
+                todo += small.sources(piece)
         return {piece.stage for piece in found}
 
 

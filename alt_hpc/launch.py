@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from alt_hpc import config as configs
 from alt_hpc import controller, progress
-from alt_hpc.clusters import QueueUnknown, SubmissionRefused
+from alt_hpc.clusters import QueueUnknown, SubmissionRefused, queue
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm
 from alt_hpc.config import Config
@@ -20,6 +20,7 @@ from alt_hpc.data import frozen, texts
 from alt_hpc.errors import InputError, blaming
 from alt_hpc.graph import STAGES
 from alt_hpc.plan import Job
+from alt_hpc.run import code
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Submit
 
@@ -39,7 +40,7 @@ ZERO2: dict[str, object] = {  # configs/deepspeed/zero2.json, which an installat
 }
 
 
-def submit(config: Config, wait: bool = False) -> int:
+def submit(config: Config, wait: bool = False, accept_packages: bool = False) -> int:
     """Check a config, freeze its data and models, and queue the first controller on Slurm."""
     config = _on("slurm", config)
     slurm = _slurm()
@@ -49,13 +50,17 @@ def submit(config: Config, wait: bool = False) -> int:
             f"{config.run}: Slurm reads % and \\ in paths of logs; choose another", "run"
         )
     folder = prepare(config)
+    controller.check_cluster(folder, slurm)
     _test_jobs(folder, slurm)
-    waiting = slurm.controllers(folder.run_id)
+    waiting = slurm.controllers(controller.scripts(folder))
     if waiting:
         print(f"{folder.path}: goes on already (controller {', '.join(waiting)} is in the queue)")
         return progress.follow(folder) if wait else 0
+    if accept_packages:
+        code.accept_packages(folder)
     folder.reopen()
-    folder.journal.record(Submit(who=os.environ.get("USER", str(os.getuid()))))
+    who = os.environ.get("USER", str(os.getuid()))
+    folder.journal.record(Submit(who=who, cluster=slurm.name()))
     try:
         if config.cluster.chain == "presubmitted":
             job = controller.presubmit(folder, slurm)
@@ -75,7 +80,7 @@ def submit(config: Config, wait: bool = False) -> int:
 def _slurm() -> Slurm:
     try:
         slurm = Slurm()
-        slurm.in_flight("")  # asks slurmctld
+        queue.mine()  # or slurmctld does not answer
         return slurm
     except QueueUnknown as error:
         raise InputError(f"Slurm does not answer: {error}") from error
@@ -99,6 +104,7 @@ def prepare(config: Config) -> RunFolder:
         frozen.freeze(config, folder)
         models = fetch_models(config)
         check_deepspeed(config, deepspeed)
+        code.freeze(folder)
     except BaseException:
         folder.abandon()
         raise
@@ -238,14 +244,33 @@ def fetch(config: Config) -> None:
 
 
 def cancel(folder: RunFolder) -> int:
-    """Cancel a run's jobs, controllers first; submitting again goes on from there."""
+    """Cancel a run's jobs, controllers first; submitting again goes on from there.
+
+    It looks again until it finds nothing more: a controller may have been at work.
+    """
     slurm = _slurm()
-    slurm.cancel(*slurm.controllers(folder.run_id))
-    elements = slurm.in_flight(folder.run_id).values()
-    slurm.cancel(*{e.partition("_")[0] for jobs in elements for e in jobs.values()})
+    ended: set[str] = set()
+    try:
+        controller.check_cluster(folder, slurm)
+        while found := _in_the_queue(folder, slurm) - ended:
+            slurm.cancel(*dict.fromkeys(element.partition("_")[0] for element in sorted(found)))
+            ended |= found
+    except QueueUnknown as error:
+        raise InputError(f"not known whether all was cancelled: {error}; try again") from error
+    count = len(ended)
+    if not count:
+        print(f"{folder.path}: nothing was found to cancel")
+        return 0
     folder.end("STOPPED", "cancelled; submit again to go on")
-    print(f"{folder.path}: cancelled; submit again to go on")
+    tasks = "1 task" if count == 1 else f"{count} tasks"
+    print(f"{folder.path}: {tasks} cancelled; submit again to go on")
     return 0
+
+
+def _in_the_queue(folder: RunFolder, slurm: Slurm) -> set[str]:
+    """Ids of a run's controllers and elements that have not ended."""
+    controllers = slurm.controllers(controller.scripts(folder))
+    return {*controllers, *(element.id for _, element in controller.looked(folder, slurm))}
 
 
 def _test_jobs(folder: RunFolder, slurm: Slurm) -> None:
@@ -261,9 +286,11 @@ def _test_jobs(folder: RunFolder, slurm: Slurm) -> None:
 # ---------------------------------------------------------------------- local
 
 
-def run(config: Config) -> int:
+def run(config: Config, accept_packages: bool = False) -> int:
     """Run everything on this machine, with progress and the final table on stdout."""
     folder = prepare(_on("local", config))
+    if accept_packages:
+        code.accept_packages(folder)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         with folder.only_one():
@@ -294,6 +321,8 @@ def _run(config: Config, folder: RunFolder) -> int:
         folder.end("STOPPED", sentence)
         print(sentence, file=sys.stderr)
         return 1
-    folder.end("FINISHED", "the run is finished")
+    folder.end("FINISHED", controller.finish(done.plan))
     screen.summary()
+    for why in done.plan.given_up.values():
+        print(why, file=sys.stderr)
     return 0

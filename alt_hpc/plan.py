@@ -6,7 +6,7 @@ list of shards, an array element each; several where the cluster's arrays are to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -75,10 +75,13 @@ class Outcome:
     state: str  # Slurm's, such as FAILED; UNKNOWN where the cluster has forgotten it; UNBEGUN
     nodes: tuple[str, ...] = ()
     saved: int = 0  # units of the piece's work that were safe by then
+    sentence: str = ""  # why no further try would end otherwise
 
 
 UNBEGUN = "UNBEGUN"  # its task died over a piece that came before
 NOT_ITS_FAULT = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED")
+OUT_OF_TIME = ("STOPPED", "TIMEOUT")  # asked to stop, or not even that
+NO_NODES_FAULT = ("CANCELLED", "PREEMPTED", "UNKNOWN", "STOPPED")
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class State:
     counted_from: int = 0  # index in `submissions` of the first since a person last submitted
     in_flight: Mapping[Piece, str] = field(default_factory=dict)  # piece -> job or element id
     outcomes: Mapping[tuple[str, Piece], Outcome] = field(default_factory=dict)  # by job key
+    waiting: frozenset[str] = frozenset()  # elements in flight that wait for others
+    stuck: tuple[str, ...] = ()  # elements in the queue that can never start
 
 
 @dataclass(frozen=True)
@@ -125,13 +130,15 @@ class Plan:
     """What a controller does next.
 
     `wait_for` are the keys of new jobs and the ids of those in flight that the next controller
-    waits for. `stop` is the sentence that ends the run early; `finished` says all is whole.
+    waits for. `stop` is the sentence that ends the run early; `finished` says that all is whole
+    but what was given up, with a sentence each.
     """
 
     jobs: tuple[Job, ...] = ()
     wait_for: tuple[str, ...] = ()
     stop: str | None = None
     finished: bool = False
+    given_up: Mapping[Piece, str] = field(default_factory=dict)
 
 
 def plan(state: State, limits: Limits = Limits(), horizon: int | None = None) -> Plan:
@@ -140,15 +147,16 @@ def plan(state: State, limits: Limits = Limits(), horizon: int | None = None) ->
     `horizon` is the last iteration to plan for; by default the one that is up next.
     """
     horizon = horizon or current_iteration(state)
-    needed = _needed(state, horizon)
+    given_up = _given_up(state)
+    needed = _needed(state, horizon, given_up)
     if not needed and horizon == state.graph.config.iterations:
-        return Plan(finished=True)
+        return Plan(finished=True, given_up=given_up)
     missing = [piece for piece in needed if piece not in state.in_flight]
-    exhausted = _exhausted(state, missing)
-    if exhausted:
-        return Plan(stop=exhausted)
+    hopeless = _hopeless(state, missing)
+    if hopeless:
+        return Plan(stop=hopeless)
     jobs = _that_fit(_jobs(state, missing, limits.array), limits.room)
-    return Plan(jobs=tuple(jobs), wait_for=_wait_for(state, jobs, horizon))
+    return Plan(jobs=tuple(jobs), wait_for=_wait_for(state, jobs, horizon), given_up=given_up)
 
 
 def current_iteration(state: State) -> int:
@@ -176,22 +184,41 @@ def is_whole(state: State, piece: Piece) -> bool:
     return True
 
 
-def _needed(state: State, horizon: int) -> list[Piece]:
-    """Pieces that are not whole and are needed up to `horizon`, sources before what uses them."""
-    order: dict[Piece, None] = {}
+def _needed(state: State, horizon: int, given_up: Container[Piece]) -> list[Piece]:
+    """Pieces that are not whole and are needed up to `horizon`, sources before what uses them.
 
-    def need(piece: Piece) -> None:
-        if piece in order or is_whole(state, piece):
-            return
-        for source in state.graph.sources(piece):
-            need(source)
-        order[piece] = None
+    What was given up is left out, and so is what would be made from it.
+    """
+    possible: dict[Piece, bool] = {}
+
+    def need(piece: Piece) -> bool:
+        """Whether a piece is whole, or can be made."""
+        if piece in given_up:
+            return False
+        if is_whole(state, piece):
+            return True
+        if piece not in possible:
+            sources = [need(source) for source in state.graph.sources(piece)]
+            possible[piece] = all(sources)
+        return possible[piece]
 
     for k in range(horizon + 1):
         for result in state.graph.results(k):
             need(result)
-    stages = list(STAGES)
+    order, stages = [piece for piece, can in possible.items() if can], list(STAGES)
     return sorted(order, key=lambda p: (p.iteration, stages.index(p.stage), p.shard))
+
+
+def _given_up(state: State) -> dict[Piece, str]:
+    """Pieces that no training is made from and that are not tried again, and why."""
+    needed = state.graph.needed_by_training()
+    found: dict[Piece, str] = {}
+    for piece in state.graph.pieces():
+        if piece.stage in needed or piece in state.in_flight or is_whole(state, piece):
+            continue
+        if why := _why_hopeless(state, piece):
+            found[piece] = why
+    return found
 
 
 def attempts(state: State, piece: Piece) -> int:
@@ -199,16 +226,23 @@ def attempts(state: State, piece: Piece) -> int:
 
     One that waited for an input which then failed was cancelled by Slurm and does not count: that
     input is missing, or was made by a later attempt. Nor does one whose task died over another
-    piece, before it came to this one. Preemption and a node's failure do not count
+    piece, before it came to this one. Preemption, a node's failure and a time limit do not count
     while they leave more work safe than the attempts before.
     """
     count, saved = 0, -1
     for submission, end in _tries(state, piece):
         if not _could_run(state, submission, piece):
             continue
-        count += end is None or end.state not in NOT_ITS_FAULT or end.saved <= saved
+        count += end is None or not _went_on(end, saved)
         saved = max(saved, end.saved if end else saved)
     return count
+
+
+def _went_on(end: Outcome, saved: int) -> bool:
+    """Whether a try that something else ended left more work safe than those before it."""
+    if end.state in OUT_OF_TIME:
+        return end.saved > max(saved, 0)
+    return end.state in NOT_ITS_FAULT and end.saved > saved
 
 
 def _tries(state: State, piece: Piece) -> list[tuple[Submission, Outcome | None]]:
@@ -235,20 +269,35 @@ def _could_run(state: State, submission: Submission, piece: Piece) -> bool:
 
 
 def failed_on(state: State, piece: Piece) -> tuple[str, ...]:
-    """Nodes on which a piece failed since a person last submitted, the latest first."""
+    """Nodes on which a piece failed since a person last submitted, the latest first.
+
+    A time limit that left more work safe than before is no node's fault.
+    """
     nodes: dict[str, None] = {}
-    for _, end in reversed(_tries(state, piece)):
-        if end is not None and end.state not in ("CANCELLED", "PREEMPTED", "UNKNOWN"):
-            nodes.update(dict.fromkeys(end.nodes))
+    saved, blamed = -1, []
+    for end in (end for _, end in _tries(state, piece) if end is not None):
+        late = end.state in OUT_OF_TIME and _went_on(end, saved)
+        saved = max(saved, end.saved)
+        blamed += [] if late or end.state in NO_NODES_FAULT else [end.nodes]
+    for names in reversed(blamed):
+        nodes.update(dict.fromkeys(names))
     return tuple(nodes)
 
 
-def _exhausted(state: State, missing: Iterable[Piece]) -> str | None:
-    for piece in missing:
-        tried = attempts(state, piece)
-        if tried >= state.graph.config.cluster.max_attempts:
-            return f"{piece} failed {tried} times (cluster.max_attempts){_last_end(state, piece)}"
-    return None
+def _hopeless(state: State, missing: Iterable[Piece]) -> str | None:
+    """The sentence of the first piece that is not to be tried again."""
+    return next(filter(None, (_why_hopeless(state, piece) for piece in missing)), None)
+
+
+def _why_hopeless(state: State, piece: Piece) -> str | None:
+    """Why a piece is not to be tried again: an error of its own that stays, or too many tries."""
+    for _, end in reversed(_tries(state, piece)):
+        if end is not None and end.sentence:
+            return f"{piece}: {end.sentence}"
+    tried = attempts(state, piece)
+    if tried < state.graph.config.cluster.max_attempts:
+        return None
+    return f"{piece} failed {tried} times (cluster.max_attempts){_last_end(state, piece)}"
 
 
 def _last_end(state: State, piece: Piece) -> str:
@@ -372,11 +421,26 @@ def _pair(job: Job, jobs: list[Job]) -> Job:
 
 
 def _wait_for(state: State, jobs: list[Job], horizon: int) -> tuple[str, ...]:
-    """What the next controller waits for: all that training needs; at the end, the rest too."""
-    needed = state.graph.needed_by_training(horizon)
-    last = horizon == state.graph.config.iterations
-    keys = [job.key for job in jobs if last or job.stage in needed]
-    ids = [job for piece, job in state.in_flight.items() if last or piece.stage in needed]
+    """What the next controller waits for: all that training needs; at the end, the rest too.
+
+    And what lags behind by more than `keep` + 2 iterations, as no policy is removed before it.
+    Where Slurm leaves a job waiting whose dependency has failed, only what waits for no other.
+    """
+    config = state.graph.config
+    needed = state.graph.needed_by_training()
+    oldest = config.iterations if horizon == config.iterations else horizon - config.keep - 2
+
+    def matters(iteration: int, stage: str) -> bool:
+        return stage in needed or iteration <= oldest
+
+    ours = [job for job in jobs if config.cluster.kill_invalid_dependencies or not job.after]
+    theirs = {
+        piece: element
+        for piece, element in state.in_flight.items()
+        if config.cluster.kill_invalid_dependencies or element not in state.waiting
+    }
+    keys = [job.key for job in ours if matters(job.iteration, job.stage)]
+    ids = [element for piece, element in theirs.items() if matters(piece.iteration, piece.stage)]
     if not keys and not ids:  # only what training does not need is left of what can be done now
-        keys, ids = [job.key for job in jobs], list(state.in_flight.values())
+        keys, ids = [job.key for job in ours], list(theirs.values())
     return tuple(dict.fromkeys([*keys, *ids]))

@@ -30,8 +30,10 @@ def preview(config: Config) -> str:
     folder = RunFolder.preview(config)
     cluster = _cluster(config)
     try:
+        if isinstance(cluster, Slurm):
+            controller.check_cluster(folder, cluster)
         state = _as_next(folder, cluster, controller.read_state(folder, cluster))
-        todo = plan(state, cluster.limits(config.cluster, folder.run_id))
+        todo = plan(state, cluster.limits(config.cluster, controller.scripts(folder)))
     except QueueUnknown as error:
         raise InputError(f"Slurm does not answer: {error}") from error
     return "\n".join([_summary(folder, config, todo), *_scripts(folder, config, todo)])
@@ -53,7 +55,7 @@ def _as_next(folder: RunFolder, cluster: Cluster, state: State) -> State:
 
     A person does where the run has ended or no controller is left: then no try counts.
     """
-    chained = isinstance(cluster, Slurm) and bool(cluster.controllers(folder.run_id))
+    chained = isinstance(cluster, Slurm) and bool(cluster.controllers(controller.scripts(folder)))
     if chained and not folder.ended():
         return state
     return dataclasses.replace(state, counted_from=len(state.submissions))
@@ -61,7 +63,7 @@ def _as_next(folder: RunFolder, cluster: Cluster, state: State) -> State:
 
 def _summary(folder: RunFolder, config: Config, todo: Plan) -> str:
     if todo.finished:
-        return f"{folder.path}: finished, nothing to submit"
+        return f"{folder.path}: {controller.finish(todo)}: nothing to submit"
     if todo.stop:
         return f"{folder.path}: {todo.stop}"
     lines = [f"run {folder.path} on {config.cluster.backend}: {len(todo.jobs)} jobs"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection
+from pathlib import Path
 
 RANKS = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 START = "ALT_HPC_START"  # unique to one start of a job, the same for its ranks
 OF_THE_JOB = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
+OF_THE_USER = ("SLURM_CONF", "SLURM_CLUSTERS")
+FILTERS = ("SQUEUE_", "SINFO_", "SCONTROL_", "SACCT_", "SACCTMGR_")
+WISHES = ("account", "partition", "qos", "reservation", "constraint", "clusters", "wckey")
 
 
 def job() -> str:
@@ -46,8 +49,16 @@ def begin() -> None:
         os.environ[START] = f"{job()}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
 
 
-def for_a_task(rank: int, world: int, local: int, start: str) -> dict[str, str]:
-    """The environment of a process started here, which knows nothing of a job around us."""
+def for_a_task(
+    rank: int, world: int, local: int, start: str, code: Path | None = None
+) -> dict[str, str]:
+    """The environment of a process started here, which knows nothing of a job around us.
+
+    With `code` it imports the product from that folder, and not from where it starts.
+    """
+    if code is not None:
+        path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
+        return for_a_task(rank, world, local, start) | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     clean = {name: value for name, value in os.environ.items() if not name.startswith(OF_THE_JOB)}
     return clean | {
         "RANK": str(rank),
@@ -58,19 +69,30 @@ def for_a_task(rank: int, world: int, local: int, start: str) -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def outside_the_job() -> Iterator[None]:
-    """Without the variables of the job we are in, which sbatch would pass on; SLURM_CONF stays.
+def for_slurm(decided: Collection[str] = ()) -> dict[str, str]:
+    """The environment of a client of Slurm: the user's wishes, nothing of the job we are in.
 
-    Not doing so has made jobs resubmit their own controller and halve their GPUs; removing
-    SLURM_CONF too (as submitit's clean_env does) loses the cluster.
+    Passing on the job's variables has made jobs resubmit their own controller and halve their
+    GPUs; removing SLURM_CONF too (as submitit's clean_env does) loses the cluster. Variables that
+    filter or format answers go. Of sbatch's the user's account, partition and the like stay, as
+    plain sbatch obeys them, but for options that are `decided` (by their names, as `partition`):
+    sbatch would let the variable win over the script.
     """
-    leaked = {
-        name: os.environ.pop(name)
-        for name in list(os.environ)
-        if name.startswith(OF_THE_JOB) and name != "SLURM_CONF"
+    clean = {k: v for k, v in os.environ.items() if not k.startswith((*OF_THE_JOB, *FILTERS))}
+    kept = {k: os.environ[k] for k in OF_THE_USER if k in os.environ}
+    wishes = {
+        name: value
+        for option in WISHES
+        if option not in decided and (value := os.environ.get(name := f"SBATCH_{option.upper()}"))
     }
-    try:
-        yield
-    finally:
-        os.environ.update(leaked)
+    return clean | kept | wishes
+
+
+def wish(option: str) -> str | None:
+    """What the user's environment asks of sbatch."""
+    return os.environ.get(f"SBATCH_{option.upper()}") if option in WISHES else None
+
+
+def clusters() -> str | None:
+    """The cluster, or the clusters, that the user's environment names instead of this one."""
+    return os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import time
 
+from alt_hpc import controller
 from alt_hpc import summary as summaries
-from alt_hpc.clusters import QueueUnknown
+from alt_hpc.clusters import NEVER, QueueUnknown
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm, available
+from alt_hpc.errors import InputError
+from alt_hpc.graph import Piece
 from alt_hpc.run import progress
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.layout import task_log
@@ -91,9 +94,18 @@ def status(folder: RunFolder) -> str:
         for stage in graph.stages(k):
             lines.append(line(folder, k, stage, "not started"))
             lines += [f"  {lag}" for lag in progress.laggards(folder, k, stage)]
+    lines += [f"{piece}: {why}" for piece, why in _final(folder).items()]
     ended = folder.ended()
     lines.append(f"{ended[0]}: {ended[1]}" if ended else _going(folder))
     return "\n".join(lines)
+
+
+def _final(folder: RunFolder) -> dict[Piece, str]:
+    """What is not tried again since a person last submitted, and why."""
+    submissions, counted_from = folder.journal.submissions()
+    keys = {submission.key for submission in submissions[counted_from:]}
+    ends = folder.journal.outcomes()
+    return {piece: e.sentence for (key, piece), e in ends.items() if key in keys and e.sentence}
 
 
 LOCAL_DEAD = "nothing runs it here: run the same command again to go on"
@@ -106,16 +118,27 @@ def _going(folder: RunFolder) -> str:
         return "goes on" if folder.in_use() else LOCAL_DEAD
     if not available():
         return "not known whether it goes on (Slurm's commands are not on PATH)"
+    slurm = Slurm()
     try:
-        queued = Slurm().controllers(folder.run_id)
-        held = Slurm().held(folder.run_id)
-    except QueueUnknown as error:
+        controller.check_cluster(folder, slurm)
+        queued = slurm.controllers(controller.scripts(folder))
+        looked = controller.looked(folder, slurm)
+    except (QueueUnknown, InputError) as error:
         return f"not known whether it goes on ({error})"
+    held = controller.held(folder, slurm)
     if held:
         return f"held by Slurm: scontrol release {' '.join(held)}"
+    words = [
+        f"{element.id} can never start: {NEVER[element.reason]} ({element.reason})"
+        for _, element in looked
+        if element.never
+    ]
     if queued:
-        return f"goes on (controller {', '.join(queued)})"
-    return SLURM_DEAD
+        return "\n".join([*words, f"goes on (controller {', '.join(queued)})"])
+    if looked:
+        left = ", ".join(dict.fromkeys(element.id.partition("_")[0] for _, element in looked))
+        words.append(f"jobs of it are in the queue still ({left})")
+    return "\n".join([*words, SLURM_DEAD])
 
 
 def follow(folder: RunFolder) -> int:

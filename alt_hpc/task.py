@@ -11,12 +11,14 @@ import time
 from dataclasses import dataclass
 
 from alt_hpc import interrupt, process
+from alt_hpc.errors import Final, one_line
 from alt_hpc.graph import STAGES, Piece
 from alt_hpc.plan import Array, State, is_whole
-from alt_hpc.run import progress
+from alt_hpc.run import attempt, code, progress
 from alt_hpc.run.folder import RunFolder
 
 STOPPED = 75  # exit status of a task that was asked to stop (EX_TEMPFAIL)
+WRONG = 2  # of one that no further try would mend
 REQUEUE_WITHIN_S = 90.0  # Slurm kills the job that it was told to requeue
 
 
@@ -74,10 +76,17 @@ class StageTask:
                 continue
             before = progress.saved(run, piece)
             try:
+                if process.first():
+                    attempt.go_on(run, piece, self.attempt)
                 _make(run, piece, self.attempt)
+            except Final as error:
+                attempt.tell(run, piece, self.attempt, attempt.FINAL, one_line(str(error)))
+                print(f"{piece}: {error}", file=sys.stderr, flush=True)
+                sys.exit(WRONG)
             except interrupt.Interrupted as reason:
                 saved = progress.saved(run, piece)
                 print(f"{piece}: {reason}; {saved} units of work are safe", flush=True)
+                attempt.tell(run, piece, self.attempt, attempt.STOPPED, str(reason))
                 if interrupt.wants_requeue() and (made or saved > before):
                     _requeue()
                 sys.exit(STOPPED)
@@ -95,6 +104,7 @@ def _make(run: RunFolder, piece: Piece, attempt: int) -> None:
     """Let the stage's module make a piece."""
     from alt_hpc.stages.work import Work
 
+    code.check_packages(run, piece.stage)
     module = importlib.import_module(f"alt_hpc.stages.{STAGES[piece.stage].key}")
     module.run(Work.begin(run, piece, attempt))
 

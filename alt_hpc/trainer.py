@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alt_hpc.config import Training, digest
-from alt_hpc.errors import InputError
+from alt_hpc.errors import Final, InputError
 from alt_hpc.interrupt import Interrupted
 from alt_hpc.losses import ForLoss, Loss, Trainable, move
 from alt_hpc.ranks import Ranks
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 Rows = NDArray[np.int64]
 
 
-class TrainingDiverged(Exception):
+class TrainingDiverged(Final):
     """A loss, gradient norm or weight is not finite; nothing was exported."""
 
 

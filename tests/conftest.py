@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import faults_table
 import pytest
 import throwaway
 
@@ -32,6 +33,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With --faults, `faults.md` after the last test."""
+    if session.config.getoption("--faults") and faults_table.TABLE:
+        faults_table.write()
 
 
 @pytest.fixture(scope="session")

@@ -73,10 +73,17 @@ def _raise() -> None:
     raise ValueError("a fault on purpose")
 
 
+def _wrong() -> None:
+    from alt_hpc.errors import InputError
+
+    raise InputError("posts.jsonl:3: a line on purpose")
+
+
 ACTIONS: dict[str, Callable[[], None]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "exit": lambda: os._exit(3),
     "raise": _raise,
+    "wrong": _wrong,
     "hang": lambda: time.sleep(3600),
     "memory": _remember,
     "slow": lambda: time.sleep(20),

@@ -38,7 +38,8 @@ OPTIONS = {
     " trained_blocks train_embeddings share_prompts checkpoint_activations precision export_dtype"
     " deepspeed checkpoint_minutes head_only max_length",
     "evaluation": "prompts test_prompts max_new_tokens group",
-    "cluster": "backend slots max_attempts chain hung_minutes partition account qos minutes sbatch"
+    "cluster": "backend slots max_attempts chain kill_invalid_dependencies hung_minutes"
+    " partition account qos minutes sbatch"
     " controller sft reward_model sample score train evaluate report",
     "cluster.sample": "shards nodes tasks_per_node gpus cpus mem_gb minutes partition parallel"
     " python container sbatch",

@@ -22,12 +22,13 @@ from pathlib import Path
 
 import pytest
 import throwaway
+from faults_table import TABLE
 
 from alt_hpc import config as configs
 from alt_hpc import controller, launch, progress
 from alt_hpc.__main__ import main
 from alt_hpc.clusters.local import Local
-from alt_hpc.clusters.slurm import client
+from alt_hpc.clusters.queue import client
 from alt_hpc.errors import InputError
 from alt_hpc.graph import STAGES, Piece
 from alt_hpc.run import rows
@@ -38,7 +39,6 @@ from alt_hpc.task import StageTask
 ROOT = Path(__file__).parent.parent
 LONG_S = 420
 FULL = pytest.mark.faults
-TABLE: list[tuple[str, str, str, float]] = []  # fault, stages, what happened, seconds
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Site:
     stages: str = "stub"
     settings: list[str] = field(default_factory=list)
     name: str = "run"
+    began: float = 0.0
 
     @property
     def run(self) -> RunFolder:
@@ -104,8 +105,9 @@ class Site:
     def policy(self, iteration: int) -> bytes:
         return (self.run.path / f"policies/{iteration:03d}/model.safetensors").read_bytes()
 
-    def tell(self, fault: str, happened: str, since: float) -> None:
-        TABLE.append((fault, self.stages, happened, time.monotonic() - since))
+    def tell(self, fault: str, happened: str, since: float | None = None) -> None:
+        """A row of the table."""
+        TABLE.append((fault, self.stages, happened, time.monotonic() - (since or self.began)))
 
 
 def _number(attempt: str) -> float:
@@ -963,31 +965,3 @@ def test_random_sequences_of_faults(site: Site, seed: int) -> None:
     left = [name for name in faults if (site.faults / name).exists()]
     assert not left
     site.tell(f"14 random faults in 3 iterations (seed {seed})", "byte-identical", began)
-
-
-# ------------------------------------------------------------------ the table
-
-
-@pytest.fixture(scope="module", autouse=True)
-def write_table(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With --faults, `tests/faults.md` after the last test of this file; new rows replace old."""
-    yield
-    if not request.config.getoption("--faults") or not TABLE:
-        return
-    file = Path(__file__).parent / "faults.md"
-    old = file.read_text().splitlines() if file.exists() else []
-    rows = {line.split(" | ")[0]: line for line in old if line.startswith("| ")}
-    rows.pop("| fault", None)
-    for fault, stages, what, took in TABLE:
-        rows[f"| {fault}"] = f"| {fault} | {stages} | {what} | {took:.0f} |"
-    file.write_text(
-        "# Faults, as broken and measured by `bash tests/run.sh --faults`\n\n"
-        "Every run ended with an undisturbed run's policies, byte for byte, or stopped as told.\n"
-        "Seconds are those of the whole run, recovery included: two iterations of stub stages\n"
-        "(real: one, of tiny models); undisturbed they take as long as the first rows. The\n"
-        "cluster has neither accounting (sacct) nor kill_invalid_depend, unless a row says so.\n"
-        f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}.\n\n"
-        "| fault | stages | what happened | s |\n|---|---|---|---|\n"
-        + "\n".join(rows.values())
-        + "\n"
-    )

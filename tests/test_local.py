@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from stub_tasks import Call
 
-from alt_hpc.clusters import Request
+from alt_hpc.clusters import Asked, Request
 from alt_hpc.clusters.local import Local
 from alt_hpc.config import Cluster, StageCluster
 from alt_hpc.plan import Dependency
@@ -35,6 +36,13 @@ def request(
     calls = [Call(entry, (str(folder), f"{name}{i}", *words)) for i, words in enumerate(elements)]
     stage = StageCluster(tasks_per_node=tasks)
     return Request(name, "run", name, folder, calls, stage, Cluster())
+
+
+def running(local: Local) -> dict[str, dict[int, str]]:
+    """Elements that have not ended: key -> index -> id."""
+    seen = local.look([Asked(key, Path(), None) for key in "ab"])
+    found = {key: {i: e.id for i, e in mine.items() if not e.ended} for key, mine in seen.items()}
+    return {key: mine for key, mine in found.items() if mine}
 
 
 def when(folder: Path, name: str, what: str, rank: int = 0) -> float:
@@ -127,6 +135,16 @@ def test_no_more_processes_at_once_than_slots(tmp_path: Path) -> None:
     assert min(when(tmp_path, "b0", "start", rank) for rank in range(2)) >= ended
 
 
+def test_what_training_waits_for_goes_first(tmp_path: Path) -> None:
+    """Evaluations wait while anything else is ready, however early they were submitted."""
+    local = Local(slots=1)
+    side = replace(request(tmp_path, "a", [GOOD] * 2), side=True)
+    evaluation = local.submit(side, ())
+    sampling = local.submit(request(tmp_path, "b", [GOOD] * 2), ())
+    local.wait([evaluation, sampling])
+    assert when(tmp_path, "a0", "start") >= when(tmp_path, "b1", "end")
+
+
 def test_a_job_wider_than_the_machine_runs_alone(tmp_path: Path) -> None:
     local = Local(slots=1)
     job = local.submit(request(tmp_path, "a", [GOOD], tasks=2), ())
@@ -149,7 +167,7 @@ def test_whatever_ends_the_wait_leaves_no_process_behind(
     with pytest.raises(reason):
         local.wait([job], tick)
     assert set(local.states([job]).values()) == {"CANCELLED"}
-    assert local.in_flight("run") == {}
+    assert running(local) == {}
     assert dies(int(child.read_text()))
     assert not (tmp_path / "a1.child").exists()
 
@@ -162,9 +180,9 @@ def test_a_task_knows_its_rank_and_nothing_of_an_outer_slurm_job(
     seen = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_JOB_ID")
     local = Local(slots=2)
     job = local.submit(request(tmp_path, "a", [seen], tasks=2, entry="show"), ())
-    assert local.in_flight("run") == {"a": {0: job}}
+    assert running(local) == {"a": {0: job}}
     local.wait([job])
-    assert local.in_flight("run") == {}
+    assert running(local) == {}
     for rank in range(2):
         text = (tmp_path / f"a0.{rank}.seen").read_text().split("\n")
         assert text == [f"RANK={rank}", "WORLD_SIZE=2", f"LOCAL_RANK={rank}", "SLURM_JOB_ID=None"]

@@ -166,6 +166,60 @@ def test_evaluation_overlaps_the_next_iteration() -> None:
     assert Dependency("afterok", "77_1") in jobs["1 report"].after
 
 
+def test_evaluation_may_lag_by_keep_and_two_iterations() -> None:
+    """As no policy is removed from disk before it was evaluated."""
+    config = make_config(iterations=9, keep=1)
+    for late, waited in ((2, True), (3, False)):
+        state = State(begun(config, 5))
+        ready = [p for p in everything(state) if p.iteration <= 4]
+        lagging = [p for p in ready if p.stage in ("evaluate", "report") and p.iteration >= late]
+        state = done(state, *(p for p in ready if p not in lagging))
+        flying = {p: f"{p.iteration}9" for p in lagging}
+        submissions = tuple(Submission(p.stage, p.iteration, 1, (p.shard,)) for p in lagging)
+        state = replace(state, in_flight=flying, submissions=submissions)
+        assert (f"{late}9" in plan(state).wait_for) == waited
+
+
+def test_an_error_that_stays_ends_the_run_at_once_or_gives_a_side_stage_up() -> None:
+    config = make_config(iterations=1)
+    end = Outcome("FAILED", ("n1",), sentence="posts.jsonl:3: no text")
+    for stage in ("sample", "evaluate"):
+        state = State(begun(config, 1))
+        job = Job(stage, 1, 1, (0,))
+        piece = Piece(1, stage, 0)
+        others = [p for p in everything(state) if p.stage not in (stage, "report")]
+        others = [p for p in others if stage == "evaluate" or p.iteration == 0]
+        state = done(state, *others)
+        ends = {(job.key, piece): end}
+        state = replace(state, submissions=(submitted(job),), outcomes=ends)
+        todo = plan(state)
+        if stage == "sample":
+            assert todo.stop == "sample 1 shard 0: posts.jsonl:3: no text"
+            continue
+        assert todo.given_up == {piece: "evaluate 1 shard 0: posts.jsonl:3: no text"}
+        made = {p for job in todo.jobs for p in job.pieces}
+        assert piece not in made
+        assert Piece(1, "report") not in made  # nor what would be made from it
+        assert Piece(1, "evaluate", 1) in made
+
+
+def test_where_slurm_leaves_dependants_waiting_the_next_controller_waits_for_no_dependant() -> None:
+    config = make_config(iterations=1, cluster=Cluster(kill_invalid_dependencies=False))
+    todo = plan(State(begun(config, 1)))
+    assert set(todo.wait_for) == {job.key for job in todo.jobs if not job.after}
+
+
+def test_a_time_limit_met_again_and_again_counts_only_without_progress() -> None:
+    piece = Piece(1, "sample", 0)
+    for state in ("STOPPED", "TIMEOUT"):
+        more = [Outcome(state, (f"n{i}",), saved) for i, saved in enumerate((24, 44, 64))]
+        assert attempts(tried((0,), *more), piece) == 0
+        assert failed_on(tried((0,), *more), piece) == ()
+        none = [Outcome(state, ("n1",), 0)] * 2
+        assert attempts(tried((0,), *none), piece) == 2
+    assert failed_on(tried((0,), Outcome("TIMEOUT", ("n1",), 0)), piece) == ("n1",)
+
+
 def test_missing_shards_alone_are_submitted_again_and_pair_by_the_same_list() -> None:
     config = make_config(iterations=1)
     state = State(begun(config, 1, sample=5))
@@ -309,9 +363,13 @@ def test_a_plan_of_any_state(case: tuple[Config, State, int]) -> None:
     everyone = everything(state)
     whole = {p for p in everyone if is_whole(state, p)}
     results = {p for p in everyone if p.stage in ("train", "report")}
+    given_up = set(todo.given_up)
+    for piece in everyone:  # sources first: what is made from what was given up
+        given_up |= {piece} if given_up & set(state.graph.sources(piece)) - whole else set()
+    assert not any(p.stage in ("sample", "score", "train", "sft") for p in todo.given_up)
     if todo.finished:
         assert todo.jobs == ()
-        assert results <= whole
+        assert results <= whole | given_up
         assert max(state.graph.shardings) == config.iterations
         return
     if todo.stop:
@@ -351,7 +409,7 @@ def test_a_plan_of_any_state(case: tuple[Config, State, int]) -> None:
         trained += 1
     horizon = min(trained + 1, config.iterations)
     assert all(p.iteration <= horizon for p in making)
-    due = {p for p in results - whole if p.iteration <= horizon}
+    due = {p for p in results - whole - given_up if p.iteration <= horizon}
     assert due <= set(making) | set(state.in_flight)
     # The next controller waits for something, and for all work of the iteration itself.
     assert todo.wait_for

@@ -20,9 +20,10 @@ import yaml
 from alt_hpc import config as configs
 from alt_hpc import launch, preview
 from alt_hpc.__main__ import main
-from alt_hpc.clusters import Cluster, Request
+from alt_hpc.clusters import Asked, Cluster, Request
 from alt_hpc.clusters.local import Local
-from alt_hpc.clusters.slurm import Slurm, client
+from alt_hpc.clusters.queue import client
+from alt_hpc.clusters.slurm import Slurm
 from alt_hpc.config import Cluster as ClusterConfig
 from alt_hpc.config import StageCluster
 from alt_hpc.graph import Piece
@@ -283,16 +284,13 @@ def test_local_ends_random_failing_dags_as_slurm_does(slurm: None, tmp_path: Pat
         local.wait(mine)
         expected = [[local.states([job])[e] for e in sorted(local.states([job]))] for job in mine]
         deadline = time.monotonic() + 180
-        while any(set(s) & UNFINISHED for s in _slurm_states(real, dag, ids[i])):
+        while any(set(s) & UNFINISHED for s in _slurm_states(real, tmp_path / f"slurm{i}", ids[i])):
             assert time.monotonic() < deadline, client("squeue", "--array")
             time.sleep(0.5)
-        assert _slurm_states(real, dag, ids[i]) == expected, dag
+        assert _slurm_states(real, tmp_path / f"slurm{i}", ids[i]) == expected, dag
 
 
-def _slurm_states(slurm: Slurm, dag: Dag, ids: list[str]) -> list[list[str]]:
-    found = []
-    for (fails, _), job in zip(dag, ids, strict=True):
-        states = {element: state for element, (state, _) in slurm.ends([job]).items()}
-        count = len(fails)
-        found.append([states[slurm.element(job, i, count)] for i in range(count)])
-    return found
+def _slurm_states(slurm: Slurm, place: Path, ids: list[str]) -> list[list[str]]:
+    asked = [Asked(str(i), place / str(i), job) for i, job in enumerate(ids)]
+    seen = slurm.look(asked)
+    return [[seen[one.key][i].state for i in sorted(seen[one.key])] for one in asked]

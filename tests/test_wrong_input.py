@@ -296,8 +296,8 @@ CONFIG: dict[str, tuple[Edit, list[str]]] = {
     "no policy": (put("policy", {}), ["config.yaml:", "policy.model"]),
     "no reward model": (put("reward_model", {}), ["config.yaml:", "reward_model.model"]),
     "an sbatch option of ours": (
-        put("cluster.train", {"sbatch": {"comment": "project x"}}),
-        ["config.yaml:", "cluster.train.sbatch.comment", "sets this option itself"],
+        put("cluster.train", {"sbatch": {"job-name": "project x"}}),
+        ["config.yaml:", "cluster.train.sbatch.job-name", "sets this option itself"],
     ),
     "other shards for scoring": (
         put("cluster", {"sample": {"shards": 4}, "score": {"shards": 2}}),

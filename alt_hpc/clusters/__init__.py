@@ -46,6 +46,8 @@ class Request:
     common: ClusterConfig
     threads: int = 1
     exclude: Sequence[str] = ()  # nodes not to run on, as far as enough others are left
+    code: Path | None = None  # where tasks import the product from, ahead of all else
+    side: bool = False  # no training waits for it: others go first
 
     @property
     def ranks(self) -> int:
@@ -68,44 +70,81 @@ class QueueUnknown(RuntimeError):
     """The cluster could not say what is in flight; nothing may be submitted now."""
 
 
+ENDED = (
+    *("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"),
+    *("DEADLINE", "OUT_OF_MEMORY", "REVOKED"),
+)
+NEVER = {  # reasons for which Slurm keeps a job waiting for good, in words
+    "DependencyNeverSatisfied": "what it waits for has failed",
+    "PartitionTimeLimit": "it asks for more time than its partition gives",
+    "PartitionNodeLimit": "it asks for more nodes than its partition gives",
+    "BadConstraints": "no node is like what it asks for",
+    "PartitionConfig": "its partition does not take such jobs",
+    "AssocMaxWallDurationPerJobLimit": "it asks for more time than its account may have",
+    "QOSMaxWallDurationPerJobLimit": "it asks for more time than its QOS gives",
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One element of a job as the cluster sees it now."""
+
+    id: str
+    state: str
+    nodes: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended for good. One that is COMPLETING may yet be started again."""
+        return self.state in ENDED
+
+    @property
+    def never(self) -> bool:
+        """Whether it waits for what can never be."""
+        return self.state == "PENDING" and self.reason in NEVER
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A submitted job that a cluster is asked about."""
+
+    key: str
+    folder: Path  # its scripts
+    job: str | None  # None: the submitting process died before it knew
+
+
 class Cluster(Protocol):
     """What the controller needs of a cluster. It raises `QueueUnknown` where it cannot answer."""
 
-    def limits(self, common: ClusterConfig, run_id: str) -> Limits:
-        """What it takes now of this user, beside this run's controllers."""
+    def limits(self, common: ClusterConfig, controllers: Path) -> Limits:
+        """What it takes now of this user, beside the controllers whose script lies there."""
         ...
 
     def submit(self, request: Request, after: Sequence[Dependency]) -> str:
         """Queue a job whose dependencies name jobs or elements (`12`, `12_3`); returns its id."""
         ...
 
-    def in_flight(self, run_id: str) -> dict[str, dict[int, str]]:
-        """Elements pending or running: job key -> element index -> element id."""
+    def look(self, asked: Sequence[Asked]) -> dict[str, dict[int, Seen]]:
+        """Elements of jobs by their keys and indices; nothing of those that it does not know."""
         ...
 
-    def element(self, job: str, index: int, count: int) -> str:
-        """The id of one element of a job."""
-        ...
-
-    def ends(self, jobs: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """State and nodes of the elements of jobs that it remembers, by element id."""
+    def cancel(self, *elements: str) -> None:
+        """End jobs or elements."""
         ...
 
 
 class Unseen:
     """A cluster that cannot be asked from here: Slurm's defaults, and an empty queue."""
 
-    def limits(self, common: ClusterConfig, run_id: str) -> Limits:
+    def limits(self, common: ClusterConfig, controllers: Path) -> Limits:
         return Limits()
 
     def submit(self, request: Request, after: Sequence[Dependency]) -> str:
         raise SubmissionRefused("there is no cluster here")
 
-    def in_flight(self, run_id: str) -> dict[str, dict[int, str]]:
+    def look(self, asked: Sequence[Asked]) -> dict[str, dict[int, Seen]]:
         return {}
 
-    def element(self, job: str, index: int, count: int) -> str:
-        return job
-
-    def ends(self, jobs: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
-        return {}
+    def cancel(self, *elements: str) -> None:
+        """Nothing is there to be ended."""

@@ -10,15 +10,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from alt_hpc import process
-from alt_hpc.clusters import Request, Task
+from alt_hpc.clusters import ENDED, Asked, Request, Seen, Task
 from alt_hpc.config import Cluster as ClusterConfig
 from alt_hpc.plan import Dependency, Limits
 from alt_hpc.run.layout import task_log
 
 POLL_S = 0.1
-ENDED = ("COMPLETED", "FAILED", "CANCELLED")
 
 
 @dataclass
@@ -38,13 +38,13 @@ class Element:
 
 
 class Local:
-    """Runs at most `slots` processes at once, first come first served."""
+    """Runs at most `slots` processes at once: what training waits for goes first, then by age."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.jobs: dict[str, list[Element]] = {}
 
-    def limits(self, common: ClusterConfig, run_id: str) -> Limits:
+    def limits(self, common: ClusterConfig, controllers: Path) -> Limits:
         """None that matter."""
         return Limits(array=1_000_000)
 
@@ -52,24 +52,22 @@ class Local:
         """Queue a job; `wait` runs it."""
         job = str(len(self.jobs) + 1)
         count = len(request.tasks)
-        self.jobs[job] = [
-            Element(self.element(job, i, count), i, request, after) for i in range(count)
-        ]
+        names = [job] if count == 1 else [f"{job}_{i}" for i in range(count)]
+        self.jobs[job] = [Element(name, i, request, after) for i, name in enumerate(names)]
         return job
 
-    def element(self, job: str, index: int, count: int) -> str:
-        return job if count == 1 else f"{job}_{index}"
-
-    def in_flight(self, run_id: str) -> dict[str, dict[int, str]]:
-        found: dict[str, dict[int, str]] = {}
+    def look(self, asked: Sequence[Asked]) -> dict[str, dict[int, Seen]]:
+        """What this process has submitted: it alone knows its jobs."""
+        found: dict[str, dict[int, Seen]] = {}
         for element in self._elements():
-            if element.state not in ENDED and element.request.run_id == run_id:
-                found.setdefault(element.request.key, {})[element.index] = element.id
-        return found
+            seen = Seen(element.id, element.state)
+            found.setdefault(element.request.key, {})[element.index] = seen
+        return {one.key: found[one.key] for one in asked if one.key in found}
 
-    def ends(self, jobs: Iterable[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
-        known = [job for job in jobs if job in self.jobs]
-        return {element: (state, ()) for element, state in self.states(known).items()}
+    def cancel(self, *elements: str) -> None:
+        """End some of them."""
+        for element in (e for name in elements for e in self._target(name)):
+            _end(element)
 
     def states(self, jobs: Iterable[str]) -> dict[str, str]:
         """State of every element of these jobs."""
@@ -97,9 +95,7 @@ class Local:
     def end_all(self) -> None:
         """Kill what runs and cancel what waits."""
         for element in self._elements():
-            if element.state not in ENDED:
-                _kill(element)
-                element.state = "CANCELLED"
+            _end(element)
 
     def _elements(self) -> list[Element]:
         return [element for job in self.jobs.values() for element in job]
@@ -120,7 +116,7 @@ class Local:
 
     def _start(self) -> None:
         busy = sum(self._width(e) for e in self.running())
-        for element in self._elements():
+        for element in sorted(self._elements(), key=lambda e: e.request.side):
             if element.state != "PENDING":
                 continue
             ready = self._ready(element)
@@ -130,7 +126,7 @@ class Local:
                 self._launch(element)
                 busy += self._width(element)
             elif ready:
-                return  # first come, first served: a wide job is not overtaken for ever
+                return  # a wide job is not overtaken for ever
 
     def _width(self, element: Element) -> int:
         return min(element.request.ranks, self.slots)
@@ -158,7 +154,7 @@ class Local:
             with log.open("ab") as output:
                 started = subprocess.Popen(
                     [python, *element.task.command()],
-                    env=process.for_a_task(rank, request.ranks, local, start),
+                    env=process.for_a_task(rank, request.ranks, local, start, request.code),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -166,6 +162,12 @@ class Local:
                 )
             element.processes.append(started)
         element.state = "RUNNING"
+
+
+def _end(element: Element) -> None:
+    if element.state not in ENDED:
+        _kill(element)
+        element.state = "CANCELLED"
 
 
 def _kill(element: Element) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 from alt_hpc import config as configs
 from alt_hpc import interrupt, process
 from alt_hpc.graph import Piece
-from alt_hpc.run import progress
-from alt_hpc.run.files import append_line, read_lines, sha256
+from alt_hpc.run import code, progress
+from alt_hpc.run.files import append_line, read_lines, sha256, write_atomically
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.layout import KEPT_FILE
 from alt_hpc.run.manifests import Manifest
@@ -41,6 +41,37 @@ def begin(
 def began(run: RunFolder, piece: Piece, number: int) -> bool:
     """Whether a try has begun: a task may have died before it came to this piece."""
     return run.layout.attempt(piece, number).exists()
+
+
+STOPPED = "STOPPED"  # it was asked to stop, and what it had done is safe
+FINAL = "FINAL"  # no further try would end otherwise
+
+
+def tell(run: RunFolder, piece: Piece, number: int, how: str, sentence: str) -> None:
+    """Write down how a try ends, where Slurm says no more than an exit status."""
+    run.layout.piece(piece).mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"how": how, "sentence": sentence})
+    write_atomically(run.layout.verdict(piece, number), text)
+
+
+def told(run: RunFolder, piece: Piece, number: int) -> tuple[str, str]:
+    """What a try has told of its end, and its sentence; empty where it has not."""
+    try:
+        said = json.loads(run.layout.verdict(piece, number).read_text(encoding="utf-8"))
+        return str(said["how"]), str(said["sentence"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", ""
+
+
+def go_on(run: RunFolder, piece: Piece, number: int) -> None:
+    """The same try has been started again: what it told no longer holds."""
+    run.layout.verdict(piece, number).unlink(missing_ok=True)
+
+
+def _made_with() -> dict[str, Any]:
+    """What a manifest says of the code, the packages and the machine."""
+    about = {"code": code.fingerprint(), "packages": code.packages(), "device": code.device()}
+    return {**about, "node": process.node()}
 
 
 class Attempt:
@@ -87,7 +118,7 @@ class Attempt:
             files=entries,
             fingerprint=self.run.manifests.fingerprint(self.piece),
             inputs=dict(self.inputs),
-            facts={**when, "node": process.node(), **(facts or {})},
+            facts={**when, **_made_with(), **(facts or {})},
         )
         self.run.manifests.write(self.piece, manifest)
         return manifest

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 from alt_hpc.errors import InputError
 
 PRIVATE = 0o700
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 def sha256(path: Path) -> str:
@@ -122,6 +125,9 @@ class Locked(Exception):
 def locked(file: Path, within_s: float) -> Iterator[None]:
     """Hold a lock. The kernel frees it when its holder dies.
 
+    Where the file system has no locks, nothing is held: on Slurm a controller is a `singleton`
+    beside, and what two processes do at once is safe, but done twice.
+
     Raises
     ------
     Locked
@@ -133,7 +139,10 @@ def locked(file: Path, within_s: float) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except OSError as error:
+                if error.errno in NO_LOCKS:
+                    print(f"{file}: this file system has no locks", file=sys.stderr, flush=True)
+                    break
                 if time.monotonic() > deadline:
                     raise Locked from None
                 time.sleep(0.2)

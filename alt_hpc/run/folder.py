@@ -66,6 +66,7 @@ class RunFolder:
                 "run",
             )
         os.chmod(folder.path, files.PRIVATE)  # only now is it known to be a run's
+        folder.check_owner()  # a file system may keep no modes: then no job would start
         return folder
 
     @classmethod
@@ -85,7 +86,7 @@ class RunFolder:
     def _strange(self) -> list[str]:
         """What a folder without run.json holds that freezing data has not put there."""
         layout = self.layout
-        ours = {layout.data.name, layout.tensorboard.name}
+        ours = {layout.data.name, layout.tensorboard.name, layout.code.name}
         outer = sorted(p.name for p in self.path.iterdir() if p.name not in ours)
         inner = [p.name for p in layout.data.iterdir()] if layout.data.is_dir() else []
         return outer + sorted(f"{layout.data.name}/{n}" for n in inner if not layout.is_data(n))
@@ -94,7 +95,8 @@ class RunFolder:
         """Wrong input was found before the run was frozen: leave nothing half made."""
         if self.exists() or self._strange():
             return
-        shutil.rmtree(self.layout.data, ignore_errors=True)
+        for folder in (self.layout.data, self.layout.code):
+            shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
@@ -123,6 +125,7 @@ class RunFolder:
         if not self.exists():
             facts = {
                 "run_id": self.run_id,
+                "inode": self.path.stat().st_ino,
                 "fingerprint": config.fingerprint(),
                 "frozen": config.frozen(),
                 "models": dict(models),
@@ -150,8 +153,14 @@ class RunFolder:
 
     @property
     def run_id(self) -> str:
-        """Names the run in job comments: a function of its place, so that a plan can show it."""
-        return configs.digest(str(self.path))[:8]
+        """Names the run in its controllers' name: what it was called when it was frozen.
+
+        A function of its place, so that a plan can show it, and not of the spelling of its path;
+        a copy of the folder is another run.
+        """
+        if self.exists() and self.facts().get("inode") == self.path.stat().st_ino:
+            return str(self.facts()["run_id"])
+        return configs.digest(os.path.realpath(self.path))[:8]
 
     def config(self) -> Config:
         """The config as last submitted."""

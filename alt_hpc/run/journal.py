@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -30,6 +30,7 @@ class Submit(Entry):
 
     event = "submit"
     who: str
+    cluster: str = ""  # whose jobs the ids behind it are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +94,15 @@ class Ended(Entry):
     state: str
     nodes: Sequence[str]
     saved: int
+    sentence: str = ""
 
     @classmethod
     def of(cls, key: str, piece: Piece, end: Outcome) -> Ended:
         where = piece.iteration, piece.stage, piece.shard
-        return cls(key=key, piece=where, state=end.state, nodes=end.nodes, saved=end.saved)
+        return cls(key=key, piece=where, **dataclasses.asdict(end))
 
     def outcome(self) -> Outcome:
-        return Outcome(self.state, tuple(self.nodes), self.saved)
+        return Outcome(self.state, tuple(self.nodes), self.saved, self.sentence)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +130,17 @@ class Released(Entry):
     job: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Accepted(Entry):
+    """A person goes on with other packages; these were right before, by stage."""
+
+    event = "accepted"
+    packages: Mapping[str, Mapping[str, str]]
+
+
 KINDS: dict[str, type[Entry]] = {
     kind.event: kind
-    for kind in (Submit, Intent, Submitted, Refused, Ended, Queued, Stepped, Released)
+    for kind in (Submit, Intent, Submitted, Refused, Ended, Queued, Stepped, Released, Accepted)
 }
 
 

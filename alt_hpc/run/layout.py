@@ -3,6 +3,8 @@
 RUN/
   run.json                     run id, frozen settings and their fingerprint, resolved models
   config.json                  the whole config as last submitted (cluster settings may change)
+  code/alt_hpc/                the product's code as the run began with it: its jobs run from there
+  packages/STAGE.json          versions that the first task of a stage found
   data/NAME.jsonl              frozen rows of text, with NAME.offsets (byte of each row) beside
   iterations/001/draw.json     the prompts drawn and how the iteration is cut into shards
   iterations/001/sample/00003/manifest.json        which attempt counts, and that it is whole
@@ -64,6 +66,24 @@ class Layout:
         """`STOPPED` or `FINISHED`."""
         return self.path / how
 
+    # ------------------------------------------------------------------ what it is made with
+
+    @property
+    def code(self) -> Path:
+        """Where the jobs of the run import the product from."""
+        return self.path / "code"
+
+    @property
+    def package(self) -> Path:
+        return self.code / "alt_hpc"
+
+    def packages(self, stage: str) -> Path:
+        """The versions of packages that the first task of a stage found."""
+        return self.path / "packages" / f"{stage}.json"
+
+    def all_packages(self) -> list[Path]:
+        return [self.packages(stage) for stage in STAGES]
+
     # ------------------------------------------------------------------ frozen data
 
     def texts(self, name: str) -> Path:
@@ -111,6 +131,10 @@ class Layout:
     def attempt(self, piece: Piece, number: int, again: int = 0) -> Path:
         """Slurm may start one attempt twice: `again` counts."""
         return self.piece(piece) / (f"attempt-{number}" + (f".{again}" if again else ""))
+
+    def verdict(self, piece: Piece, number: int) -> Path:
+        """What an attempt says of its own end."""
+        return self.piece(piece) / f"verdict-{number}.json"
 
     def attempts(self, piece: Piece) -> list[Path]:
         return sorted(self.piece(piece).glob("attempt-*"))

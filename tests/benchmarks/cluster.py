@@ -23,7 +23,8 @@ from stub_tasks import Call  # noqa: E402
 from alt_hpc import config as configs  # noqa: E402
 from alt_hpc import controller  # noqa: E402
 from alt_hpc.clusters import Request  # noqa: E402
-from alt_hpc.clusters.slurm import Slurm, client  # noqa: E402
+from alt_hpc.clusters.queue import client  # noqa: E402
+from alt_hpc.clusters.slurm import Slurm  # noqa: E402
 from alt_hpc.config import Cluster, StageCluster  # noqa: E402
 from alt_hpc.plan import Dependency, Kind  # noqa: E402
 from alt_hpc.run.folder import RunFolder  # noqa: E402
@@ -114,7 +115,8 @@ def _two_iterations(place: Path, seconds: dict[str, Sequence[float]], *, barrier
 def _wait(job: str) -> None:
     while client("squeue", "--noheader", "--format=%i").strip():
         time.sleep(0.2)
-    states = {state for state, _ in Slurm().ends([job]).values()}
+    asked = ("--noheader", "--states=all", f"--jobs={job}", "--format=%T")
+    states = set(client("squeue", *asked).split())
     assert states == {"COMPLETED"}, states
 
 

@@ -398,7 +398,7 @@ def check_cluster(folder: RunFolder, slurm: Slurm) -> None:
     if theirs and theirs[-1] != here and not folder.ended():
         raise InputError(
             f"{folder.path}: its jobs are on cluster '{theirs[-1]}', but '{here}' answers here"
-            " (SLURM_CONF, SLURM_CLUSTERS)",
+            f" ({', '.join(process.OF_THE_USER)})",
             "run",
         )
 

@@ -374,7 +374,7 @@ def _release(folder: RunFolder, slurm: Slurm) -> None:
     What a person holds stays held.
     """
     released = [entry.job for entry in folder.journal.of(Released)]
-    for job, why in held(folder, slurm).items():
+    for job, why in held(looked(folder, slurm)).items():
         if "launch failed" in why and released.count(job) < RELEASES:
             folder.journal.record(Released(job=job))
             slurm.release(job)
@@ -403,11 +403,11 @@ def check_cluster(folder: RunFolder, slurm: Slurm) -> None:
         )
 
 
-def held(folder: RunFolder, cluster: Cluster) -> dict[str, str]:
-    """This run's elements that will not start by themselves, with Slurm's reason."""
+def held(found: Iterable[tuple[Submission, Seen]]) -> dict[str, str]:
+    """Those elements in the queue that will not start by themselves, with Slurm's reason."""
     return {
         element.id: element.reason.replace("_", " ")
-        for _, element in looked(folder, cluster)
+        for _, element in found
         if element.state == "PENDING" and "held" in element.reason.lower()
     }
 

@@ -125,7 +125,7 @@ def _going(folder: RunFolder) -> str:
         looked = controller.looked(folder, slurm)
     except (QueueUnknown, InputError) as error:
         return f"not known whether it goes on ({error})"
-    held = controller.held(folder, slurm)
+    held = controller.held(looked)
     if held:
         return f"held by Slurm: scontrol release {' '.join(held)}"
     words = [

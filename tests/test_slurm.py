@@ -16,6 +16,7 @@ from typing import Any
 import dag_tasks
 import pytest
 import yaml
+from stub_tasks import Call
 
 from alt_hpc import config as configs
 from alt_hpc import launch, preview
@@ -288,6 +289,24 @@ def test_local_ends_random_failing_dags_as_slurm_does(slurm: None, tmp_path: Pat
             assert time.monotonic() < deadline, client("squeue", "--array")
             time.sleep(0.5)
         assert _slurm_states(real, tmp_path / f"slurm{i}", ids[i]) == expected, dag
+
+
+def test_a_job_whose_id_was_never_noted_is_seen_whole(slurm: None, tmp_path: Path) -> None:
+    """A controller was killed behind its sbatch, and some elements have started since."""
+    calls = [Call("sleep_or_fail", (str(tmp_path), f"a{i}", "60", "0")) for i in range(5)]
+    place = tmp_path / "job"
+    place.mkdir(mode=0o700)
+    stage = StageCluster(parallel=2)
+    real = Slurm()
+    job = real.submit(Request("a", "run", "a", place, calls, stage, ClusterConfig()), [])
+    deadline = time.monotonic() + 60
+    while len(client("squeue", "--noheader", "--states=RUNNING").splitlines()) < 2:
+        assert time.monotonic() < deadline, client("squeue", "--array")
+        time.sleep(0.3)
+    by_script = real.look([Asked("a", place, None)])
+    assert set(by_script["a"]) == {0, 1, 2, 3, 4}
+    assert by_script == real.look([Asked("a", place, job)])
+    real.cancel(job)
 
 
 def _slurm_states(slurm: Slurm, place: Path, ids: list[str]) -> list[list[str]]:

@@ -125,7 +125,10 @@ class Slurm:
         return str(jobs[0].job_id).partition("_")[0]
 
     def look(self, asked: Sequence[Asked]) -> dict[str, dict[int, Seen]]:
-        """Each job by its id (`scontrol show job`); by its script where no id was noted."""
+        """Each job by its id (`scontrol show job`); by its script where no id was noted.
+
+        Elements that have started are jobs of their own in Slurm's list: each tells of itself.
+        """
         lost = any(one.job is None for one in asked)
         unknown = queue.mine(self.patience) if lost else []
         found: dict[str, dict[int, Seen]] = {}
@@ -133,7 +136,7 @@ class Slurm:
             jobs = {one.job} if one.job else {j.id for j in queue.running_from(one.folder, unknown)}
             for job in jobs:
                 if elements := queue.show(job, one.folder, self.patience):
-                    found[one.key] = elements
+                    found.setdefault(one.key, {}).update(elements)
         return found
 
     def release(self, job: str) -> None:

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
             action="append",
             default=[],
             metavar="KEY=VALUE",
-            help="override a key, such as --set sampling.prompts=64 (may be repeated)",
+            help="override a key, such as --set sample.prompts=64 (may be repeated)",
         )
         if name == "submit":
             command.add_argument("--wait", action="store_true", help="show progress to the end")

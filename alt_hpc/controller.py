@@ -134,8 +134,8 @@ def read_state(folder: RunFolder, cluster: Cluster) -> State:
     # What has ended by now may have become whole after we looked for manifests.
     ended = [p for s in open_ for p in s.pieces if p not in done and not _flies(s, p, looked)]
     done |= folder.manifests.done(ended)
-    graph = _graph(folder, done)
-    state = State(graph, done, submissions, counted_from, outcomes=outcomes)
+    graph, stale = _graph(folder, done), folder.manifests.stale(done)
+    state = State(graph, done, submissions, counted_from, outcomes=outcomes, stale=stale)
     return _seen(folder, state, looked)
 
 
@@ -166,10 +166,12 @@ def _flies(submission: Submission, piece: Piece, looked: Looked) -> bool:
 
 
 def _graph(folder: RunFolder, done: Mapping[Piece, Done]) -> Graph:
-    """The graph of what has begun, with iteration 0 and the one up next as they would begin now."""
-    config, shardings = folder.config(), dict(folder.graph().shardings)
-    if 0 not in shardings:
-        shardings[0] = draws.sharding(folder, 0)
+    """The graph of what has begun, with iteration 0 and the one up next as they would begin now.
+
+    To what has begun is added what the config asks for since.
+    """
+    config = folder.config()
+    shardings = {k: draws.sharding(folder, k) for k in {0, *folder.graph().shardings}}
     horizon = current_iteration(State(Graph(config, shardings), done))
     if horizon not in shardings:
         shardings[horizon] = draws.sharding(folder, horizon)

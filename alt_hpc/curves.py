@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from alt_hpc.graph import TRAIN, Piece
+from alt_hpc.graph import TRAIN, VALID, Piece
 from alt_hpc.run.files import read_lines, replacing
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.layout import METRICS_FILE
+from alt_hpc.summary import asked
 
 
 def write(folder: RunFolder, iteration: int, found: dict[int, dict[str, Any]]) -> None:
@@ -22,11 +23,11 @@ def write(folder: RunFolder, iteration: int, found: dict[int, dict[str, Any]]) -
     writer = SummaryWriter(str(folder.layout.events("iterations")), purge_step=iteration)
     for k, report in found.items():
         if k >= iteration:
-            _points(writer, k, report, folder.config().feedback.texts)
+            _points(writer, k, report, folder.config().method.levels)
     writer.close()
 
 
-def _points(writer: Any, k: int, report: dict[str, Any], texts: list[str]) -> None:
+def _points(writer: Any, k: int, report: dict[str, Any], texts: Sequence[str]) -> None:
     for split, variants in report["evaluation"].items():
         for variant, measures in variants.items():
             for name, value in measures.items():
@@ -71,21 +72,18 @@ def draw(folder: RunFolder, found: dict[int, dict[str, Any]]) -> None:
 
 
 def _curve(folder: RunFolder, axis: Any, found: dict[int, Any], name: str, title: str) -> None:
-    texts = folder.config().feedback.texts
-    styles = {"best": (texts[0], "tab:blue"), "worst": (texts[-1], "tab:red")}
-    for variant, (label, colour) in styles.items():
-        points = [(k, report["evaluation"]["valid"][variant]) for k, report in found.items()]
-        xs = [k for k, m in points if m[name] is not None]
-        ys = [m[name] for _, m in points if m[name] is not None]
-        axis.plot(xs, ys, marker="o", label=label, color=colour)
+    colours = {"best": "tab:blue", "worst": "tab:red", "plain": "tab:grey"}
+    for variant, colour in colours.items():
+        sets = {k: report["evaluation"].get(VALID, {}) for k, report in found.items()}
+        points = [(k, by[variant]) for k, by in sets.items() if variant in by]
+        points = [(k, measures) for k, measures in points if measures[name] is not None]
+        xs, ys = [k for k, _ in points], [measures[name] for _, measures in points]
+        axis.plot(xs, ys, marker="o", label=asked(folder, variant), color=colour)
         if name == "reward":
-            errors = [1.96 * (m["reward_error"] or 0) for _, m in points if m[name] is not None]
+            errors = [1.96 * (measures["reward_error"] or 0) for _, measures in points]
             low = [y - e for y, e in zip(ys, errors, strict=True)]
             high = [y + e for y, e in zip(ys, errors, strict=True)]
             axis.fill_between(xs, low, high, color=colour, alpha=0.12)
-    plain = found.get(0, {}).get("evaluation", {}).get("valid", {}).get("plain", {}).get(name)
-    if plain is not None:
-        axis.axhline(plain, color="grey", linestyle="--", label="plain, iteration 0")
     axis.set(title=title, xlabel="iteration")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(fontsize=8)

@@ -25,13 +25,16 @@ class InputError(Final):
 
 @contextlib.contextmanager
 def blaming(field: str) -> Iterator[None]:
-    """Give errors from within the config's field that they are about, if they name none."""
+    """Give errors from within the config's field that they are about, if they name none.
+
+    One whose field begins with a dot, a key of some section, is put behind the section.
+    """
     try:
         yield
     except InputError as error:
-        if error.field:
+        if error.field and (field.startswith(".") or not error.field.startswith(".")):
             raise
-        raise InputError(error.problem, field) from error
+        raise InputError(error.problem, field + error.field) from error
 
 
 def one_line(text: str) -> str:

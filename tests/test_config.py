@@ -2,48 +2,59 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import re
 import typing
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+import yaml
 
 from alt_hpc import config as configs
 from alt_hpc import launch
-from alt_hpc.config import Config, Source, StageCluster, Training
+from alt_hpc.config import Config
+from alt_hpc.config.schema import json_schema
 from alt_hpc.errors import InputError
+from alt_hpc.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALLEST = """\
 run: runs/x
 policy: {model: policy}
-reward_model: {model: judge}
+reward: {model: judge}
 data: {prompts: {path: rows}}
 """
 
 # Every option there is. A new one is a deliberate act: add it here, to the docs, and think about
 # whether it decides content (frozen) or not.
 OPTIONS = {
-    "": "run policy data seed iterations threads reward_model sampling feedback training sft"
-    " reward_training evaluation keep cluster",
+    "": "run policy data seed iterations threads keep domain method reward engine sft reward_model"
+    " sample train evaluate measure cluster",
     "policy": "model base tokenizer dtype max_length dropout",
-    "reward_model": "model base tokenizer template max_length dtype",
     "data": "prompts comparisons",
     "data.prompts": "path train valid test columns limit valid_limit",
-    "sampling": "prompts replacement generations temperature top_p max_new_tokens group engine",
-    "feedback": "quantiles texts template remainder pool per_quantile append_eos",
-    "training": "epochs global_batch micro_batch lr betas eps weight_decay clip warmup entropy kl"
-    " trained_blocks train_embeddings share_prompts checkpoint_activations precision export_dtype"
-    " deepspeed checkpoint_minutes head_only max_length",
-    "evaluation": "prompts test_prompts max_new_tokens group",
+    "domain": "kind template",
+    "method": "kind quantiles texts remainder pool per_quantile append_eos",
+    "reward": "kind model base tokenizer template max_length dtype",
+    "engine": "kind",
+    "sample": "prompts replacement generations temperature top_p max_new_tokens group",
+    "train": "epochs global_batch micro_batch lr betas eps weight_decay clip warmup"
+    " trained_blocks train_embeddings checkpoint_activations precision export_dtype"
+    " deepspeed checkpoint_minutes entropy kl share_prompts",
+    "evaluate": "prompts test_prompts sets policies max_new_tokens group",
+    "evaluate.sets": "path split columns prompts",
+    "evaluate.policies": "model tokenizer ask",
+    "measure": "reward",
     "cluster": "backend slots max_attempts chain kill_invalid_dependencies hung_minutes"
     " partition account qos minutes sbatch"
-    " controller sft reward_model sample score train evaluate report",
+    " controller sft reward_model sample score train evaluate measure report",
     "cluster.sample": "shards nodes tasks_per_node gpus cpus mem_gb minutes partition parallel"
     " python container sbatch",
 }
+TRAINED = OPTIONS["train"].replace(" entropy kl share_prompts", "")
+OPTIONS |= {"sft": f"{TRAINED} max_length", "reward_model": f"{TRAINED} head_only"}
 
 
 def write(folder: Path, text: str) -> Path:
@@ -67,41 +78,65 @@ def refused(folder: Path, text: str, *overrides: str) -> str:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
 def test_the_configs_that_we_ship_can_be_loaded(path: Path) -> None:
     config = configs.load(path)
-    for training in filter(None, (config.training, config.sft, config.reward_training)):
+    for training in filter(None, (config.train, config.sft, config.reward_model)):
         assert training.deepspeed is None or (ROOT / training.deepspeed).is_file()
 
 
 def test_defaults_are_the_papers(tmp_path: Path) -> None:
     config = load(tmp_path)
-    sampling, training, feedback = config.sampling, config.training, config.feedback
-    assert (sampling.prompts, sampling.generations, sampling.max_new_tokens) == (2048, 96, 64)
-    assert (sampling.temperature, sampling.top_p) == (0.9, 0.9)
-    assert (training.lr, training.entropy, training.epochs) == (2e-5, 0.06, 2)
-    assert training.betas == [0.8, 0.999]
-    assert feedback.texts == ["Excellent.", "Good.", "Mediocre.", "Bad.", "Horrible."]
-    assert (config.iterations, feedback.per_quantile) == (10, 2)
+    sample, train, method = config.sample, config.train, config.method
+    assert (sample.prompts, sample.generations, sample.max_new_tokens) == (2048, 96, 64)
+    assert (sample.temperature, sample.top_p) == (0.9, 0.9)
+    assert (train.lr, train.entropy, train.epochs) == (2e-5, 0.06, 2)
+    assert train.betas == [0.8, 0.999]
+    assert method.levels == ["Excellent.", "Good.", "Mediocre.", "Bad.", "Horrible."]
+    assert (config.iterations, method.family) == (10, 2)
+    assert train.trains_embeddings
+    assert not load(tmp_path, "", "train.kl=0.05").train.trains_embeddings  # METHOD, Frozen
 
 
 def test_the_options_are_these() -> None:
     found: dict[str, str] = {}
 
-    def walk(cls: Any, name: str) -> None:
-        found.setdefault(name, " ".join(f.name for f in dataclasses.fields(cls)))
-        for key, hint in typing.get_type_hints(cls).items():
-            kinds = [h for h in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(h)]
-            same = (Training, Source, StageCluster)
-            if kinds and not (kinds[0] in same and f"{name}.{key}".strip(".") not in OPTIONS):
-                walk(kinds[0], f"{name}.{key}".strip("."))
+    def walk(cls: type[Settings], name: str) -> None:
+        found[name] = " ".join(cls.model_fields)
+        for key, field in cls.model_fields.items():
+            full = f"{name}.{key}".strip(".")
+            for kind in sections(field.annotation):
+                if full in OPTIONS:
+                    walk(kind, full)
 
     walk(Config, "")
     assert found == OPTIONS
+
+
+def sections(hint: Any) -> list[type[Settings]]:
+    """The first section of a type, whatever stands around it."""
+    inner = [kind for arg in typing.get_args(hint) for kind in sections(arg)]
+    mine = [hint] if isinstance(hint, type) and issubclass(hint, Settings) else []
+    return [*mine, *inner][:1]
+
+
+def test_editors_complete_configs_from_the_schema(tmp_path: Path) -> None:
+    """It is what the code says now, knows every key, and accepts what we ship."""
+    schema = json.loads((ROOT / "configs/schema.json").read_text())
+    assert schema == json_schema(), "python -m alt_hpc.config > configs/schema.json"
+    validator = jsonschema.Draft202012Validator(schema)
+    for path in (ROOT / "configs").glob("*.yaml"):
+        text = path.read_text()
+        assert text.startswith("# yaml-language-server: $schema=schema.json\n")
+        validator.validate(yaml.safe_load(re.sub(r"(\d)e-", r"\1.0e-", text)))  # as YAML 1.2
+    for wrong in ("seed: -1", "sampel: {}", "engine: {kind: tgi}", "train: {head_only: true}"):
+        given = yaml.safe_load(SMALLEST) | yaml.safe_load(wrong)
+        assert list(validator.iter_errors(given)), wrong
+    assert "N, drawn per iteration" in json.dumps(schema)  # what an editor shows
 
 
 # ---------------------------------------------------------------------- reading
 
 WRONG = {
     "unknown key": ("iteration: 3\n", 5, "unknown key 'iteration'", "'iterations'"),
-    "unknown key below": ("sampling:\n  top_P: 1\n", 6, "unknown key 'top_P'", "'top_p'"),
+    "unknown key below": ("sample:\n  top_P: 1\n", 6, "unknown key 'top_P'", "'top_p'"),
     "unknown key of a stage": ("cluster:\n  sample:\n    shard: 1\n", 7, "'shard'", "'shards'"),
     "key given twice": ("seed: 1\nseed: 2\n", 6, "seed", "given twice"),
     "sbatch option twice": ("cluster: {sbatch: {a: 1, a: 2}}\n", 5, "sbatch.a", "given twice"),
@@ -109,21 +144,21 @@ WRONG = {
     "fraction for a whole number": ("seed: 1.5\n", 5, "seed", "a whole number, not '1.5'"),
     "true for a whole number": ("seed: true\n", 5, "seed", "a whole number"),
     "number for a text": ("policy2: 1\n", 5, "unknown key 'policy2'", "'policy'"),
-    "number for true or false": ("sampling: {replacement: 1}\n", 5, "replacement", "true or false"),
-    "list for a section": ("sampling: [1]\n", 5, "sampling", "mapping"),
-    "text for a section": ("sampling: yes\n", 5, "sampling", "mapping"),
-    "text for a list": ("feedback: {texts: Good.}\n", 5, "feedback.texts", "a list"),
+    "number for true or false": ("sample: {replacement: 1}\n", 5, "replacement", "true or false"),
+    "list for a section": ("sample: [1]\n", 5, "sample", "mapping"),
+    "text for a section": ("sample: yes\n", 5, "sample", "mapping"),
+    "text for a list": ("method: {texts: Good.}\n", 5, "method.texts", "a list"),
     "empty section": ("cluster:\n", 5, "cluster", "mapping"),
     "not a choice": ("policy3: {}\n", 5, "unknown key", "'policy'"),
-    "a wrong engine": ("sampling: {engine: vlm}\n", 5, "sampling.engine", "nearest: vllm"),
+    "a wrong engine": ("engine: {kind: vlm}\n", 5, "engine.kind", "nearest: vllm"),
     "a time of YAML 1.1": ("cluster: {minutes: 1:30}\n", 5, "cluster.minutes", "'1:30'"),
-    "infinite": ("training: {lr: .inf}\n", 5, "training.lr", "a number, not '.inf'"),
-    "not a number": ("training: {lr: .nan}\n", 5, "training.lr", "a number, not '.nan'"),
-    "overflow": (f"training: {{lr: {'9' * 400}}}\n", 5, "training.lr", "a number"),
+    "infinite": ("train: {lr: .inf}\n", 5, "train.lr", "a number, not '.inf'"),
+    "not a number": ("train: {lr: .nan}\n", 5, "train.lr", "a number, not '.nan'"),
+    "overflow": (f"train: {{lr: {'9' * 400}}}\n", 5, "train.lr", "a number"),
     "too large": ("seed: 99999999999999999999\n", 5, "seed", "too large"),
     "NUL in a path": ('data2: "x"\n', 5, "unknown key 'data2'", "'data'"),
-    "unclosed bracket": ("feedback: {texts: [a\n", 6, "not valid YAML", ""),
-    "tab": ("sampling:\n\tgroup: 1\n", 6, "not valid YAML", ""),
+    "unclosed bracket": ("method: {texts: [a\n", 6, "not valid YAML", ""),
+    "tab": ("sample:\n\tgroup: 1\n", 6, "not valid YAML", ""),
     "control character": ("# \x07\n", 5, "not valid YAML", ""),
     "a key that is a list": ("cluster: {sbatch: {[a]: 1}}\n", 5, "cluster.sbatch", "word"),
 }
@@ -155,14 +190,14 @@ def test_missing_keys_and_files_that_are_no_config(tmp_path: Path) -> None:
 RANGES = [
     "iterations=0", "threads=0", "keep=0", "seed=-1", "policy.max_length=0", "policy.dropout=1",
     "policy.dropout=-0.1", "data.prompts.limit=0", "data.prompts.valid_limit=0",
-    "sampling.prompts=0", "sampling.generations=0",
-    "sampling.temperature=0", "sampling.top_p=0", "sampling.top_p=1.1", "sampling.group=-1",
-    "feedback.quantiles=1", "feedback.per_quantile=0", "evaluation.prompts=0",
-    "evaluation.test_prompts=0", "training.lr=0", "training.lr=-1e-5", "training.epochs=0",
-    "training.eps=0", "training.clip=0", "training.weight_decay=-1", "training.entropy=-0.1",
-    "training.kl=-0.1", "training.warmup=1.5", "training.warmup=-0.1", "training.betas=[0.9, 1]",
-    "training.betas=[-0.1, 0.9]", "training.betas=[0.9]", "training.trained_blocks=0",
-    "training.trained_blocks=1.5", "training.checkpoint_minutes=-1", "training.max_length=0",
+    "sample.prompts=0", "sample.generations=0",
+    "sample.temperature=0", "sample.top_p=0", "sample.top_p=1.1", "sample.group=-1",
+    "method.quantiles=1", "method.per_quantile=0", "evaluate.prompts=0",
+    "evaluate.test_prompts=0", "train.lr=0", "train.lr=-1e-5", "train.epochs=0",
+    "train.eps=0", "train.clip=0", "train.weight_decay=-1", "train.entropy=-0.1",
+    "train.kl=-0.1", "train.warmup=1.5", "train.warmup=-0.1", "train.betas=[0.9, 1]",
+    "train.betas=[-0.1, 0.9]", "train.betas=[0.9]", "train.trained_blocks=0",
+    "train.trained_blocks=1.5", "train.checkpoint_minutes=-1", "sft={max_length: 0}",
     "cluster.slots=0", "cluster.max_attempts=0", "cluster.minutes=0", "cluster.sample.shards=0",
     "cluster.sample.gpus=-1", "cluster.score.mem_gb=0", "cluster.train.cpus=0",
     "cluster.train.minutes=0", "cluster.evaluate.parallel=0", "cluster.train.nodes=0",
@@ -176,32 +211,32 @@ def test_numbers_that_cannot_be_meant(tmp_path: Path, override: str) -> None:
 
 
 def test_an_error_in_a_section_given_twice_over_names_its_own_line(tmp_path: Path) -> None:
-    text = SMALLEST + "training:\n  lr: 1e-4\n  warmup: 2\n"
-    assert refused(tmp_path, text).startswith(f"{tmp_path}/config.yaml:7: training.warmup: ")
+    text = SMALLEST + "train:\n  lr: 1e-4\n  warmup: 2\n"
+    assert refused(tmp_path, text).startswith(f"{tmp_path}/config.yaml:7: train.warmup: ")
 
 
 RULES = {
-    "quantiles": (["feedback.quantiles=4"], "5 feedback texts for 4 quantiles"),
-    "texts": (["feedback.texts=[a, b]"], "2 feedback texts for 5 quantiles"),
-    "equal texts": (["feedback.texts=[a, b, c, d, a]"], "must differ"),
-    "empty text": (["feedback.texts=[a, b, c, d, ' ']"], "empty"),
-    "template without prompt": (["feedback.template='{feedback} x'"], "must contain {prompt} once"),
-    "template without feedback": (["feedback.template='{prompt}'"], "must contain {feedback} once"),
-    "text after the prompt": (["feedback.template='{feedback} {prompt} go'"], "end in {prompt}"),
-    "prompt before feedback": (["feedback.template='{prompt} {feedback}'"], "end in {prompt}"),
-    "too few generations": (["sampling.generations=4"], "cannot fill 5 quantiles"),
+    "quantiles": (["method.quantiles=4"], "5 feedback texts for 4 quantiles"),
+    "texts": (["method.texts=[a, b]"], "2 feedback texts for 5 quantiles"),
+    "equal texts": (["method.texts=[a, b, c, d, a]"], "must differ"),
+    "empty text": (["method.texts=[a, b, c, d, ' ']"], "empty"),
+    "template without prompt": (["domain.template='{feedback} x'"], "must contain {prompt} once"),
+    "template without feedback": (["domain.template='{prompt}'"], "must contain {feedback} once"),
+    "text after the prompt": (["domain.template='{feedback} {prompt} go'"], "end in {prompt}"),
+    "prompt before feedback": (["domain.template='{prompt} {feedback}'"], "end in {prompt}"),
+    "too few generations": (["sample.generations=4"], "cannot fill 5 quantiles"),
     "no room": (["policy.max_length=64"], "no room for a prompt"),
     "batch over processes": (["cluster.train={nodes: 3}"], "divided among 3 processes"),
-    "micro-batch": (["training.micro_batch=5"], "micro-batches of 5"),
+    "micro-batch": (["train.micro_batch=5"], "micro-batches of 5"),
     "no policy": (["policy.model=null"], "give policy.model"),
     "no sft": (["policy.model=null", "policy.base=x"], "an sft section"),
-    "no reward model": (["reward_model.model=null"], "give reward_model.model"),
+    "no reward model": (["reward.model=null"], "give reward.model"),
     "comparisons": (
-        ["reward_model.model=null", "reward_model.base=b", "reward_training={}"],
+        ["reward.model=null", "reward.base=b", "reward_model={}"],
         "needed to train the reward model",
     ),
     "column": (["data.prompts.columns={lable: x}"], "prompt, label"),
-    "test split": (["evaluation.test_prompts=5"], "data.prompts.test names no test split"),
+    "test split": (["evaluate.test_prompts=5"], "data.prompts.test names no test split"),
     "run": (["run=' '"], "empty"),
     "newline in run": (['run="a\\nb"'], "line break or control character"),
     "newline in account": (['cluster.account="a\\n#SBATCH -x"'], "line break or control"),
@@ -211,7 +246,7 @@ RULES = {
     "half a character": (['policy.model="\\ud800"'], "no file can hold"),
     "set without value": (["seed"], "expected key=value"),
     "set of bad YAML": (["seed=[1"], "not valid YAML"),
-    "set of an unknown key": (["sampling.prompt=1"], "the nearest valid key is 'prompts'"),
+    "set of an unknown key": (["sample.prompt=1"], "the nearest valid key is 'prompts'"),
 }
 
 
@@ -249,18 +284,17 @@ def test_times_of_sbatch_stay_text_and_numbers_stay_numbers(tmp_path: Path) -> N
 # ---------------------------------------------------------------------- frozen and free
 
 
-def leaves(value: Any, name: str = "") -> list[str]:
+def leaves(value: Settings, name: str = "") -> list[str]:
     """Dotted names of all fields that hold no further section."""
     found = []
-    for f in dataclasses.fields(value):
-        child = getattr(value, f.name)
-        full = f"{name}.{f.name}".strip(".")
-        found += leaves(child, full) if dataclasses.is_dataclass(child) else [full]
+    for key, child in value:
+        full = f"{name}.{key}".strip(".")
+        found += leaves(child, full) if isinstance(child, Settings) else [full]
     return found
 
 
 def changed(value: Any, name: str) -> Any:
-    """The same dataclass with another value at a dotted name."""
+    """The same section with another value at a dotted name."""
     key, _, rest = name.partition(".")
     child = getattr(value, key)
     other = {
@@ -272,26 +306,24 @@ def changed(value: Any, name: str) -> Any:
         dict: lambda: {**child, "x": "y"},
         type(None): lambda: "x",
     }
-    return dataclasses.replace(
-        value, **{key: changed(child, rest) if rest else other[type(child)]()}
-    )
+    return value.model_copy(update={key: changed(child, rest) if rest else other[type(child)]()})
 
 
 def full_config(folder: Path) -> Config:
-    return load(folder, "sft: {}\nreward_training: {}\n", "data.comparisons={path: pairs}")
+    return load(folder, "sft: {}\nreward_model: {}\n", "data.comparisons={path: pairs}")
 
 
 def test_every_field_is_either_frozen_or_free(tmp_path: Path) -> None:
     config = full_config(tmp_path)
     for name in leaves(config):
-        free = name.split(".")[0] in ("run", "iterations", "keep", "cluster")
+        free = name.split(".")[0] in ("run", "iterations", "keep", "cluster", "evaluate", "measure")
         same = changed(config, name).fingerprint() == config.fingerprint()
         assert same == free, name
 
 
 def test_fingerprint_does_not_depend_on_how_the_config_is_written(tmp_path: Path) -> None:
-    plain = load(tmp_path, "training: {lr: 2e-5}\nseed: 0\n")
-    assert plain.fingerprint() == load(tmp_path, "", "training.lr=0.00002").fingerprint()
+    plain = load(tmp_path, "train: {lr: 2e-5}\nseed: 0\n")
+    assert plain.fingerprint() == load(tmp_path, "", "train.lr=0.00002").fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -299,9 +331,9 @@ def test_fingerprint_does_not_depend_on_how_the_config_is_written(tmp_path: Path
 )
 def test_a_config_comes_back_from_the_run_folder_as_it_was(tmp_path: Path, text: str) -> None:
     config = full_config(tmp_path)
-    feedback = dataclasses.replace(config.feedback, texts=[text, "b", "c", "d", "e"])
-    config = dataclasses.replace(config, feedback=feedback)
-    written = json.loads(json.dumps(dataclasses.asdict(config)))
+    method = config.method.model_copy(update={"texts": [text, "b", "c", "d", "e"]})
+    config = config.model_copy(update={"method": method})
+    written = json.loads(json.dumps(config.values()))
     assert configs.from_json(written, "config.json") == config
 
 

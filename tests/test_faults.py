@@ -333,7 +333,7 @@ def test_preempted_tasks_go_on(site: Site) -> None:
     job = ["sbatch", "--nodes=4", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=sleep 4"]
     client(*job, "--partition=main")
     site.whole(1)
-    assert len(site.run.journal.of(Intent)) == 5 + 2
+    assert len(site.run.journal.of(Intent)) == 6 + 3
     site.tell("a task: preempted", "Slurm requeues it; goes on inside the shard", began)
 
 
@@ -346,12 +346,12 @@ def test_preempted_tasks_go_on(site: Site) -> None:
         (
             "training: rank 1 killed at step 3",
             "step3-rank1 kill",
-            ["training.checkpoint_minutes=0"],
+            ["train.checkpoint_minutes=0"],
         ),
         pytest.param(
             "training: killed while a checkpoint is written",
             "checkpoint3 kill",
-            ["training.checkpoint_minutes=0"],
+            ["train.checkpoint_minutes=0"],
             marks=FULL,
         ),
         pytest.param("training: killed while the export is written", "export kill", [], marks=FULL),
@@ -387,7 +387,7 @@ def test_real_training_loses_its_nodes(real: Site, fault: str) -> None:
     (real.faults / "slow-steps").touch()
     (real.faults / "train-hooks").touch()
     began = time.monotonic()
-    chosen = ["training.checkpoint_minutes=0"]
+    chosen = ["train.checkpoint_minutes=0"]
     chosen += ["cluster.train.partition=scavenge"] if fault == "preempted" else []
     assert real.submit(*chosen) == 0
     real.wait("step 3", (real.faults / "at-3").exists)
@@ -493,7 +493,7 @@ def test_slurmd_is_restarted(site: Site) -> None:
     time.sleep(1)
     subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     site.whole()
-    assert len(site.run.journal.of(Intent)) == 2 + 2 * 5
+    assert len(site.run.journal.of(Intent)) == 3 + 2 * 6
     site.tell("slurmd restarted under a task", "the task lives on", began)
 
 
@@ -664,7 +664,7 @@ def test_two_controllers_at_once_and_again_while_all_runs(site: Site) -> None:
     assert site.submit() == 0
     site.whole()
     keys = [e.key for e in site.run.journal.of(Submitted)]
-    assert len(keys) == len(set(keys)) == 2 + 2 * 5
+    assert len(keys) == len(set(keys)) == 3 + 2 * 6
     assert subprocess.run(command, timeout=120, stdout=subprocess.DEVNULL).returncode == 0
     assert queue() == []
     happened = "each piece is submitted once"
@@ -931,6 +931,7 @@ def _random_faults(rng: random.Random, iterations: int, count: int) -> dict[str,
         "score": [f"group{g}" for g in range(4)],
         "train": [*(f"step{s}" for s in range(1, STEPS + 1)), "export"],
         "evaluate": ["start"],
+        "measure": ["start"],
     }
     pieces = [
         (stage, k, shard)

@@ -50,9 +50,9 @@ def test_logits_equal_plain_forward_passes(name: str, monkeypatch: pytest.Monkey
     model, prompts, seen = tiny.model(name), _prompts(), []
     pick = module._pick
 
-    def spy(logits: torch.Tensor, *rest: object) -> list[int]:
+    def spy(logits: torch.Tensor, *rest: object, **how: object) -> list[int]:
         seen.append(logits)
-        return pick(logits, *rest)  # type: ignore[arg-type]
+        return pick(logits, *rest, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "_pick", spy)
     rows = _sample(model, prompts)

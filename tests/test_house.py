@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import transformers
 
 from alt_hpc.graph import STAGES
 from alt_hpc.run.folder import RunFolder
@@ -64,8 +66,8 @@ def test_only_the_layout_knows_names_below_a_run() -> None:
 def test_only_the_graph_spells_out_which_stages_there_are() -> None:
     """Other modules name a stage by the graph's constant; `train` is also a split's name."""
     names = "|".join(name for name in STAGES if name != "train")
-    left = [place for place in found(rf"^({names})$", "graph.py") if "config.py" not in place]
-    commands_and_keys = ("__main__.py", "summary.py", "stages/report.py", "reward.py")
+    left = found(rf"^({names})$", "graph.py")
+    commands_and_keys = ("__main__.py", "summary.py", "stages/report.py", "reader.py", "heads.py")
     assert [place for place in left if not any(file in place for file in commands_and_keys)] == []
 
 
@@ -89,6 +91,10 @@ PLANTED = {  # module -> an import against the arrows
     "errors.py": "from alt_hpc import config",
     "process.py": "from alt_hpc import task",
     "strange.py": "",  # a module in no layer
+    "methods/words.py": "from alt_hpc import config",
+    "rewards/model.py": "from alt_hpc.stages import work",
+    "domains/tldr.py": "from alt_hpc.run import rows",
+    "settings.py": "from alt_hpc import models",
 }
 
 
@@ -118,51 +124,177 @@ def test_an_import_against_the_arrows_is_found(tmp_path: Path, module: str) -> N
     assert Path(module).stem in done.stdout
 
 
-# ---------------------------------------------------------------------- a new stage
+# ---------------------------------------------------------------------- a new stage or kind
 
 
 NEW_STAGE = '''"""lengths: how long the held-out answers of an iteration are."""
 
-from alt_hpc.graph import EVALUATE
+from alt_hpc.graph import MEASURE
 from alt_hpc.run import rows
 from alt_hpc.stages.work import Work
 
 
 def run(work: Work) -> None:
     """One row a post and variant."""
-    found = rows.of_stage(work.run, work.piece.iteration, EVALUATE)
+    found = rows.of_stage(work.run, work.piece.iteration, MEASURE)
     work.attempt.commit_rows([{"row": row["row"], "length": row["length"]} for row in found])
 '''
-NEW_ROW = '        Stage("lengths", (every(EVALUATE),), made=always, rows="lengths"),\n    )\n}\n'
+NEW_ROW = '        Stage("lengths", (every(MEASURE),), made=always, rows="lengths"),\n    )\n}\n'
+NEW_METHOD = '''"""tokens: the better and the worse half of the answers get a new token in front."""
+
+from typing import Literal
+
+from alt_hpc.methods import quantiles as ranking
+from alt_hpc.methods.method import Label, LossView, Method
+
+TOKENS = ["<better>", "<worse>"]
 
 
-@pytest.mark.parametrize("backend", ["local", "slurm"])
-def test_a_new_stage_is_one_file_and_one_row(
-    request: pytest.FixtureRequest, tiny_config: Path, tmp_path: Path, backend: str
-) -> None:
-    if backend == "slurm":
-        request.getfixturevalue("slurm")
-    package = _package(tmp_path)
+class Settings(Method):
+    kind: Literal["tokens"] = "tokens"
+
+    @property
+    def levels(self):
+        return TOKENS
+
+    @property
+    def family(self):
+        return 2
+
+    def asked(self, iteration):
+        return ("plain", "best", "worst") if iteration else ("plain",)
+
+    def ask(self, how, row, earlier=()):
+        return {"plain": None, "best": TOKENS[0], "worst": TOKENS[1]}[how]
+
+    def label(self, row):
+        cut = ranking.quantiles(row["rewards"], 2)
+        return Label(cut, [None if q is None else TOKENS[q] for q in cut])
+
+    def select(self, label, finished, rng):
+        return ranking.select(label.quantiles, finished, 2, rng)
+
+    def prepare(self, model, tokenizer):
+        if tokenizer.add_tokens(TOKENS, special_tokens=True):
+            model.resize_token_embeddings(len(tokenizer))
+
+    def silent(self, tokenizer):
+        known = tokenizer.get_vocab()
+        return tuple(known[token] for token in TOKENS if token in known)
+
+    def loss_view(self, tokenizer):
+        return LossView("plain", len(tokenizer) - len(TOKENS))
+'''
+NEW_REWARD = '''"""letters: how many different letters an answer has."""
+
+from typing import Literal
+
+from alt_hpc.rewards.reward import Reward, Scored
+
+
+class Settings(Reward):
+    kind: Literal["letters"] = "letters"
+    most: float = 20.0
+
+    def load(self, given):
+        return self
+
+    def score(self, groups):
+        for answers in groups:
+            yield Scored([min(float(len(set(text))), self.most) for text in answers.texts])
+'''
+NEW_ENGINE = '''"""dice: answers of random bytes."""
+
+import random
+from typing import Literal
+
+from alt_hpc.engines.engine import Engine
+
+
+class Settings(Engine):
+    kind: Literal["dice"] = "dice"
+
+    def load(self, model, decoding):
+        return Dice(model, decoding)
+
+
+class Dice:
+    def __init__(self, model, decoding):
+        self.model, self.decoding, self.together = model, decoding, 3
+
+    def sample(self, groups):
+        for group in groups:
+            yield [[self.answer(ask, i) for i in range(self.decoding.answers)] for ask in group]
+
+    def answer(self, ask, number):
+        from alt_hpc.generate import Generation
+
+        roll = random.Random(f"{ask.seed} {number} {sum(ask.ids)}")
+        words = [roll.randrange(256) for _ in range(roll.randrange(1, 6))]
+        return Generation([*words, self.model.ends[0]], "eos")
+'''
+NEW_DOMAIN = '''"""chat: a turn of a dialogue."""
+
+from typing import Literal
+
+from alt_hpc import models
+from alt_hpc.domains.domain import Domain
+
+
+class Settings(Domain):
+    kind: Literal["chat"] = "chat"
+
+    def before(self, feedback):
+        return "Q: " if feedback is None else f"{feedback}Q: "
+
+    def fit(self, tokenizer, before, prompt, room):
+        ids = models.text_ids(tokenizer, before + prompt)
+        return ids[:room], max(len(ids) - room, 0)
+'''
+NEW_KINDS = {  # table -> its file, the name of the new kind, and what stands in the kind's own file
+    "METHODS": ("methods", "tokens", NEW_METHOD),
+    "REWARDS": ("rewards", "letters", NEW_REWARD),
+    "ENGINES": ("engines", "dice", NEW_ENGINE),
+    "DOMAINS": ("domains", "chat", NEW_DOMAIN),
+}
+
+
+def _with_new_ones(place: Path) -> list[str]:
+    """A copy of the package with all of these in it; what a config says to use them."""
+    package = _package(place)
     graph = (package / "graph.py").read_text()
     assert graph.count("    )\n}\n") == 1
     (package / "graph.py").write_text(graph.replace("    )\n}\n", NEW_ROW))
     (package / "stages/lengths.py").write_text(NEW_STAGE)
+    chosen = []
+    for table, (folder, kind, text) in NEW_KINDS.items():
+        (package / folder / f"{kind}.py").write_text(text)
+        init = package / folder / "__init__.py"
+        before, row = init.read_text(), f'{table}: dict[str, ModuleType] = {{"{kind}": {kind}, '
+        after = before.replace(f"{table}: dict[str, ModuleType] = {{", row)
+        assert after != before
+        imports = f"\nfrom alt_hpc.{folder} import {kind}\nfrom alt_hpc"
+        init.write_text(after.replace("\nfrom alt_hpc", imports, 1))
+        chosen.append(f"{folder.removesuffix('s')}={{kind: {kind}}}")
+    return chosen
+
+
+@pytest.mark.parametrize("backend", ["local", "slurm"])
+def test_a_stage_and_a_kind_of_each_table_are_one_file_and_one_row(
+    request: pytest.FixtureRequest, tiny_config: Path, tmp_path: Path, backend: str
+) -> None:
+    """All of them at once; the method is Quark's, but for its pool."""
+    if backend == "slurm":
+        request.getfixturevalue("slurm")
+    chosen = [*_with_new_ones(tmp_path), f"cluster.backend={backend}", f"run={tmp_path}/run"]
+    chosen += ["iterations=1", "train.kl=0.05", "cluster.train.nodes=1", "cluster.lengths.cpus=2"]
     assert _contract(tmp_path).returncode == 0
-    place = tmp_path / "run"
-    chosen = [
-        f"run={place}",
-        "iterations=1",
-        f"cluster.backend={backend}",
-        "cluster.lengths.cpus=2",
-    ]
-    chosen += ["cluster.train.nodes=1", "cluster.evaluate.shards=2"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
 
     def alt_hpc(*command: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "alt_hpc", *command],
             cwd=tmp_path,
-            env=environment,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
             capture_output=True,
             text=True,
             timeout=600,
@@ -174,13 +306,27 @@ def test_a_new_stage_is_one_file_and_one_row(
     assert "run-lengths-1" in alt_hpc("plan", str(tiny_config), *settings)
     start = ["run"] if backend == "local" else ["submit", "--wait"]
     alt_hpc(*start, str(tiny_config), *settings)
-    keys = [entry.key for entry in RunFolder(place).journal.of(Submitted)]
+
+    run = RunFolder(tmp_path / "run")
+    keys = [entry.key for entry in run.journal.of(Submitted)]
     assert {"0:lengths:1", "1:lengths:1"} <= set(keys)
-    for k in (0, 1):
-        (file,) = place.glob(f"iterations/00{k}/lengths/00000/attempt-1/lengths.jsonl")
-        assert len(file.read_text().splitlines()) == (18 if k == 0 else 12)
-    status = alt_hpc("status", str(place))
-    assert re.search(r"lengths 1 +shards 1/1 +whole", status)
-    assert "lengths 1 shard 0: whole already" in alt_hpc(
-        "stage", "lengths", str(place), "--iteration", "1"
-    )
+    for k, ways in ((0, 1), (1, 3)):  # the method asks in one way at 0
+        (file,) = run.path.glob(f"iterations/00{k}/lengths/00000/attempt-1/lengths.jsonl")
+        assert len(file.read_text().splitlines()) == 6 * ways
+    assert re.search(r"lengths 1 +shards 1/1 +whole", alt_hpc("status", str(run.path)))
+    by_hand = alt_hpc("stage", "lengths", str(run.path), "--iteration", "1")
+    assert "lengths 1 shard 0: whole already" in by_hand
+
+    (scores,) = run.path.glob("iterations/001/score/00000/attempt-1/scores.jsonl")
+    row = json.loads(scores.read_text().splitlines()[0])
+    assert set(row["feedback"]) == {"<better>", "<worse>"}
+    assert all(reward == int(reward) for reward in row["rewards"])
+    table = run.layout.table.read_text()
+    assert re.search(r"1 \| +<better> \|", table)
+    assert not re.search(r"0 \| +<better> \|", table)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run.path / "policies/001")
+    model = transformers.AutoModelForCausalLM.from_pretrained(run.path / "policies/001")
+    new = tokenizer.convert_tokens_to_ids(["<better>", "<worse>"])
+    assert tokenizer("<better>Q: x")["input_ids"][0] == new[0]
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    assert model.generation_config.suppress_tokens == new

@@ -131,6 +131,42 @@ def test_siblings_are_as_sequences_apart(name: str, together: bool) -> None:
     assert FAMILIES[0].tokens == 4 + 9
 
 
+@pytest.mark.parametrize("kind", ["apart", "together", "one by one"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_reference_that_reads_another_prompt_and_knows_fewer_tokens(name: str, kind: str) -> None:
+    """Quark's: the reference reads the plain prompt, KL is over the old vocabulary alone."""
+    model, reference, old = _model(name), _model(name, seed=1), 50
+    plain = [[40, 41], [42, 43, 44, 45, 46, 47]]
+    families = [
+        Siblings(f.prompt, f.answers, kind == "together", p)
+        for f, p in zip(FAMILIES, plain, strict=True)
+    ]
+    sums = {"ce": torch.zeros(()), "entropy": torch.zeros(()), "kl": torch.zeros(())}
+    for family in families:
+        assert family.plain is not None
+        for answer in family.answers:
+            ours = torch.tensor([[*family.prompt, *answer]])
+            logits = model(ours).logits[0, len(family.prompt) - 1 : -1]
+            theirs = torch.tensor([[*family.plain, *answer]])
+            other = reference(theirs).logits[0, len(family.plain) - 1 : -1, :old].detach()
+            p, log_p = logits.softmax(-1), logits.log_softmax(-1)
+            log_q, log_old = other.log_softmax(-1), logits[:, :old].log_softmax(-1)
+            targets = torch.tensor(answer)
+            sums["ce"] = sums["ce"] + functional.cross_entropy(logits, targets, reduction="sum")
+            sums["entropy"] = sums["entropy"] - (p * log_p).sum()
+            sums["kl"] = sums["kl"] + (log_q.exp() * (log_q - log_old)).sum()
+    if kind == "apart":
+        examples = [example for family in families for example in family.alone()]
+        batch = Example.batch(examples, most=15)
+    else:
+        batch = Siblings.batch(families, most=15)
+    batch = losses.move(batch, torch.device("cpu"))
+    loss, parts = alt_loss(model, batch, kl=0.5, reference=reference, vocabulary=old)
+    for part, value in sums.items():
+        torch.testing.assert_close(parts[part], value.detach(), rtol=1e-5, atol=1e-5)
+    _assert_same(model, loss, sums["ce"] - 0.06 * sums["entropy"] + 0.5 * sums["kl"])
+
+
 def _as_policy(name: str, reference: Any) -> Any:
     """A policy whose top block alone has been trained, from the reference's weights."""
     policy = copy.deepcopy(reference)

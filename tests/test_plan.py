@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alt_hpc.config import Cluster, Config, Data, Policy, RewardModel, Source
-from alt_hpc.graph import Graph, Piece, Sharding, cut
+from alt_hpc.config import Cluster, Config, Data, Policy, Source
+from alt_hpc.graph import OWN, VALID, Graph, Piece, Shard, Sharding, cut
 from alt_hpc.plan import (
     UNBEGUN,
     Dependency,
@@ -27,21 +27,24 @@ from alt_hpc.plan import (
     is_whole,
     plan,
 )
+from alt_hpc.rewards.model import Settings as Reward
+
+SIDE = ("evaluate", "measure", "report")  # on which no training depends
 
 
 def make_config(iterations: int = 2, *, sft: bool = False, rm: bool = False, **more: Any) -> Config:
     return Config(
         run="runs/x",
         policy=Policy(model=None if sft else "policy", base="base"),
-        reward_model=RewardModel(model=None if rm else "judge", base="base"),
-        data=Data(Source("data")),
+        reward=Reward(model=None if rm else "judge", base="base"),
+        data=Data(prompts=Source(path="data")),
         iterations=iterations,
         **more,
     )
 
 
 def shardings(iterations: int, sample: int = 3, evaluate: int = 2) -> dict[int, Sharding]:
-    held_out = cut(8, 1, evaluate)
+    held_out = tuple(Shard(OWN, VALID, *rows) for rows in cut(8, 1, evaluate))
     whole = {k: Sharding(cut(12, 1, sample), held_out) for k in range(1, iterations + 1)}
     return {0: Sharding((), held_out), **whole}
 
@@ -114,11 +117,13 @@ def test_first_start_submits_the_whole_iteration_with_its_dependencies() -> None
     jobs = by_stage(todo)
     assert list(jobs) == [
         "0 evaluate",
+        "0 measure",
         "0 report",
         "1 sample",
         "1 score",
         "1 train",
         "1 evaluate",
+        "1 measure",
         "1 report",
     ]
     assert jobs["1 sample"].shards == (0, 1, 2)
@@ -129,6 +134,7 @@ def test_first_start_submits_the_whole_iteration_with_its_dependencies() -> None
         Dependency("afterok", jobs["1 score"].key),
     }
     assert jobs["1 evaluate"].after == (Dependency("afterok", jobs["1 train"].key),)
+    assert jobs["1 measure"].after == (Dependency("aftercorr", jobs["1 evaluate"].key),)
     assert Dependency("afterok", jobs["1 evaluate"].key) in jobs["1 report"].after
     # The next controller waits for sampling, scoring and training, not for evaluations.
     assert set(todo.wait_for) == {jobs[f"1 {s}"].key for s in ("sample", "score", "train")}
@@ -172,7 +178,7 @@ def test_evaluation_may_lag_by_keep_and_two_iterations() -> None:
     for late, waited in ((2, True), (3, False)):
         state = State(begun(config, 5))
         ready = [p for p in everything(state) if p.iteration <= 4]
-        lagging = [p for p in ready if p.stage in ("evaluate", "report") and p.iteration >= late]
+        lagging = [p for p in ready if p.stage in SIDE and p.iteration >= late]
         state = done(state, *(p for p in ready if p not in lagging))
         flying = {p: f"{p.iteration}9" for p in lagging}
         submissions = tuple(Submission(p.stage, p.iteration, 1, (p.shard,)) for p in lagging)
@@ -187,7 +193,7 @@ def test_an_error_that_stays_ends_the_run_at_once_or_gives_a_side_stage_up() -> 
         state = State(begun(config, 1))
         job = Job(stage, 1, 1, (0,))
         piece = Piece(1, stage, 0)
-        others = [p for p in everything(state) if p.stage not in (stage, "report")]
+        others = [p for p in everything(state) if p.stage not in (stage, "measure", "report")]
         others = [p for p in others if stage == "evaluate" or p.iteration == 0]
         state = done(state, *others)
         ends = {(job.key, piece): end}
@@ -396,7 +402,8 @@ def test_a_plan_of_any_state(case: tuple[Config, State, int]) -> None:
                     assert other.key in after
                     assert job.waits[source] == other.attempt
                     if after[other.key] == "aftercorr":
-                        assert (job.stage, other.stage) == ("score", "sample")
+                        mates = {"score": "sample", "measure": "evaluate"}
+                        assert other.stage == mates[job.stage]
                         assert (job.shards, job.pack) == (other.shards, other.pack)
                 elif source in state.in_flight:
                     assert after[state.in_flight[source]] == "afterok"
@@ -413,8 +420,8 @@ def test_a_plan_of_any_state(case: tuple[Config, State, int]) -> None:
     assert due <= set(making) | set(state.in_flight)
     # The next controller waits for something, and for all work of the iteration itself.
     assert todo.wait_for
-    expected = {j.key for j in todo.jobs if j.stage not in ("evaluate", "report")}
-    expected |= {i for p, i in state.in_flight.items() if p.stage not in ("evaluate", "report")}
+    expected = {j.key for j in todo.jobs if j.stage not in SIDE}
+    expected |= {i for p, i in state.in_flight.items() if p.stage not in SIDE}
     assert expected <= set(todo.wait_for)
 
 
@@ -505,9 +512,10 @@ def test_the_stop_sentence_names_piece_end_and_node() -> None:
 
 
 def test_where_there_is_room_for_few_the_first_are_submitted_and_no_other() -> None:
-    todo = plan(State(begun(make_config(), 1)), Limits(room=5))
+    todo = plan(State(begun(make_config(), 1)), Limits(room=7))
     assert [(job.stage, job.shards) for job in todo.jobs] == [
         ("evaluate", (0, 1)),
+        ("measure", (0, 1)),
         ("report", (0,)),
         ("sample", (0, 1)),
     ]
@@ -523,7 +531,7 @@ def test_arrays_that_would_be_too_long_have_several_shards_an_element() -> None:
         shards = [[piece.shard for piece in element] for element in jobs[stage].elements]
         assert shards == [[0, 1, 2], [3, 4, 5], [6, 7]]
     assert Dependency("aftercorr", jobs["sample"].key) in jobs["score"].after
-    cut_short = plan(State(begun(make_config(), 1, sample=8)), Limits(array=3, room=5))
+    cut_short = plan(State(begun(make_config(), 1, sample=8)), Limits(array=3, room=7))
     assert cut_short.jobs[-1].shards == (0, 1, 2, 3, 4, 5)
 
 

@@ -156,7 +156,7 @@ def test_after_a_task_that_died(chain: Chain, name: str, action: str) -> None:
     """Killed, or ended by exit status 3."""
     chain.fault(name, f"group1 {action}")
     chain.submit("iterations=1")
-    assert len(chain.step()) == 7
+    assert len(chain.step()) == 9
     chain.quiet()
     again = chain.step()
     assert any("--exclude=n" in text for text in again.values())
@@ -178,7 +178,7 @@ def test_after_a_node_failed(chain: Chain) -> None:
 def test_after_three_preemptions_with_progress(chain: Chain) -> None:
     groups = " ".join(f"group{group}" for group in range(1, 12))
     chain.fault("sample-1-0", f"always {groups} wait")
-    chain.chosen += ["sampling.group=1", "cluster.sample.shards=1"]
+    chain.chosen += ["sample.group=1", "cluster.sample.shards=1"]
     chain.submit("iterations=1", "cluster.sample.partition=scavenge")
     chain.step()
     piece = Piece(1, "sample")

@@ -13,18 +13,35 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from alt_hpc import models
-from alt_hpc.config import RewardModel as Settings
+from alt_hpc.domains import tldr
 from alt_hpc.errors import InputError
-from alt_hpc.reward import RewardModel, load_reward_model, load_trunk, save_sequence_classifier
+from alt_hpc.rewards import heads, text
+from alt_hpc.rewards.heads import RewardModel, Trunk, load_reward_model
+from alt_hpc.rewards.model import Settings
 
 CPU = torch.device("cpu")
 PROMPT = "SUBREDDIT: r/a\nTITLE: b\nPOST: my dog ate my homework\nTL;DR:"
 SUMMARIES = ["dog ate it", "", "dog", "dog ate it", "a much longer summary of what the dog ate"]
 EOT = "<|endoftext|>"
+TLDR = tldr.Settings()
 
 
 def _load(folder: Path, settings: Settings | None = None, **named: Any) -> RewardModel:
-    return load_reward_model(folder, settings or Settings(), CPU, max_new_tokens=48, **named)
+    given = {"domain": TLDR, "max_new_tokens": 48, **named}
+    return load_reward_model(folder, settings or Settings(), CPU, **given)
+
+
+def _trunk(folder: Path) -> Trunk:
+    words = text.of_base(folder, Settings(), TLDR, 48)
+    return heads.load_trunk(folder, words, "float32", CPU)
+
+
+def _save(folder: Path, policy: Path, head: torch.Tensor) -> None:
+    """A classifier made of a policy and a head."""
+    model = heads.classifier(policy, tiny.tokenizer())
+    assert not heads.score_of(model, policy).weight.any()
+    heads.score_of(model, policy).weight.data.copy_(head)
+    heads.save(folder, model, tiny.tokenizer(), "a card")
 
 
 # --- sequence classification ------------------------------------------------------------------
@@ -87,7 +104,7 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
     "template", ["{prompt}", "{summary} {prompt}", "{prompt}{prompt}{summary}"]
 )
 def test_impossible_templates(template: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"reward_model\.template"):
+    with pytest.raises(InputError, match=r"\.template"):
         _load(_classifier(tmp_path, "gpt2"), Settings(template=template))
 
 
@@ -96,7 +113,7 @@ def test_long_post_is_cut_once_for_its_group(tmp_path: Path) -> None:
     model = _load(folder, Settings(max_length=100))
     post = PROMPT.replace("homework", "homework " * 20)
     taken = len(f" {'x' * 48}") + 1  # the template, the longest summary, EOS
-    left = models.fit_prompt(tiny.tokenizer(), "", post, 100 - taken)[0]
+    left = TLDR.fit(tiny.tokenizer(), "", post, 100 - taken)[0]
     kept = str(tiny.tokenizer().decode(left))
     assert kept.endswith("\nTL;DR:")
     rewards, cut = model.score(post, SUMMARIES)
@@ -208,7 +225,7 @@ def test_carperai_weights_that_do_not_fit(
 
 
 def test_carperai_needs_a_base(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"reward_model\.base"):
+    with pytest.raises(InputError, match=r"\.base"):
         _load(_carperai(tmp_path / "rm", _carperai_weights()))
 
 
@@ -219,13 +236,13 @@ def test_carperai_needs_a_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize("padding", [None, tiny.EOS])
 def test_head_on_a_frozen_trunk(name: str, padding: int | None, tmp_path: Path) -> None:
     policy = tiny.folder(tmp_path / "policy", name, pad_token_id=padding)
-    trunk = load_trunk(policy, Settings(), CPU, max_new_tokens=48)
+    trunk = _trunk(policy)
     hidden, _ = trunk.hidden(PROMPT, SUMMARIES)
     assert hidden.shape == (5, 32)
     assert hidden.dtype == torch.float32
     head = torch.randn(1, 32, generator=torch.Generator().manual_seed(3))
     folder = tmp_path / "rm"
-    save_sequence_classifier(folder, policy, head, tiny.tokenizer())
+    _save(folder, policy, head)
     models.check_weights(folder)
     rewards, _ = _load(folder).score(PROMPT, SUMMARIES)
     assert rewards == pytest.approx((hidden @ head[0]).tolist(), abs=1e-5, rel=1e-5)
@@ -234,7 +251,7 @@ def test_head_on_a_frozen_trunk(name: str, padding: int | None, tmp_path: Path) 
 
 
 def test_features_can_train_a_head(tmp_path: Path) -> None:
-    trunk = load_trunk(tiny.folder(tmp_path, "llama"), Settings(), CPU, max_new_tokens=48)
+    trunk = _trunk(tiny.folder(tmp_path, "llama"))
     hidden, _ = trunk.hidden(PROMPT, SUMMARIES)
     head = torch.zeros(32, requires_grad=True)
     (hidden @ head).sum().backward()
@@ -244,7 +261,7 @@ def test_features_can_train_a_head(tmp_path: Path) -> None:
 def test_saving_a_classifier_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     policy = tiny.folder(tmp_path / "policy", "llama")
     for name in ("a", "b"):
-        save_sequence_classifier(tmp_path / name, policy, torch.ones(1, 32), tiny.tokenizer())
+        _save(tmp_path / name, policy, torch.ones(1, 32))
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
     assert load_file(tmp_path / "a" / "model.safetensors")["score.weight"].shape == (1, 32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections import Counter
@@ -15,16 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alt_hpc import process
-from alt_hpc.config import Config, Data, Feedback, Policy, RewardModel, Sampling, Source, Training
+from alt_hpc.config import Config, Data, Policy, Sample, Source
 from alt_hpc.data import draws, texts
+from alt_hpc.domains import tldr
 from alt_hpc.errors import InputError
 from alt_hpc.graph import Piece
+from alt_hpc.methods.words import Settings as Words
 from alt_hpc.plan import Job
+from alt_hpc.rewards.model import Settings as Reward
 from alt_hpc.run import attempt, manifests, progress, rows
 from alt_hpc.run.files import append_line, link, read_lines, write_atomically
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Intent, Submit, Submitted
 from alt_hpc.run.manifests import PieceDamaged
+from alt_hpc.training.settings import PolicyTraining
 
 SAMPLE = Piece(1, "sample", 1)
 
@@ -32,26 +35,30 @@ SAMPLE = Piece(1, "sample", 1)
 def make_config(path: Path, **more: Any) -> Config:
     values: dict[str, Any] = {
         "run": str(path),
-        "policy": Policy("policy"),
-        "reward_model": RewardModel("judge"),
-        "data": Data(Source("rows")),
-        "sampling": Sampling(prompts=12, group=2),
+        "policy": Policy(model="policy"),
+        "reward": Reward(model="judge"),
+        "data": Data(prompts=Source(path="rows")),
+        "sample": Sample(prompts=12, group=2),
     }
     return Config(**{**values, **more})
 
 
+def sharded(config: Config, shards: int) -> Config:
+    """The same with so many shards of sampling."""
+    sample = config.cluster.sample.model_copy(update={"shards": shards})
+    cluster = config.cluster.model_copy(update={"sample": sample})
+    return config.model_copy(update={"cluster": cluster})
+
+
 def make_run(path: Path, **more: Any) -> RunFolder:
     """A frozen run whose first iteration has begun; shards of two groups."""
-    config = make_config(path, **more)
-    sample = dataclasses.replace(config.cluster.sample, shards=3)
-    cluster = dataclasses.replace(config.cluster, sample=sample)
-    config = dataclasses.replace(config, cluster=cluster)
+    config = sharded(make_config(path, **more), 3)
     folder = RunFolder.create(config)
     if not folder.exists():
         for split, count in (("train", 5), ("valid", 3)):
             posts = [{"prompt": f"{split} {i} é\u2028\n"} for i in range(count)]
             rows.freeze(folder, f"prompts-{split}", posts)
-    folder.freeze(config, {"policy": "/p"}, {})
+    folder.freeze(config, {})
     draws.begin(folder, 0)
     draws.begin(folder, 1)
     return folder
@@ -248,7 +255,8 @@ def test_summaries_that_begin_with_tldr_give_it_to_their_prompt(tmp_path: Path) 
     ]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in posts))
     names = ("prompt", "chosen", "rejected")
-    first, second = texts.read(Source(str(tmp_path)), "train", names, "data.comparisons")
+    found = texts.read(Source(path=str(tmp_path)), "train", names, "data.comparisons")
+    first, second = map(tldr.Settings().example, found)
     assert first == {"prompt": post + "\nTL;DR:", "chosen": " good", "rejected": " bad"}
     assert second == posts[1]
 
@@ -276,18 +284,16 @@ def test_every_drawn_row_is_in_one_shard_also_where_prompts_are_drawn_twice(run:
 
 
 def test_without_replacement_no_row_is_drawn_twice(tmp_path: Path) -> None:
-    sampling = Sampling(prompts=5, replacement=False, group=2)
-    drawn = make_run(tmp_path / "run", sampling=sampling).draw(1)["rows"]
+    sample = Sample(prompts=5, replacement=False, group=2)
+    drawn = make_run(tmp_path / "run", sample=sample).draw(1)["rows"]
     assert sorted(drawn) == [0, 1, 2, 3, 4]
 
 
 def test_an_iteration_that_has_begun_keeps_its_draw_and_sharding(run: RunFolder) -> None:
     before = run.draw(1), run.graph().shardings[1]
-    more = dataclasses.replace(run.config().cluster.sample, shards=6)
-    cluster = dataclasses.replace(run.config().cluster, sample=more)
-    config = dataclasses.replace(run.config(), cluster=cluster)
+    config = sharded(run.config(), 6)
     again = RunFolder.create(config)
-    again.freeze(config, {}, {})
+    again.freeze(config, {})
     draws.begin(again, 1)
     draws.begin(again, 2)
     assert (again.draw(1), again.graph().shardings[1]) == before
@@ -301,9 +307,9 @@ def test_an_iteration_that_has_begun_keeps_its_draw_and_sharding(run: RunFolder)
     ("more", "named"),
     [
         ({"seed": 3}, "seed"),
-        ({"training": Training(lr=1e-3)}, "training.lr"),
-        ({"feedback": Feedback(per_quantile=3)}, "feedback.per_quantile"),
-        ({"data": Data(Source("other"))}, "data.prompts.path"),
+        ({"train": PolicyTraining(lr=1e-3)}, "train.lr"),
+        ({"method": Words(per_quantile=3)}, "method.per_quantile"),
+        ({"data": Data(prompts=Source(path="other"))}, "data.prompts.path"),
     ],
 )
 def test_a_folder_of_another_run_is_refused(

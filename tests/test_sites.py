@@ -93,7 +93,7 @@ def test_a_profile_that_filters_hides_no_job(
     site.wait("an empty queue", lambda: not _all())
     again = told(capsys, "cancel", str(site.run.path))
     assert "nothing was found to cancel" in again
-    assert len(site.run.journal.of(Intent)) == 7
+    assert len(site.run.journal.of(Intent)) == 9
     site.tell(
         "a profile that filters squeue; cancelled",
         "status, submit and cancel see every job",
@@ -262,7 +262,7 @@ def test_banners_and_bytes_of_another_encoding_are_read_over(
     assert "goes on (controller" in told(capsys, "status", str(site.run.path))
     site.wait("the end", lambda: site.run.ended() is not None and not _all())
     assert site.run.ended() == ("FINISHED", "the run is finished")
-    assert len(site.run.journal.of(Intent)) == 7
+    assert len(site.run.journal.of(Intent)) == 9
     site.tell("every client greets, and writes Latin-1", "read over")
     for name in ("sbatch", "squeue", "sinfo", "scontrol", "scancel"):
         (site.place / "bin" / name).unlink()
@@ -333,7 +333,7 @@ def test_a_time_limit_is_no_failure_where_requeue_is_refused(site: Site) -> None
     )
     groups = " ".join(f"group{n}" for n in range(12))
     site.fault("sample-1-0", f"always {groups} wait")
-    site.settings += ["sampling.group=1", "cluster.sample.shards=1"]
+    site.settings += ["sample.group=1", "cluster.sample.shards=1"]
     assert site.submit() == 0
     sample = Piece(1, "sample")
     from alt_hpc.run import progress
@@ -402,7 +402,8 @@ def test_the_users_account_and_partition_are_obeyed_but_for_what_the_config_says
     assert used.pop("1:score:1") == "main"
     assert set(used.values()) == {"scavenge"}
     niced = {p.parent.name for p in site.run.path.glob("jobs/*/*.sh") if "--nice" in p.read_text()}
-    assert niced == {"0-evaluate-1", "0-report-1", "1-evaluate-1", "1-report-1"}
+    sides = ("evaluate", "measure", "report")
+    assert niced == {f"{k}-{stage}-1" for k in (0, 1) for stage in sides}
 
 
 def test_several_clusters_at_once_are_refused(

@@ -26,7 +26,6 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from alt_hpc import losses
-from alt_hpc.config import Training
 from alt_hpc.errors import InputError
 from alt_hpc.losses import Example, FeaturePair, Pair, alt_loss, feature_loss, pair_loss
 from alt_hpc.ranks import Ranks, connect, disconnect, from_environment
@@ -44,6 +43,7 @@ from alt_hpc.trainer import (
     prepare,
     train,
 )
+from alt_hpc.training.settings import Training
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 97
@@ -132,7 +132,7 @@ def _explode(model: nn.Module, batch: Any) -> Any:
 def _work(job: dict[str, Any], folder: Path, ranks: Ranks) -> None:
     """Run one job on this rank; rank 0 leaves weights, records and error in a file NAME."""
     losses.CHUNK = job.get("chunk", 512)
-    settings = dataclasses.replace(BASE, **job.get("settings", {}))
+    settings = BASE.model_copy(update=job.get("settings", {}))
     kind = job.get("model", "llama")
     model, loss = _model(kind, job.get("dropout", 0.0)), LOSSES.get(kind, alt_loss)
     if job.get("explode"):
@@ -493,13 +493,13 @@ def test_order_is_a_function_of_its_arguments() -> None:
 
 
 def test_epochs_end_with_a_smaller_batch() -> None:
-    batches = global_batches(17, dataclasses.replace(BASE, epochs=2), seed=0)
+    batches = global_batches(17, BASE.model_copy(update={"epochs": 2}), seed=0)
     assert [len(batch) for batch in batches] == [8, 8, 1, 8, 8, 1]
     assert sorted(np.concatenate(batches[:3])) == list(range(17))
 
 
 def test_learning_rate() -> None:
-    settings = dataclasses.replace(BASE, lr=1.0, warmup=0.05)
+    settings = BASE.model_copy(update={"lr": 1.0, "warmup": 0.05})
     rates = [learning_rate(step, 100, settings) for step in range(1, 101)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[-1] == pytest.approx(1 / 96)
@@ -509,7 +509,7 @@ def test_learning_rate() -> None:
 
 def test_deepspeed_config_is_filled() -> None:
     config = {"train_batch_size": "auto", "bf16": {"enabled": "auto"}, "zero_optimization": {}}
-    filled = fill_deepspeed_config(config, dataclasses.replace(BASE, **HALF), Ranks(0, 2, 0))
+    filled = fill_deepspeed_config(config, BASE.model_copy(update=HALF), Ranks(0, 2, 0))
     assert filled["train_batch_size"] == 8
     assert filled["train_micro_batch_size_per_gpu"] == 2
     assert filled["gradient_accumulation_steps"] == 2
@@ -551,7 +551,7 @@ def test_wrong_input_stops_before_the_start(
     run = partial(train, nn.Linear(1, 1), examples, alt_loss)
     with pytest.raises(InputError, match=words):
         run(
-            dataclasses.replace(BASE, **settings),
+            BASE.model_copy(update=settings),
             deepspeed_config={},
             seed=0,
             ranks=ranks,

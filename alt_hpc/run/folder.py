@@ -16,11 +16,14 @@ from typing import Any
 from alt_hpc import config as configs
 from alt_hpc.config import Config
 from alt_hpc.errors import InputError
-from alt_hpc.graph import Graph, Sharding
+from alt_hpc.graph import EVALUATE, SAMPLE, Graph, Shard, Sharding
 from alt_hpc.run import files
 from alt_hpc.run.journal import Journal
 from alt_hpc.run.layout import ENDS, Layout
 from alt_hpc.run.manifests import Manifests
+from alt_hpc.settings import digest
+
+FORMAT = 2  # of a run folder: another one is read by no other version
 
 
 class RunFolder:
@@ -86,7 +89,7 @@ class RunFolder:
     def _strange(self) -> list[str]:
         """What a folder without run.json holds that freezing data has not put there."""
         layout = self.layout
-        ours = {layout.data.name, layout.tensorboard.name, layout.code.name}
+        ours = {layout.data.name, layout.tensorboard.name, layout.code.name, layout.models.name}
         outer = sorted(p.name for p in self.path.iterdir() if p.name not in ours)
         inner = [p.name for p in layout.data.iterdir()] if layout.data.is_dir() else []
         return outer + sorted(f"{layout.data.name}/{n}" for n in inner if not layout.is_data(n))
@@ -97,6 +100,7 @@ class RunFolder:
             return
         for folder in (self.layout.data, self.layout.code):
             shutil.rmtree(folder, ignore_errors=True)
+        self.layout.models.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
@@ -118,23 +122,20 @@ class RunFolder:
 
     # ------------------------------------------------------------------ frozen
 
-    def freeze(
-        self, config: Config, models: Mapping[str, str], deepspeed: Mapping[str, Any]
-    ) -> None:
-        """Write down the run: config, fingerprint, where its models were found, DeepSpeed JSONs."""
+    def freeze(self, config: Config, deepspeed: Mapping[str, Any]) -> None:
+        """Write down the run: config, fingerprint, DeepSpeed JSONs (once); and what may change."""
         if not self.exists():
             facts = {
+                "format": FORMAT,
                 "run_id": self.run_id,
                 "inode": self.path.stat().st_ino,
                 "fingerprint": config.fingerprint(),
                 "frozen": config.frozen(),
-                "models": dict(models),
                 "deepspeed": dict(deepspeed),
                 "created": time.time(),
             }
             files.write_atomically(self.layout.run, json.dumps(facts, indent=1))
-        values = dataclasses.asdict(config)
-        files.write_atomically(self.layout.config, json.dumps(values, indent=1))
+        files.write_atomically(self.layout.config, json.dumps(config.values(), indent=1))
         self._facts = self._config = self._graph = None
 
     def facts(self) -> dict[str, Any]:
@@ -142,12 +143,19 @@ class RunFolder:
         if self._facts is None:
             file = self.layout.run
             try:
-                self._facts = json.loads(file.read_text(encoding="utf-8"))
+                facts = json.loads(file.read_text(encoding="utf-8"))
             except FileNotFoundError:
                 problem = f"{self.path}: not a run folder ({file.name} is missing)"
                 raise InputError(problem) from None
             except (json.JSONDecodeError, UnicodeDecodeError):
                 raise InputError(f"{file}: damaged: not valid JSON") from None
+            found = facts.get("format", 1) if isinstance(facts, dict) else None
+            if found != FORMAT:
+                raise InputError(
+                    f"{file}: of format {found}, but this version reads format {FORMAT}: go on with"
+                    " the version that the run began with, or choose another folder"
+                )
+            self._facts = facts
         assert self._facts is not None
         return self._facts
 
@@ -160,13 +168,12 @@ class RunFolder:
         """
         if self.exists() and self.facts().get("inode") == self.path.stat().st_ino:
             return str(self.facts()["run_id"])
-        return configs.digest(os.path.realpath(self.path))[:8]
+        return digest(os.path.realpath(self.path))[:8]
 
     def config(self) -> Config:
         """The config as last submitted."""
         if self._config is None:
-            if not self.exists():
-                self.facts()  # says that this is no run folder
+            self.facts()  # or it is no run folder, or of another format
             path = self.layout.config
             try:
                 values = json.loads(path.read_text(encoding="utf-8"))
@@ -174,10 +181,6 @@ class RunFolder:
                 raise InputError(f"{path}: cannot be read ({error})") from error
             self._config = configs.from_json(values, path.name)
         return self._config
-
-    def model(self, name: str) -> Path:
-        """The local folder of a model that the config names (resolved when the run was frozen)."""
-        return Path(self.facts()["models"][name])
 
     def deepspeed(self, path: str | None) -> dict[str, Any]:
         """A DeepSpeed JSON that the config names, as it was when the run was frozen."""
@@ -187,16 +190,24 @@ class RunFolder:
     # ------------------------------------------------------------------ iterations
 
     def begin(self, iteration: int, draw: Mapping[str, Any], sharding: Sharding) -> None:
-        """Write down an iteration's draw and sharding; what is there already stays."""
+        """Write down an iteration's draw and sharding; what has begun keeps its draw.
+
+        Shards of evaluation may have been added to it, or dropped.
+        """
         path = self.layout.draw(iteration)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            values = {**draw, "sharding": dataclasses.asdict(sharding)}
+        if path.exists():
+            draw = self.draw(iteration)
+        everything = draw.get(EVALUATE, [])
+        known = [*everything, *map(_coordinates, sharding.evaluate[len(everything) :])]
+        asked = [number for number, shard in enumerate(sharding.evaluate) if shard]
+        values = {**draw, SAMPLE: sharding.sample, EVALUATE: known, "asked": asked}
+        if not path.exists() or self.draw(iteration) != json.loads(json.dumps(values)):
             files.write_atomically(path, json.dumps(values))
         self._graph = None
 
     def draw(self, iteration: int) -> dict[str, Any]:
-        """The draw: `rows` (indices into the frozen prompts, in order) and further facts."""
+        """The draw: `rows` (indices into the frozen prompts, in order), and how it is cut."""
         path = self.layout.draw(iteration)
         try:
             draw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -207,7 +218,7 @@ class RunFolder:
     def graph(self) -> Graph:
         """The pieces of all iterations that have begun."""
         if self._graph is None:
-            begun = {k: _sharding(self.draw(k)["sharding"]) for k in self.layout.draws()}
+            begun = {k: _sharding(self.draw(k)) for k in self.layout.draws()}
             self._graph = Graph(self.config(), begun)
         return self._graph
 
@@ -271,8 +282,15 @@ def _check_place(path: Path) -> None:
         raise InputError(problem, "run") from error
 
 
-def _sharding(values: Mapping[str, Any]) -> Sharding:
-    return Sharding(**{name: tuple((a, b) for a, b in shards) for name, shards in values.items()})
+def _sharding(draw: Mapping[str, Any]) -> Sharding:
+    asked = set(draw["asked"])
+    shards = [Shard(*about) if i in asked else None for i, about in enumerate(draw[EVALUATE])]
+    return Sharding(tuple((a, b) for a, b in draw[SAMPLE]), tuple(shards))
+
+
+def _coordinates(shard: Shard | None) -> list[Any]:
+    """A shard as it is written down."""
+    return list(dataclasses.astuple(shard)) if shard else []
 
 
 def _flat(values: Mapping[str, Any], name: str = "") -> dict[str, str]:

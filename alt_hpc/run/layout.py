@@ -1,7 +1,8 @@
 """Where everything of a run lies: the only module that knows the names below RUN/.
 
 RUN/
-  run.json                     run id, frozen settings and their fingerprint, resolved models
+  run.json                     format, run id, frozen settings and their fingerprint
+  models.json                  where its models lie, and the checksums of their files
   config.json                  the whole config as last submitted (cluster settings may change)
   code/alt_hpc/                the product's code as the run began with it: its jobs run from there
   packages/STAGE.json          versions that the first task of a stage found
@@ -28,7 +29,7 @@ from pathlib import Path
 
 from alt_hpc.graph import STAGES, Piece
 
-DATA = ("prompts", "comparisons")  # frozen as NAME-SPLIT
+DATA = ("prompts", "comparisons", "set")  # frozen as NAME-SPLIT
 POLICY_FOLDER = "policy"  # within an attempt: an exported checkpoint
 MODEL_FOLDER = "model"
 METRICS_FILE = "metrics.jsonl"  # what each optimiser step measured
@@ -52,6 +53,7 @@ class Layout:
         self.path = path
         self.run = path / "run.json"
         self.config = path / "config.json"
+        self.models = path / "models.json"
         self.data = path / "data"
         self.policies = path / "policies"
         self.journal = path / "journal.jsonl"

@@ -6,16 +6,16 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from alt_hpc import config as configs
 from alt_hpc.graph import Graph, Piece
 from alt_hpc.plan import Done
 from alt_hpc.run.files import sha256, write_atomically
 from alt_hpc.run.layout import POLICY_FOLDER, Layout
+from alt_hpc.settings import digest
 
 VISIBLE_WITHIN_S = 60.0  # how long a file written on another node may stay hidden by NFS caches
 
@@ -66,7 +66,7 @@ class Manifest(Whole):
     @property
     def checksum(self) -> str:
         """sha256 (hex) over the files' names and checksums."""
-        return configs.digest({name: entry["sha256"] for name, entry in self.files.items()})
+        return digest({name: entry["sha256"] for name, entry in self.files.items()})
 
 
 class Manifests:
@@ -78,13 +78,11 @@ class Manifests:
 
     def fingerprint(self, piece: Piece) -> str:
         """sha256 (hex) of what decides a piece's content, its inputs' bytes apart."""
-        graph = self.graph()
-        decides = [graph.config.fingerprint(), piece.stage, piece.iteration, graph.rows(piece)]
-        return configs.digest(decides)
+        return digest(self.graph().decides(piece))
 
     def identity(self, piece: Piece, inputs: Mapping[str, str]) -> str:
         """Digest of what decides a piece's bytes: settings, rows and inputs."""
-        return configs.digest([self.fingerprint(piece), dict(inputs)])
+        return digest([self.fingerprint(piece), dict(inputs)])
 
     def get(self, piece: Piece) -> Manifest | None:
         """The manifest, if it is there, readable, this config's, and its files have their sizes."""
@@ -94,7 +92,7 @@ class Manifests:
                 return None
             whole = manifest.removed or manifest.has_sizes(self.folder(piece, manifest))
             return manifest if whole else None
-        except (KeyError, IndexError):  # a piece that this sharding has not
+        except LookupError:  # a piece that this sharding has not
             return None
 
     def folder(self, piece: Piece, manifest: Manifest) -> Path:
@@ -110,8 +108,14 @@ class Manifests:
             if manifest is not None:
                 inputs = manifest.inputs
                 named = {p: inputs[str(p)] for p in graph.sources(piece) if str(p) in inputs}
-                found[piece] = Done(manifest.checksum, manifest.attempt, named)
+                found[piece] = Done(manifest.checksum, manifest.attempt, named, manifest.removed)
         return found
+
+    def stale(self, done: Container[Piece]) -> frozenset[Piece]:
+        """Pieces that are not done but were, with other settings."""
+        others = [piece for piece in self.graph().pieces() if piece not in done]
+        found = [(piece, Manifest.read(self.layout.manifest(piece))) for piece in others]
+        return frozenset(p for p, m in found if m and m.fingerprint != self.fingerprint(p))
 
     def open(self, piece: Piece) -> tuple[Path, Manifest]:
         """The folder of a whole piece, every file's checksum verified.

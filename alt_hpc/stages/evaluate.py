@@ -1,113 +1,88 @@
-"""evaluate: greedy summaries of held-out prompts, with reward, perplexity and length of each."""
+"""evaluate: greedy answers to held-out prompts, asked plain, for the best and for the worst."""
 
 from __future__ import annotations
 
-import gc
-import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
-from alt_hpc import packed
 from alt_hpc.data import draws
-from alt_hpc.feedback import conditioning
-from alt_hpc.generate import continuation_logprobs, generate
-from alt_hpc.stages.work import Work, load_reward_model
+from alt_hpc.engines import Ask, Decoding
+from alt_hpc.graph import OWN
+from alt_hpc.methods.method import Asking
+from alt_hpc.stages.work import Policy, Work
 
 Rows = list[dict[str, Any]]
-
-
-def variants(iteration: int, texts: list[str], template: str) -> dict[str, str]:
-    """Name -> text in front of the prompt: the best feedback, the worst as control, plain at 0."""
-    named = {"best": conditioning(template, texts[0]), "worst": conditioning(template, texts[-1])}
-    return {"plain": "", **named} if iteration == 0 else named
+ASKED = "asked"  # the variant of a policy that is asked in its own way
 
 
 def run(work: Work) -> None:
-    """Make one shard of held-out prompts: a row per prompt and variant.
+    """Make one shard of a set: a row per prompt and variant, in the order of the set.
 
-    Perplexity is exp of the mean token loss under the starting policy given the plain prompt,
-    EOS excluded; null for an empty summary. Length counts tokens without EOS. Three models in
-    turn, never three in memory.
+    A policy that the run did not make is asked as the config says, and in no other way.
     """
-    prompts = draws.held_out_prompts(work.run, work.piece)
-    size = work.config.evaluation.group
-    texts = [text for _, _, text in prompts]
-    groups = [texts[first : first + size] for first in range(0, len(texts), size)]
-    starts = [*range(0, len(texts), size), len(texts)]
-    made: list[Rows] = []  # by pass, a row per prompt
-
-    def summarised(group: int) -> Rows:
-        return made[0][starts[group] : starts[group + 1]]
-
-    passes: tuple[Callable[[Iterator[int]], Iterator[Rows]], ...] = (
-        lambda wanted: _summaries(work, map(groups.__getitem__, wanted)),
-        lambda wanted: _rewards(work, map(summarised, wanted)),
-        lambda wanted: _perplexities(work, map(summarised, wanted)),
+    shard = work.shard()
+    prompts = draws.held_out_prompts(work.run, shard)
+    policy = (
+        work.policy(work.piece.iteration) if shard.policy == OWN else work.external(shard.policy)
     )
-    for number, make in enumerate(passes):
-        part = number, len(passes)
-        made.append(work.attempt.resumable(starts, make, "prompts", part=part))
-        gc.collect()  # the model of this pass
-    flat = []
-    for (split, number, text), *found in zip(prompts, *made, strict=True):
-        row = {key: values for part in found for key, values in part.items()}
-        for i, summary in enumerate(row["summaries"]):
-            about = {"split": split, "row": number, "prompt": text, **summary}
-            about |= {"reward": row["rewards"][i], "perplexity": row["perplexities"][i]}
-            flat.append({key: value for key, value in about.items() if key not in ("kept", "lost")})
-    cut = sum(any(s["lost"] for s in row["summaries"]) for row in made[0])
-    work.attempt.commit_rows(flat, {"prompts_cut": cut})
+    engine = work.generator(policy, _decoding(work, policy))
+    size = work.config.evaluate.group
+    starts = [*range(shard.start, shard.end, size), shard.end]
+
+    def make(groups: Iterator[int]) -> Iterator[Rows]:
+        for group in groups:
+            numbers = range(starts[group], starts[group + 1])
+            texts = [prompts[number - shard.start] for number in numbers]
+            yield [
+                {"row": number, "prompt": text, "answers": answers}
+                for number, text, answers in zip(numbers, texts, ask(texts), strict=True)
+            ]
+
+    def ask(texts: list[str]) -> list[Rows]:
+        """Each text's answers, a row per variant."""
+        found: list[Rows] = [[] for _ in texts]
+        for variant in variants(work):
+            fitted = [_fit(work, policy, variant, text) for text in texts]
+            asks = [Ask(ids, seed=0) for ids, _ in fitted]
+            made = [one for group in engine.sample([asks]) for (one,) in group]
+            for row, one, (_, lost) in zip(found, made, fitted, strict=True):
+                about = {"variant": variant, "ids": one.ids, "text": policy.text(one.ids)}
+                row.append(about | {"ended": one.ended, "lost": lost})
+        return found
+
+    made = work.attempt.resumable(starts, make, "prompts")
+    about = {"policy": shard.policy, "set": shard.set}
+    rows = [
+        {**about, "row": row["row"], "prompt": row["prompt"], **answer}
+        for row in made
+        for answer in row["answers"]
+    ]
+    cut = sum(any(answer["lost"] for answer in row["answers"]) for row in made)
+    work.attempt.commit_rows(rows, {"prompts_cut": cut})
 
 
-def _summaries(work: Work, groups: Iterable[list[str]]) -> Iterator[Rows]:
-    """For each prompt of a group the greedy summary of each variant."""
-    config, k = work.config, work.piece.iteration
-    new = config.evaluation.max_new_tokens
-    policy = work.policy(k)
-    model = packed.pack(policy.load(config.policy.dtype, work.device))
-    kinds = variants(k, config.feedback.texts, config.feedback.template)
-    for group in groups:
-        rows: Rows = [{"prompt": text, "summaries": []} for text in group]
-        for name, prefix in kinds.items():
-            fitted = [policy.fit(prefix, text, new) for text in group]
-            made = generate(
-                model,
-                [ids for ids, _ in fitted],
-                1,
-                [0] * len(fitted),
-                temperature=0.0,
-                top_p=1.0,
-                max_new_tokens=new,
-                eos=policy.ends,
-            )
-            for row, (one,), (_, lost) in zip(rows, made, fitted, strict=True):
-                kept = [i for i in one.ids if i not in policy.ends]
-                row["summaries"].append(
-                    {"variant": name, "text": policy.text(kept), "kept": kept, "lost": lost}
-                    | {"length": len(kept), "ended": one.ended}
-                )
-        yield rows
+def variants(work: Work) -> tuple[str, ...]:
+    """How the policy of a shard is asked."""
+    if work.shard().policy != OWN:
+        return (ASKED,)
+    return work.config.method.asked(work.piece.iteration)
 
 
-def _rewards(work: Work, groups: Iterable[Rows]) -> Iterator[Rows]:
-    model = load_reward_model(work.run, work.device)
-    for group in groups:
-        rows = []
-        for row in group:
-            rewards, _ = model.score(row["prompt"], [s["text"] for s in row["summaries"]])
-            rows.append({"rewards": [r if math.isfinite(r) else None for r in rewards]})
-        yield rows
+def _fit(work: Work, policy: Policy, variant: str, text: str) -> tuple[list[int], int]:
+    new, method = work.config.evaluated_tokens, work.config.method
+    if variant == ASKED:
+        before = work.config.evaluate.policies[work.shard().policy].ask.removesuffix("{prompt}")
+        return work.config.domain.fit(policy.tokenizer, before, text, policy.context - new)
+    return policy.fit(method.ask(cast(Asking, variant), {"prompt": text}), text, new)
 
 
-def _perplexities(work: Work, groups: Iterable[Rows]) -> Iterator[Rows]:
-    config = work.config
-    policy = work.policy(0)
-    model = packed.pack(policy.load(config.policy.dtype, work.device))
-    for group in groups:
-        rows = []
-        for row in group:
-            ids, _ = policy.fit("", row["prompt"], config.evaluation.max_new_tokens)
-            losses = continuation_logprobs(model, ids, [s["kept"] for s in row["summaries"]])
-            found = [math.exp(-sum(one) / len(one)) if one else None for one in losses]
-            rows.append({"perplexities": found})
-        yield rows
+def _decoding(work: Work, policy: Policy) -> Decoding:
+    """Greedy."""
+    return Decoding(
+        answers=1,
+        temperature=0.0,
+        top_p=1.0,
+        max_new_tokens=work.config.evaluated_tokens,
+        group=work.config.evaluate.group,
+        silent=work.config.method.silent(policy.tokenizer),
+    )

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from alt_hpc import config as configs
 from alt_hpc import interrupt, models, trainer
 from alt_hpc import ranks as processes
-from alt_hpc.config import Training
 from alt_hpc.losses import Loss, Trainable
 from alt_hpc.run.checkpoints import Checkpoints
 from alt_hpc.run.files import append_line, link, make_private, read_lines, replacing
 from alt_hpc.run.layout import METRICS_FILE, POLICY_FOLDER
-from alt_hpc.stages.work import Work
+from alt_hpc.settings import digest
+from alt_hpc.stages.work import Policy, Work
+from alt_hpc.training.settings import Training
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def optimise(
@@ -66,7 +66,7 @@ def training_folder(work: Work) -> Path:
 
     Shared by its attempts, and left alone by one whose sources have other checksums.
     """
-    return work.run.layout.training(work.piece, configs.digest(work.sources))
+    return work.run.layout.training(work.piece, digest(work.sources))
 
 
 def commit(work: Work, model: str, *, rows: int, facts: Mapping[str, Any]) -> None:
@@ -79,16 +79,15 @@ def commit(work: Work, model: str, *, rows: int, facts: Mapping[str, Any]) -> No
 
 
 def export_policy(
-    work: Work,
-    source: Path,
-    weights: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: str,
-    card: str,
+    work: Work, shape: PretrainedConfig, weights: Any, policy: Policy, dtype: str, card: str
 ) -> None:
-    """Write a Hugging Face folder and check that it loads with every weight present and finite."""
-    target = work.attempt.folder / POLICY_FOLDER
-    models.save_policy(target, models.load_config(source), weights, tokenizer, dtype, card)
+    """Write a Hugging Face folder and check that it loads with every weight present and finite.
+
+    It has the tokenizer and the ends of the policy that it was made from.
+    """
+    target, tokenizer = work.attempt.folder / POLICY_FOLDER, policy.tokenizer
+    silent = work.config.method.silent(tokenizer)
+    models.save_policy(target, shape, weights, tokenizer, dtype, card, policy.ends, silent)
     models.check_weights(target)
 
 

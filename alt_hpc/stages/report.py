@@ -6,8 +6,8 @@ import json
 import statistics
 from typing import Any
 
-from alt_hpc import curves, feedback, metrics
-from alt_hpc.graph import EVALUATE, SCORE, Piece
+from alt_hpc import curves, metrics
+from alt_hpc.graph import OWN, SCORE, Piece
 from alt_hpc.plan import job_key
 from alt_hpc.run import rows
 from alt_hpc.run.files import write_atomically
@@ -15,29 +15,32 @@ from alt_hpc.run.journal import Submitted
 from alt_hpc.run.layout import REPORT_FILE
 from alt_hpc.run.manifests import Manifest
 from alt_hpc.stages.work import Work
-from alt_hpc.summary import reports, table
+from alt_hpc.summary import evaluated, reports, table
 
 
 def run(work: Work) -> None:
-    """Gather evaluation rows and scores of an iteration; write `report.json` and the curves.
+    """Gather evaluations and scores of an iteration; write `report.json` and the curves.
 
     Table and curves come before the manifest: a report that was killed in between is made again,
     and so are they.
     """
-    folder, k, settings = work.run, work.piece.iteration, work.config.feedback
-    evaluations = list(rows.of_stage(folder, k, EVALUATE))
+    folder, k, method = work.run, work.piece.iteration, work.config.method
+    evaluations = evaluated(folder, k)
+    own = [row for row in evaluations if row["policy"] == OWN]
     manifests = _manifests(work)
-    report: dict[str, Any] = {"iteration": k, "evaluation": _evaluation(evaluations)}
+    report: dict[str, Any] = {"iteration": k, "evaluation": _evaluation(own)}
+    report["policies"] = _policies(evaluations)
     report["stages"] = {stage: _durations(work, found) for stage, found in manifests.items()}
     report["cut"] = {
         stage: sum(manifest.facts.get("prompts_cut", 0) for manifest in found.values())
         for stage, found in manifests.items()
     }
-    report["samples"] = [_sample(row) for row in evaluations if row["variant"] == "best"][:5]
+    report["samples"] = [_sample(row) for row in own if row["variant"] == own[-1]["variant"]][:5]
     if k:
         scores = list(rows.of_stage(folder, k, SCORE))
-        cuts = list(feedback.cuts(settings, scores))
-        rewards = metrics.by_quantile([row["rewards"] for row in scores], cuts, settings.quantiles)
+        cuts = [label.quantiles for label in method.labels(scores)]
+        levels = len(method.levels)
+        rewards = metrics.by_quantile([row["rewards"] for row in scores], cuts, levels)
         report["quantiles"] = [metrics.histogram(values) for values in rewards]
         report["set_aside"] = sum(all(q is None for q in cut) for cut in cuts)
     maker = folder.graph().reward_model()
@@ -52,11 +55,20 @@ def run(work: Work) -> None:
 
 
 def _evaluation(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """split -> variant -> measures."""
+    """set -> variant -> measures, of one policy."""
     found: dict[str, dict[str, Any]] = {}
-    for split, variant in dict.fromkeys((row["split"], row["variant"]) for row in rows):
-        chosen = [row for row in rows if (row["split"], row["variant"]) == (split, variant)]
-        found.setdefault(split, {})[variant] = metrics.summarise(chosen)
+    for name, variant in dict.fromkeys((row["set"], row["variant"]) for row in rows):
+        chosen = [row for row in rows if (row["set"], row["variant"]) == (name, variant)]
+        found.setdefault(name, {})[variant] = metrics.summarise(chosen)
+    return found
+
+
+def _policies(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Policies that the run did not make: name -> set -> measures."""
+    found = {}
+    for policy in dict.fromkeys(row["policy"] for row in rows if row["policy"] != OWN):
+        sets = _evaluation([row for row in rows if row["policy"] == policy])
+        found[policy] = {name: measures for name, by in sets.items() for measures in by.values()}
     return found
 
 

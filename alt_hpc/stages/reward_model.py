@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from alt_hpc import interrupt, losses, models, reward, trainer
+from alt_hpc import interrupt, losses, models, trainer
 from alt_hpc.losses import FeaturePair, Pair
-from alt_hpc.reward import RewardModel, Trunk
+from alt_hpc.rewards import Answers, heads, text
+from alt_hpc.rewards import model as settings_of
+from alt_hpc.rewards.heads import Trunk
+from alt_hpc.rewards.text import Text
+from alt_hpc.run import models as frozen_models
 from alt_hpc.run import rows
 from alt_hpc.run.layout import MODEL_FOLDER
 from alt_hpc.stages import optimise
-from alt_hpc.stages.work import Work, cpu
+from alt_hpc.stages.work import Work, scorer
+
+Made = tuple[int, int]  # comparisons trained on, and how many of their prompts were shortened
 
 
 def run(work: Work) -> None:
@@ -24,17 +30,15 @@ def run(work: Work) -> None:
 
     The loss is -log sigmoid(r_chosen - r_rejected), the reward r a linear head on the last token.
     """
-    settings = work.config.reward_training
+    settings = work.config.reward_model
     assert settings is not None
     work.connect()
     _ = work.device  # sets threads
     make = _train_head if settings.head_only else _train_whole
-    with tempfile.TemporaryDirectory(prefix="alt-hpc-reward-") as place:
-        count, cut = make(work, Path(place) / MODEL_FOLDER)
-        if not work.ranks.first:
-            return
-        target = work.attempt.folder / MODEL_FOLDER
-        shutil.copytree(Path(place) / MODEL_FOLDER, target)
+    count, cut = make(work)
+    if not work.ranks.first:
+        return
+    target = work.attempt.folder / MODEL_FOLDER
     models.check_weights(target)
     facts = _held_out(work, target) | {"prompts_cut": cut}
     print(
@@ -44,18 +48,15 @@ def run(work: Work) -> None:
     optimise.commit(work, MODEL_FOLDER, rows=count, facts=facts)
 
 
-def _train_head(work: Work, target: Path) -> tuple[int, int]:
-    """Train a linear head on the frozen trunk's features, computed once.
-
-    Returns how many comparisons there were, and how many of them lost the end of their post.
-    """
+def _train_head(work: Work) -> Made:
+    """Train a linear head on the frozen trunk's features, computed once."""
     config = work.config
-    settings = config.reward_training
+    settings = config.reward_model
     assert settings is not None
-    assert config.reward_model.base is not None
-    place = work.run.model(config.reward_model.base)
-    trunk = _trunk(work, place)
+    place, words = _base(work)
+    trunk = heads.load_trunk(place, words, _settings(work).dtype, work.device)
     found = _features(work, trunk, rows.frozen(work.run, "comparisons-train"))
+    del trunk
     features = torch.stack([hidden for hidden, _ in found])  # [pairs, 2, hidden]
     # In units of each feature's spread: raw hidden states differ by orders of magnitude.
     scale = features.flatten(0, 1).std(0).clamp_min(1e-6)
@@ -65,61 +66,69 @@ def _train_head(work: Work, target: Path) -> tuple[int, int]:
     loss = losses.feature_loss
     weights = optimise.optimise(work, head, examples, loss, settings, config.seed)
     if weights is not None:
-        tokenizer = trunk.text.tokenizer
-        reward.save_sequence_classifier(target, place, weights["weight"] / scale, tokenizer)
-    return len(examples), sum(cut for _, cut in found)
+        whole = heads.classifier(place, words.tokenizer)
+        heads.score_of(whole, place).weight.data.copy_(weights["weight"] / scale)
+        _save(work, whole, words)
+    return len(examples), sum(shortened for _, shortened in found)
 
 
-def _train_whole(work: Work, target: Path) -> tuple[int, int]:
-    """Train trunk and head together; the head starts at zero. Returns as `_train_head`."""
-    from transformers import AutoModelForSequenceClassification
-
+def _train_whole(work: Work) -> Made:
+    """Train trunk and head together; the head starts at zero."""
     config = work.config
-    settings = config.reward_training
+    settings = config.reward_model
     assert settings is not None
-    assert config.reward_model.base is not None
-    place = work.run.model(config.reward_model.base)
-    trunk = _trunk(work, place)
+    place, words = _base(work)
     examples, lost = [], 0
     for row in rows.frozen(work.run, "comparisons-train"):
-        (chosen, rejected), cut = trunk.text.ids(row["prompt"], [row["chosen"], row["rejected"]])
+        (chosen, rejected), cut = words.ids(row["prompt"], [row["chosen"], row["rejected"]])
         examples.append(Pair(chosen, rejected))
         lost += cut
-    start = target.with_name("start")
-    width = trunk.model.config.get_text_config().hidden_size
-    reward.save_sequence_classifier(start, place, torch.zeros(1, width), trunk.text.tokenizer)
-    model = models.load_whole(AutoModelForSequenceClassification, start, "float32", cpu())
+    model = heads.classifier(place, words.tokenizer)
+    shape = model.config
     trainer.prepare(model, settings)
     weights = optimise.optimise(work, model, examples, losses.pair_loss, settings, config.seed)
     if weights is not None:
-        whole = models.assemble(
-            AutoModelForSequenceClassification, model.config, weights, settings.export_dtype, target
-        )
-        card = "# Reward model\nTrained on comparisons; scores the last token.\n"
-        models.save_folder(target, whole, trunk.text.tokenizer, card)
+        _save(work, heads.assembled(shape, weights, settings.export_dtype, place), words)
     return len(examples), lost
 
 
-def _trunk(work: Work, place: Path) -> Trunk:
-    config = work.config
-    named = config.reward_model.tokenizer
-    return reward.load_trunk(
-        place,
-        config.reward_model,
-        work.device,
-        max_new_tokens=config.sampling.max_new_tokens,
-        tokenizer=work.run.model(named) if named else None,
-    )
+def _settings(work: Work) -> settings_of.Settings:
+    """Those of the reward that is trained."""
+    reward = work.config.reward
+    assert isinstance(reward, settings_of.Settings)
+    return reward
 
 
-def _features(work: Work, trunk: Trunk, pairs: list[dict[str, str]]) -> list[tuple[Tensor, bool]]:
-    """[2, hidden] for each comparison (chosen, rejected), and whether its post was cut."""
+def _base(work: Work) -> tuple[Path, Text]:
+    """The folder of the causal language model that it begins with, and what it will read."""
+    reward = _settings(work)
+    named = reward.named()
+    found = {
+        key: frozen_models.place(work.run, named[key].name, whole=named[key].whole)
+        for key in ("base", "tokenizer")
+        if key in named
+    }
+    new = work.config.sample.max_new_tokens
+    words = text.of_base(found["base"], reward, work.config.domain, new, found.get("tokenizer"))
+    return found["base"], words
+
+
+def _save(work: Work, model: PreTrainedModel, words: Text) -> None:
+    """Straight into the attempt's folder, by the first rank alone."""
+    card = f"A value head on the last token of `{text.PLAIN_TEMPLATE}` + EOS."
+    heads.save(work.attempt.folder / MODEL_FOLDER, model, words.tokenizer, card)
+
+
+def _features(
+    work: Work, trunk: Trunk, pairs: Sequence[dict[str, str]]
+) -> list[tuple[Tensor, bool]]:
+    """[2, hidden] for each comparison (chosen, rejected), and whether its prompt was shortened."""
     found = []
     started = time.time()
     for number, row in enumerate(pairs, start=1):
         interrupt.check()
-        hidden, cut = trunk.hidden(row["prompt"], [row["chosen"], row["rejected"]])
-        found.append((hidden.cpu(), cut))
+        hidden, shortened = trunk.hidden(row["prompt"], [row["chosen"], row["rejected"]])
+        found.append((hidden.cpu(), shortened))
         if number % 10 == 0 or number == len(pairs):
             work.show(number, len(pairs), "comparisons", started)
     return found
@@ -127,16 +136,15 @@ def _features(work: Work, trunk: Trunk, pairs: list[dict[str, str]]) -> list[tup
 
 def _held_out(work: Work, place: Path) -> dict[str, float | int]:
     """Accuracy on held-out comparisons, and that of preferring the longer text (ties: half)."""
-    config = work.config
-    model: RewardModel = reward.load_reward_model(
-        place, config.reward_model, work.device, max_new_tokens=config.sampling.max_new_tokens
-    )
-    right = longer = 0.0
     pairs = rows.frozen(work.run, "comparisons-valid")
-    for row in pairs:
-        (chosen, rejected), _ = model.score(row["prompt"], [row["chosen"], row["rejected"]])
+    sides = ("chosen", "rejected")
+    model = scorer(work.run, work.config.reward, work.device, made=place)
+    answers = (Answers(row["prompt"], [row[side] for side in sides]) for row in pairs)
+    right = longer = 0.0
+    for row, scored in zip(pairs, model.score(answers), strict=True):
+        chosen, rejected = scored.rewards
         right += 1.0 if chosen > rejected else 0.5 * (chosen == rejected)
-        words = [len(row[side].split()) for side in ("chosen", "rejected")]
+        words = [len(row[side].split()) for side in sides]
         longer += 1.0 if words[0] > words[1] else 0.5 * (words[0] == words[1])
     return {
         "accuracy": right / len(pairs),

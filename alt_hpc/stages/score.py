@@ -1,4 +1,4 @@
-"""score: the reward model ranks a shard's generations; each gets a quantile and its feedback."""
+"""score: the reward rates a shard's generations, and the method labels each prompt's."""
 
 from __future__ import annotations
 
@@ -7,43 +7,69 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from alt_hpc import feedback
-from alt_hpc.stages.work import Work, load_reward_model
+import torch
 
-_reward_model = functools.lru_cache(maxsize=1)(load_reward_model)  # for all shards of a task
+from alt_hpc.rewards import Answers, Scored, Scorer
+from alt_hpc.run.folder import RunFolder
+from alt_hpc.stages.work import Work, scorer
+
+Row = dict[str, Any]
 
 
 def run(work: Work) -> None:
-    """Make one shard: a row per prompt with reward, quantile and feedback of each generation.
+    """Make one shard: a row per prompt with what was decided of each generation.
 
-    Rewards that are not finite are written as null, with no quantile; so are all quantiles of a
-    prompt with fewer finite rewards than quantiles (it is set aside and counted). The reward
-    model sees the plain prompt, never the conditioning.
+    That is its reward (null where it is not finite), and the method's label: its quantile and
+    feedback. Both are null where a generation, or a prompt with too few finite rewards, was set
+    aside; and the label of the whole row where it is only decided over the iteration. The reward
+    sees the plain prompt, never the conditioning.
     """
-    settings = work.config.feedback
     samples = list(work.mates())
-    model = _reward_model(work.run, work.device)
+    reward = _scorer(work.run, work.device)
 
-    def make(indices: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
-        for row in map(samples.__getitem__, indices):
-            rewards, cut = model.score(row["prompt"], [g["text"] for g in row["generations"]])
-            quantiles = feedback.quantiles(rewards, settings.quantiles, settings.remainder)
-            yield [
-                {
-                    "row": row["row"],
-                    "rewards": [r if math.isfinite(r) else None for r in rewards],
-                    "quantiles": quantiles,
-                    "feedback": [None if q is None else settings.texts[q] for q in quantiles],
-                    "post_cut": cut,
-                }
-            ]
+    def make(indices: Iterator[int]) -> Iterator[list[Row]]:
+        asked: list[Row] = []
+
+        def entering() -> Iterator[Answers]:
+            for row in map(samples.__getitem__, indices):
+                asked.append(row)
+                yield Answers(row["prompt"], [g["text"] for g in row["generations"]], row)
+
+        for scored in reward.score(entering()):
+            yield [_decided(work, asked.pop(0), scored)]
 
     starts = range(work.rows.start, work.rows.stop + 1)
-    rows = work.attempt.resumable(starts, make, "samples", work.config.sampling.generations)
+    rows = work.attempt.resumable(starts, make, "samples", work.config.sample.generations)
     cut = sum(row["post_cut"] for row in rows)
-    aside = sum(all(q is None for q in row["quantiles"]) for row in rows)
+    aside = sum(row["quantiles"] is not None and not any_kept(row["quantiles"]) for row in rows)
     if aside:
         work.say(f"{aside} of {len(rows)} prompts set aside (too few finite rewards)")
     if cut:
         work.say(f"{cut} of {len(rows)} posts cut to the reward model's length")
     work.attempt.commit_rows(rows, {"set_aside": aside, "prompts_cut": cut})
+
+
+@functools.lru_cache(maxsize=1)  # for all shards of a task
+def _scorer(run: RunFolder, on: torch.device) -> Scorer:
+    return scorer(run, run.config().reward, on)
+
+
+def _decided(work: Work, sample: Row, scored: Scored) -> Row:
+    """A scored row, as training reads it."""
+    row: Row = {"row": sample["row"], "rewards": list(map(finite, scored.rewards))}
+    if scored.parts:
+        row["parts"] = {name: list(map(finite, part)) for name, part in scored.parts.items()}
+    if scored.feedback is not None:
+        row["written"] = list(scored.feedback)
+    label = work.config.method.label(row)
+    row["quantiles"] = None if label is None else list(label.quantiles)
+    row["feedback"] = None if label is None else list(label.feedback)
+    return row | {"post_cut": scored.shortened}
+
+
+def finite(reward: float) -> float | None:
+    return reward if math.isfinite(reward) else None
+
+
+def any_kept(quantiles: list[int | None]) -> bool:
+    return any(q is not None for q in quantiles)

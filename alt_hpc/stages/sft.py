@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from alt_hpc import losses, models, trainer
+from alt_hpc.domains import Domain
 from alt_hpc.errors import InputError
 from alt_hpc.losses import Example
 from alt_hpc.run import rows
@@ -25,18 +26,17 @@ def run(work: Work) -> None:
     """Make the starting policy. Runs on every rank; the first exports and publishes."""
     config, settings = work.config, work.config.sft
     assert settings is not None
-    assert config.policy.base is not None
     work.connect()
     _ = work.device  # sets threads
-    place = work.run.model(config.policy.base)
-    tokenizer = work.tokenizer(place)
+    base = work.base()
     texts = rows.frozen(work.run, "prompts-train")
-    made = list(_examples(texts, tokenizer, settings.max_length))
+    made = list(_examples(texts, base.tokenizer, config.domain, settings.max_length))
     examples = [example for example, _ in made]
     cut = sum(lost for _, lost in made)
     if cut:
         work.say(f"{cut} of {len(made)} rows were cut to {settings.max_length} tokens")
-    model = models.load_policy(place, "float32", cpu())
+    model = base.load("float32", cpu())
+    shape = model.config
     optimise.set_dropout(model, config.policy.dropout)
     trainer.prepare(model, settings)
     weights = optimise.optimise(work, model, examples, losses.sft_loss, settings, config.seed)
@@ -45,12 +45,12 @@ def run(work: Work) -> None:
     card = CARD.format(base=config.policy.base)
     steps = len(trainer.global_batches(len(examples), settings, config.seed))
     facts = {"steps": steps, "prompts_cut": cut}
-    optimise.export_policy(work, place, weights, tokenizer, settings.export_dtype, card)
+    optimise.export_policy(work, shape, weights, base, settings.export_dtype, card)
     optimise.publish_policy(work, rows=len(examples), facts=facts)
 
 
 def _examples(
-    texts: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, max_length: int
+    texts: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, domain: Domain, longest: int
 ) -> Iterator[tuple[Example, bool]]:
     """Prompt + ` {label}` stripped + EOS; the post gives way where it is too long.
 
@@ -59,8 +59,8 @@ def _examples(
     if tokenizer.eos_token_id is None:
         raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token")
     for row in texts:
-        label = models.continuation_ids(tokenizer, " " + row["label"].strip())
-        shortened = label[: max_length // 2]
+        label = models.continuation_ids(tokenizer, domain.answer(row["label"]))
+        shortened = label[: longest // 2]
         answer = [*shortened, tokenizer.eos_token_id]
-        prompt, lost = models.fit_prompt(tokenizer, "", row["prompt"], max_length - len(answer))
+        prompt, lost = domain.fit(tokenizer, "", row["prompt"], longest - len(answer))
         yield Example([*prompt, *answer], len(prompt)), lost > 0 or shortened != label

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alt_hpc import feedback, losses, models, trainer
+from alt_hpc import losses, models, trainer
 from alt_hpc.generate import side_by_side
 from alt_hpc.graph import REPORT, SAMPLE, SCORE, TRAIN, Piece
-from alt_hpc.losses import Example, Siblings, Trainable
+from alt_hpc.losses import Siblings, Trainable
 from alt_hpc.reference import share_trunk
 from alt_hpc.run import rows
 from alt_hpc.stages import optimise
@@ -20,7 +19,8 @@ from alt_hpc.stages.work import Policy, Work, cpu
 from alt_hpc.summary import best_iteration
 
 if TYPE_CHECKING:
-    from alt_hpc.config import Config, Training
+    from alt_hpc.config import Config
+    from alt_hpc.training.settings import PolicyTraining
 
 CARD = """# Policy aligned with textual feedback (ALT-RM), iteration {iteration}
 
@@ -45,9 +45,11 @@ def run(work: Work) -> None:
     """Make the policy of an iteration. Runs on every rank; the first exports and publishes."""
     work.connect()
     config, k, device = work.config, work.piece.iteration, work.device
-    settings, seed = config.training, config.seed + k
+    settings, seed = config.train, config.seed + k
     before = work.policy(k - 1)
     model = models.load_policy(before.place, "float32", cpu())
+    config.method.prepare(model, before.tokenizer)
+    shape, view = model.config, config.method.loss_view(before.tokenizer)
     optimise.set_dropout(model, config.policy.dropout)
     made = list(_families(work, before, side_by_side(model.config)))
     families = [family for family, _ in made]
@@ -55,15 +57,18 @@ def run(work: Work) -> None:
     examples: list[Trainable]
     if settings.share_prompts:
         examples = [*families]
-        settings = _counting_families(settings, config.feedback.per_quantile)
+        settings = _counting_families(settings, config.method.family)
     else:
-        examples = [Example([*f.prompt, *a], len(f.prompt)) for f in families for a in f.answers]
+        examples = [alone for family in families for alone in family.alone()]
     trainer.prepare(model, settings)
     loss = functools.partial(losses.alt_loss, entropy=settings.entropy)
     if settings.kl:
         reference = work.policy(0).load(trainer.precision(settings, work.ranks), device)
-        share_trunk(model, reference)
-        loss = functools.partial(loss, kl=settings.kl, reference=reference)
+        if view.reads == "conditioned":
+            share_trunk(model, reference)
+        loss = functools.partial(
+            loss, kl=settings.kl, reference=reference, vocabulary=view.vocabulary
+        )
     last = work.run.manifests.get(Piece(k - 1, TRAIN)) if k > 1 else None
     first_step = last.facts["last_step"] if last else 0
     weights = optimise.optimise(work, model, examples, loss, settings, seed, first_step=first_step)
@@ -71,60 +76,54 @@ def run(work: Work) -> None:
         return
     steps = len(trainer.global_batches(len(examples), settings, seed))
     facts = {"steps": steps, "last_step": first_step + steps, "prompts_cut": cut}
-    optimise.export_policy(
-        work, before.place, weights, before.tokenizer, settings.export_dtype, _card(config, k)
-    )
+    optimise.export_policy(work, shape, weights, before, settings.export_dtype, _card(config, k))
     count = sum(len(family.answers) for family in families)
     optimise.publish_policy(work, rows=count, facts=facts)
     _remove_old_policies(work)
 
 
 def _card(config: Config, iteration: int) -> str:
-    texts = config.feedback.texts
+    best = config.method.ask("best", {})
     return CARD.format(
         iteration=iteration,
-        conditioning=feedback.conditioning(config.feedback.template, texts[0]),
-        tokens=config.sampling.max_new_tokens,
-        texts=", ".join(f"`{text}`" for text in texts),
+        conditioning=config.domain.before(best),
+        tokens=config.sample.max_new_tokens,
+        texts=", ".join(f"`{text}`" for text in config.method.levels),
         base=config.policy.model or config.policy.base,
     )
 
 
-def _counting_families(settings: Training, size: int) -> Training:
+def _counting_families(settings: PolicyTraining, size: int) -> PolicyTraining:
     """Batch sizes in families of `size` sequences; a step has as many sequences as before."""
     batch, micro = settings.global_batch // size, settings.micro_batch // size
-    return dataclasses.replace(settings, global_batch=batch, micro_batch=micro)
+    return settings.model_copy(update={"global_batch": batch, "micro_batch": micro})
 
 
 def _families(work: Work, policy: Policy, together: bool) -> Iterator[tuple[Siblings, bool]]:
-    """A conditioned prompt and the sampled ids kept of its quantile, in the order of the draw.
+    """A conditioned prompt and what is learned behind it, in the order of the draw.
 
-    And whether the prompt lost the end of its post.
+    And whether the prompt was shortened. The generations of a prompt that were given the same
+    feedback are a family.
     """
     config, k = work.config, work.piece.iteration
-    settings, new = config.feedback, config.sampling.max_new_tokens
-    prefixes = [feedback.conditioning(settings.template, text) for text in settings.texts]
+    method, new = config.method, config.sample.max_new_tokens
+    plainly = method.loss_view(policy.tokenizer).reads == "plain"
     samples = rows.of_stage(work.run, k, SAMPLE)
-    cuts = feedback.cuts(settings, rows.of_stage(work.run, k, SCORE))
-    for row, quantiles in zip(samples, cuts, strict=True):
+    labels = method.labels(rows.of_stage(work.run, k, SCORE))
+    for row, label in zip(samples, labels, strict=True):
         generations = row["generations"]
         rng = np.random.default_rng([config.seed, k, row["row"]])
         finished = [g["ended"] == "eos" for g in generations]
-        kept: dict[int, list[list[int]]] = {}
-        for index in feedback.select(quantiles, finished, settings.per_quantile, rng):
-            ids = generations[index]["ids"]
-            if settings.append_eos and not finished[index] and _ends_sentence(generations[index]):
-                ids = [*ids, policy.ends[0]]
-            quantile = quantiles[index]
-            assert quantile is not None
-            kept.setdefault(quantile, []).append(ids)
-        for quantile, answers in kept.items():
-            prompt, lost = policy.fit(prefixes[quantile], row["prompt"], new)
-            yield Siblings(prompt, answers, together), lost > 0
-
-
-def _ends_sentence(generation: dict[str, Any]) -> bool:
-    return str(generation["text"]).endswith((".", "?", "!"))
+        kept: dict[str | None, list[list[int]]] = {}
+        for index in method.select(label, finished, rng):
+            ids = method.learned(generations[index], policy.tokenizer, new)
+            kept.setdefault(label.feedback[index], []).append(ids)
+        for feedback, answers in kept.items():
+            prompt, lost = policy.fit(feedback, row["prompt"], new)
+            plain = None
+            if plainly:
+                plain, _ = policy.fit(None, row["prompt"], new)
+            yield Siblings(prompt, answers, together, plain), lost > 0
 
 
 def _remove_old_policies(work: Work) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alt_hpc import process, ranks
-from alt_hpc.graph import STAGES, Piece
+from alt_hpc.engines import Decoding, Generator, Model
+from alt_hpc.graph import STAGES, Piece, Shard
 from alt_hpc.ranks import Ranks
-from alt_hpc.run import attempt, progress, rows
+from alt_hpc.rewards import Given, Reward, Scorer
+from alt_hpc.run import attempt, models, progress, rows
 from alt_hpc.run.attempt import Attempt
 from alt_hpc.run.files import write_atomically
 from alt_hpc.run.folder import RunFolder
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from alt_hpc.config import Config
-    from alt_hpc.reward import RewardModel
 
 # torch and transformers are imported where they are used: the tests' stubs need neither.
 
@@ -124,28 +126,70 @@ class Work:
         """A line in the task's log."""
         print(f"{self.piece}: {words}", flush=True)
 
+    def shard(self) -> Shard:
+        """What a piece of evaluation is made for."""
+        shard = self.run.graph().shard(self.piece)
+        assert shard is not None
+        return shard
+
     def policy(self, iteration: int) -> Policy:
         """The policy after an iteration (0: the starting one), every checksum verified."""
-        from alt_hpc import models
-
         piece = self.run.graph().policy(iteration)
         if piece is None:
             assert self.config.policy.model is not None
-            place = self.run.model(self.config.policy.model)
-        else:
-            place = self.run.manifests.open(piece)[0] / POLICY_FOLDER
-        tokenizer = self.tokenizer(place)
-        shape = models.load_config(place)
-        ends = models.eos_ids(shape, tokenizer)
-        context = self.config.policy.max_length or models.context_length(shape)
-        return Policy(place, tokenizer, ends, context)
+            place = models.place(self.run, self.config.policy.model)
+            return self._policy(place, self.config.policy.tokenizer)
+        return self._policy(self.run.manifests.open(piece)[0] / POLICY_FOLDER, None)
 
-    def tokenizer(self, place: Path) -> PreTrainedTokenizerBase:
-        """The tokenizer of a policy's folder, or the one that the config names."""
-        from alt_hpc import models
+    def base(self) -> Policy:
+        """What `sft` starts from."""
+        assert self.config.policy.base is not None
+        place = models.place(self.run, self.config.policy.base)
+        return self._policy(place, self.config.policy.tokenizer)
 
-        named = self.config.policy.tokenizer
-        return models.load_tokenizer(self.run.model(named) if named else place)
+    def external(self, name: str) -> Policy:
+        """A policy of `evaluate.policies`."""
+        about = self.config.evaluate.policies[name]
+        return self._policy(models.place(self.run, about.model), about.tokenizer)
+
+    def _policy(self, place: Path, named: str | None) -> Policy:
+        """A policy, with the tokenizer that the config names where its folder may have none."""
+        from alt_hpc import models as lm
+
+        tokenizer = lm.load_tokenizer(
+            models.place(self.run, named, whole=False) if named else place
+        )
+        shape = lm.load_config(place)
+        context = self.config.policy.max_length or lm.context_length(shape)
+        return Policy(place, self.config, tokenizer, lm.all_ends(place, tokenizer), context)
+
+    def generator(self, policy: Policy, decoding: Decoding) -> Generator:
+        """The engine that the config names, with the policy loaded, once per task."""
+        model = Model(
+            policy.place, self.config.policy.dtype, policy.ends, policy.context, self.device
+        )
+        return _generator(self.run, model, decoding)
+
+
+@functools.lru_cache(maxsize=1)  # a task may make several shards
+def _generator(run: RunFolder, model: Model, decoding: Decoding) -> Generator:
+    return run.config().engine.load(model, decoding)
+
+
+def scorer(run: RunFolder, reward: Reward, on: torch.device, made: Path | None = None) -> Scorer:
+    """A reward of a run, loaded; `made` is the model that the run trains, else what it made."""
+    config, named = run.config(), reward.named()
+    piece = run.graph().reward_model() if reward.trained else None
+    if piece is not None and made is None:
+        made = run.manifests.open(piece)[0] / MODEL_FOLDER
+    given = Given(
+        place=lambda key: models.place(run, named[key].name, whole=named[key].whole),
+        made=made,
+        domain=config.domain,
+        new_tokens=config.sample.max_new_tokens,
+        device=on,
+    )
+    return reward.load(given)
 
 
 @dataclass(frozen=True)
@@ -163,49 +207,31 @@ class Policy:
     """
 
     place: Path
+    config: Config
     tokenizer: PreTrainedTokenizerBase
     ends: tuple[int, ...]
     context: int
 
     def load(self, dtype: str, device: torch.device) -> PreTrainedModel:
         """The model, in evaluation mode."""
-        from alt_hpc import models
+        from alt_hpc import models as lm
 
-        return models.load_policy(self.place, dtype, device)
+        return lm.load_policy(self.place, dtype, device)
 
-    def fit(self, prefix: str, prompt: str, max_new_tokens: int) -> tuple[list[int], int]:
-        """Token ids of a conditioned prompt, so that the generation still fits.
+    def fit(self, feedback: str | None, prompt: str, new_tokens: int) -> tuple[list[int], int]:
+        """Token ids of a prompt asked with feedback, so that `new_tokens` still fit.
 
-        And how much of its post was lost (see `models.fit_prompt`).
+        And how much of the prompt was lost (see `Domain.conditioned`).
         """
-        from alt_hpc import models
-
-        return models.fit_prompt(self.tokenizer, prefix, prompt, self.context - max_new_tokens)
+        domain, widest = self.config.domain, self.config.method.widest
+        room = self.context - new_tokens
+        return domain.conditioned(self.tokenizer, feedback, prompt, room, widest)
 
     def text(self, ids: list[int]) -> str:
         """The text of generated ids, without the ends."""
-        from alt_hpc import models
+        from alt_hpc import models as lm
 
-        return models.text_of(self.tokenizer, ids, self.ends)
-
-
-def load_reward_model(run: RunFolder, on: torch.device) -> RewardModel:
-    """The reward model of a run."""
-    from alt_hpc import reward
-
-    config = run.config()
-    settings = config.reward_model
-    piece = run.graph().reward_model()
-    if piece is None:
-        assert settings.model is not None
-        place = run.model(settings.model)
-    else:
-        place = run.manifests.open(piece)[0] / MODEL_FOLDER
-    longest = max(config.sampling.max_new_tokens, config.evaluation.max_new_tokens)
-    named = [run.model(n) if n else None for n in (settings.base, settings.tokenizer)]
-    return reward.load_reward_model(
-        place, settings, on, max_new_tokens=longest, base=named[0], tokenizer=named[1]
-    )
+        return lm.text_of(self.tokenizer, ids, self.ends)
 
 
 def cpu() -> torch.device:

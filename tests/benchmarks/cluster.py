@@ -182,10 +182,10 @@ def _prepare(place: Path, shards: int) -> None:
     (home / "config.yaml").write_text(f"""
 run: {home}/run
 policy: {{model: {home}/policy}}
-reward_model: {{model: {home}/reward}}
+reward: {{model: {home}/reward}}
 data: {{prompts: {{path: {home}/data}}}}
-sampling: {{prompts: {shards}, generations: 10, group: 1, replacement: false}}
-training: {{deepspeed: {ROOT}/configs/deepspeed/zero2.json}}
+sample: {{prompts: {shards}, generations: 10, group: 1, replacement: false}}
+train: {{deepspeed: {ROOT}/configs/deepspeed/zero2.json}}
 cluster:
   backend: slurm
   sbatch: {{hold: true}}

@@ -30,17 +30,24 @@ import transformers
 from torch.nn import functional
 
 from alt_hpc import config as configs
-from alt_hpc import feedback, losses, models, packed, reward, trainer
-from alt_hpc.config import RewardModel
+from alt_hpc import losses, models, packed, trainer
 from alt_hpc.data import texts
+from alt_hpc.domains import tldr
 from alt_hpc.generate import generate
+from alt_hpc.methods import quantiles
 from alt_hpc.reference import share_trunk
+from alt_hpc.rewards import heads
+from alt_hpc.rewards import text as reward_text
+from alt_hpc.rewards.heads import Trunk
+from alt_hpc.rewards.model import Settings as Reward
 from alt_hpc.run import rows as run_rows
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.stages.work import keep_freed_memory
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from embedded import smollm2
+
 ROOT = Path(__file__).resolve().parents[2]
-NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CPU = torch.device("cpu")
 
 
@@ -77,8 +84,14 @@ def posts(tokenizer: Any, tokens: int, count: int) -> list[str]:
 
 def load() -> tuple[Path, Any, Any]:
     """SmolLM2 in bfloat16 with its tokenizer."""
-    place = models.fetch(NAME)
+    place = smollm2()
     return place, models.load_tokenizer(place), models.load_policy(place, "bfloat16", CPU)
+
+
+def _trunk(place: Path) -> Trunk:
+    """The trunk of a reward model made of SmolLM2, in bfloat16."""
+    words = reward_text.of_base(place, Reward(), tldr.Settings(), 64)
+    return heads.load_trunk(place, words, "bfloat16", CPU)
 
 
 def sampling(prompt_tokens: int = 400, n: int = 32, new: int = 48) -> str:
@@ -104,7 +117,7 @@ def vllm(count: int = 12, n: int = 16, new: int = 48, group: int = 6, rounds: in
     ALT_HPC_VLLM_VENV names an environment with vLLM; tests/test_vllm.py makes one in .venv-vllm.
     """
     python = Path(os.environ.get("ALT_HPC_VLLM_VENV", ROOT / ".venv-vllm")) / "bin/python"
-    place = models.fetch(NAME)
+    place = smollm2()
     tokenizer = models.load_tokenizer(place)
     prompts = [tokenizer(text)["input_ids"] for text in posts(tokenizer, 180, count * rounds)]
     settings = {
@@ -156,9 +169,8 @@ def _without_vllm(settings: dict[str, Any]) -> float:
 def scoring(prompt_tokens: int = 400, n: int = 96, new: int = 48) -> str:
     """Reward of n generations of a prompt: padded to 550, at exact lengths, and ours."""
     place, tokenizer, policy = load()
-    settings = RewardModel(max_length=550, dtype="bfloat16")
-    trunk = reward.load_trunk(place, settings, CPU, max_new_tokens=64)
-    plain = reward.Trunk(policy.base_model, trunk.text)
+    trunk = _trunk(place)
+    plain = Trunk(policy.base_model, trunk.text)
     (prompt,) = posts(tokenizer, prompt_tokens, 1)
     words = (ROOT / "configs/quickstart/README.md").read_text().split()
     rng = torch.Generator().manual_seed(0)
@@ -215,7 +227,7 @@ def _attention_share(model: Any, seen: float) -> float:
 
 
 def _padded(
-    trunk: reward.Trunk, prompt: str, summaries: list[str], width: int | None, batch: int
+    trunk: Trunk, prompt: str, summaries: list[str], width: int | None, batch: int
 ) -> torch.Tensor:
     """Last hidden states [n, hidden] of whole texts, padded to a width or to the batch's."""
     texts, _ = trunk.text.ids(prompt, summaries)
@@ -362,9 +374,8 @@ def iteration(prompts: int = 2, n: int = 32, new: int = 48) -> str:
     """Sampling, scoring and training of some prompts, stage after stage, in bfloat16."""
     place, tokenizer, model = load()
     texts = posts(tokenizer, 400, prompts)
-    settings = RewardModel(max_length=550, dtype="bfloat16")
-    trunk = reward.load_trunk(place, settings, CPU, max_new_tokens=64)
-    plain = reward.Trunk(models.load_policy(place, "bfloat16", CPU).base_model, trunk.text)
+    trunk = _trunk(place)
+    plain = Trunk(models.load_policy(place, "bfloat16", CPU).base_model, trunk.text)
     took: dict[str, list[float]] = {}
     for way in ("official", "alt_hpc"):
         ours = way == "alt_hpc"
@@ -440,11 +451,10 @@ def _naive(model: Any, ids: list[int], n: int, settings: dict[str, Any]) -> list
 def makespan() -> str:
     """With tasks as long as sampling and scoring 12 shards of the quickstart's posts took."""
     place, tokenizer, model = load()
-    settings = RewardModel(max_length=550, dtype="bfloat16")
-    trunk = reward.load_trunk(place, settings, CPU, max_new_tokens=64)
+    trunk = _trunk(place)
     lines = (ROOT / "configs/quickstart/train.jsonl").read_text().splitlines()[:24]
     texts = [json.loads(line)["prompt"] for line in lines]
-    ends = models.eos_ids(model.config, tokenizer)
+    ends = models.all_ends(place, tokenizer)
     took: list[tuple[float, float]] = []
     for i in range(0, len(texts), 2):
         mine = texts[i : i + 2]
@@ -483,7 +493,7 @@ def _freeze(count: int) -> str:
         config = configs.load(ROOT / "configs/quickstart.yaml", [f"run={place}/run"])
         folder = RunFolder.create(config)
         before, began = cluster.peak(), time.perf_counter()
-        found = texts.read(configs.Source(place), "train", ("prompt",), "data.prompts")
+        found = texts.read(configs.Source(path=place), "train", ("prompt",), "data.prompts")
         assert run_rows.freeze(folder, "prompts-train", found) == count
         return json.dumps([time.perf_counter() - began, cluster.peak() - before])
 
@@ -493,9 +503,9 @@ def _select(count: int) -> str:
     before, began = cluster.peak(), time.perf_counter()
     for row in rng.choice(count, size=count):
         rewards = rng.standard_normal(96).tolist()
-        cut = feedback.quantiles(rewards, 5, "spread")
+        cut = quantiles.quantiles(rewards, 5, "spread")
         own = np.random.default_rng([1, 1, int(row)])
-        assert len(feedback.select(cut, [True] * 96, 2, own)) == 10
+        assert len(quantiles.select(cut, [True] * 96, 2, own)) == 10
     return json.dumps([time.perf_counter() - began, cluster.peak() - before])
 
 

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from alt_hpc import engines
-from alt_hpc.config import Sampling
+import torch
+
+from alt_hpc.engines import Ask, Decoding, Model, vllm
 
 
 def main() -> None:
@@ -32,28 +33,23 @@ def main() -> None:
 
 
 def _ours(settings: dict[str, Any]) -> Any:
-    sampling = Sampling(
-        generations=settings["n"],
-        max_new_tokens=settings["new"],
-        group=settings["group"],
-        engine="vllm",
-    )
-    engine = engines.Vllm(
-        Path(settings["model"]), sampling, "bfloat16", (settings["never"],), settings["longest"]
-    )
+    place, device = Path(settings["model"]), torch.device("cpu")
+    model = Model(place, "bfloat16", (settings["never"],), settings["longest"], device)
+    decoding = Decoding(settings["n"], 0.9, 0.9, settings["new"], settings["group"])
+    engine = vllm.Settings().load(model, decoding)
 
     def sample(prompts: list[list[int]]) -> int:
-        groups = [[(ids, seed)] for seed, ids in enumerate(prompts)]
+        groups = [[Ask(ids, seed)] for seed, ids in enumerate(prompts)]
         return sum(len(g.ids) for made in engine.sample(groups) for of in made for g in of)
 
     return sample
 
 
 def _bare(settings: dict[str, Any]) -> Any:
-    os.environ.update(engines.VLLM_ENVIRONMENT)  # the same process layout on both sides
-    import vllm
+    os.environ.update(vllm.VLLM_ENVIRONMENT)  # the same process layout on both sides
+    import vllm as bare
 
-    model = vllm.LLM(
+    model = bare.LLM(
         model=settings["model"],
         dtype="bfloat16",
         max_model_len=settings["longest"],
@@ -66,8 +62,8 @@ def _bare(settings: dict[str, Any]) -> Any:
     options |= {"max_tokens": settings["new"], "ignore_eos": True, "detokenize": False}
 
     def sample(prompts: list[list[int]]) -> int:
-        texts = [vllm.TokensPrompt(prompt_token_ids=ids) for ids in prompts]
-        params = [vllm.SamplingParams(**options, seed=i) for i in range(len(prompts))]
+        texts = [bare.TokensPrompt(prompt_token_ids=ids) for ids in prompts]
+        params = [bare.SamplingParams(**options, seed=i) for i in range(len(prompts))]
         answers = model.generate(texts, params, use_tqdm=False)
         return sum(len(one.token_ids) for answer in answers for one in answer.outputs)
 

@@ -1,13 +1,15 @@
-"""Score texts with a reward model: a prompt's generations together, their common beginning once."""
+"""Reward models: a value head on a decoder; a prompt's answers share their common beginning."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -16,105 +18,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from alt_hpc import config, models, packed
+from alt_hpc import models, packed
+from alt_hpc.domains import Domain
 from alt_hpc.errors import InputError
 from alt_hpc.generate import read
+from alt_hpc.rewards import text
+from alt_hpc.rewards.text import Text
 
-CARPERAI_TEMPLATE = "<|startoftext|>{prompt} {summary}"
-PLAIN_TEMPLATE = "{prompt} {summary}"
+if TYPE_CHECKING:
+    from alt_hpc.rewards.model import Settings
 
 _HEAD = "v_head.weight"
 _TRUNK = "transformer."
 _IGNORED = (".attn.bias", ".attn.masked_bias")  # causal masks that old GPT-J files carry
 _BUDGET = {"cpu": 640, "cuda": 16384}  # tokens read at once, behind the prompt; measured on CPUs
-
-
-# --- the text ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Text:
-    """How prompt and summary become the token ids whose last one is scored.
-
-    Attributes
-    ----------
-    before, between, after
-        The template around `{prompt}` and `{summary}`. The token of `eos` ends the text: of what
-        follows the prompt, the first one counts, also where a summary contains it.
-    scores_eos
-        Whether that EOS itself is scored (sequence classification) or the token before it
-        (CarperAI).
-    max_length, max_new_tokens
-        A prompt is cut to the room that the template and a summary of max_new_tokens leave in
-        max_length, whatever its summaries: all generations of a prompt see the same prompt.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    before: str
-    between: str
-    after: str
-    eos: int
-    scores_eos: bool
-    max_length: int
-    max_new_tokens: int
-
-    def ids(self, prompt: str, summaries: list[str]) -> tuple[list[list[int]], bool]:
-        """Token ids of each text, and whether the prompt was cut (see `models.fit_prompt`).
-
-        Summaries are stripped. One that is longer than foreseen loses its end.
-        """
-        head, lost = models.fit_prompt(self.tokenizer, self.before, prompt, self.room)
-        room = self.max_length - len(head)
-        return [head + self._shortened(self._tail(s), room) for s in summaries], lost > 0
-
-    @property
-    def room(self) -> int:
-        """Tokens that template and prompt may have, so that a summary still fits."""
-        return self.max_length - len(self._tail("")) - self.max_new_tokens
-
-    def _tail(self, summary: str) -> list[int]:
-        text = self.between + summary.strip() + self.after
-        ids = models.continuation_ids(self.tokenizer, text)
-        if self.eos in ids:
-            ids = ids[: ids.index(self.eos)]
-        return [*ids, self.eos] if self.scores_eos else ids
-
-    def _shortened(self, tail: list[int], room: int) -> list[int]:
-        if len(tail) <= room:
-            return tail
-        return [*tail[: room - 1], self.eos] if self.scores_eos else tail[:room]
-
-
-def _text(
-    tokenizer: PreTrainedTokenizerBase,
-    settings: config.RewardModel,
-    template: str,
-    max_new_tokens: int,
-    *,
-    scores_eos: bool,
-) -> Text:
-    template = settings.template or template
-    if template.count("{prompt}") != 1 or template.count("{summary}") != 1:
-        raise InputError(
-            f"{template!r} must hold {{prompt}} and {{summary}} once", "reward_model.template"
-        )
-    before, _, rest = template.partition("{prompt}")
-    between, mark, after = rest.partition("{summary}")
-    if not mark:
-        raise InputError(f"{template!r} has {{summary}} before {{prompt}}", "reward_model.template")
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        raise InputError(f"{tokenizer.name_or_path}: the reward model's tokenizer has no EOS token")
-    text = Text(
-        tokenizer, before, between, after, eos, scores_eos, settings.max_length, max_new_tokens
-    )
-    if text.room <= len(models.text_ids(tokenizer, before)):
-        raise InputError(
-            f"{settings.max_length} tokens leave no room for a post beside the template and"
-            f" {max_new_tokens} new tokens",
-            "reward_model.max_length",
-        )
-    return text
 
 
 # --- the models -------------------------------------------------------------------------------
@@ -185,9 +102,10 @@ class RewardModel:
 
 def load_reward_model(
     folder: Path,
-    settings: config.RewardModel,
+    settings: Settings,
     device: torch.device,
     *,
+    domain: Domain,
     max_new_tokens: int,
     base: Path | None = None,
     tokenizer: Path | None = None,
@@ -219,54 +137,53 @@ def load_reward_model(
     else:
         model, head = _load_classifier(folder, settings.dtype, device)
     home = _tokenizer_home(folder, base, tokenizer)
-    text = _text_of_kind(carperai is not None, home, settings, max_new_tokens)
-    return RewardModel(Trunk(packed.pack(model), text), head.to(device, torch.float32))
+    words = text.of_checkpoint(carperai is not None, home, domain, settings, max_new_tokens)
+    return RewardModel(Trunk(packed.pack(model), words), head.to(device, torch.float32))
 
 
-def check_reward_model(
-    folder: Path,
-    settings: config.RewardModel,
-    *,
-    max_new_tokens: int,
-    base: Path | None = None,
-    tokenizer: Path | None = None,
+def check(
+    settings: Settings, domain: Domain, max_new_tokens: int, found: Mapping[str, Path]
 ) -> None:
-    """Raise InputError where `load_reward_model` would, or a weight is not finite.
+    """Raise InputError where a reward model cannot be loaded, or made, or a weight is not finite.
 
-    One tensor is in memory at a time.
+    One tensor is in memory at a time. `found` are the folders of the models that it names.
     """
+    base, tokenizer = found.get("base"), found.get("tokenizer")
+    if settings.trained:
+        assert base is not None
+        models.check_weights(base)
+        _check_head(base)
+        text.of_base(base, settings, domain, max_new_tokens, tokenizer)
+        _check_context(base, settings)
+        return
+    folder = found["model"]
     carperai = _carperai_state(folder)
     if carperai is None:
         models.check_weights(folder)
         if models.load_config(folder).num_labels != 1:
             raise InputError(f"{folder}: not a reward model: expected one label")
+        _check_head(folder)
     for name, tensor in (carperai or {}).items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{folder}: the weight {name} is not finite everywhere")
     home = _tokenizer_home(folder, base, tokenizer)
-    _text_of_kind(carperai is not None, home, settings, max_new_tokens)
+    text.of_checkpoint(carperai is not None, home, domain, settings, max_new_tokens)
     _check_context(folder if carperai is None else base or folder, settings)
 
 
-def check_base(
-    folder: Path,
-    settings: config.RewardModel,
-    *,
-    max_new_tokens: int,
-    tokenizer: Path | None = None,
-) -> None:
-    """Raise InputError where a reward model cannot be made of this causal language model."""
-    models.check_weights(folder)
-    words = models.load_tokenizer(tokenizer or folder)
-    _text(words, settings, PLAIN_TEMPLATE, max_new_tokens, scores_eos=True)
-    _check_context(folder, settings)
+def _check_head(folder: Path) -> None:
+    """Stop where no classifier with the head that we use can be made of a folder's config."""
+    architecture = models.load_config(folder)
+    architecture.num_labels = 1
+    model = models.empty(architecture, AutoModelForSequenceClassification)
+    score_of(model, folder)
 
 
-def _check_context(folder: Path, settings: config.RewardModel) -> None:
+def _check_context(folder: Path, settings: Settings) -> None:
     context = models.context_length(models.load_config(folder), unknown=settings.max_length)
     if settings.max_length > context:
         raise InputError(
-            f"{settings.max_length}, but {folder} reads {context} tokens", "reward_model.max_length"
+            f"{settings.max_length}, but {folder} reads {context} tokens", ".max_length"
         )
 
 
@@ -275,41 +192,27 @@ def _tokenizer_home(folder: Path, base: Path | None, tokenizer: Path | None) -> 
     return tokenizer or own or folder
 
 
-def _text_of_kind(
-    carperai: bool, home: Path, settings: config.RewardModel, max_new_tokens: int
-) -> Text:
-    template = CARPERAI_TEMPLATE if carperai else PLAIN_TEMPLATE
-    tokenizer = models.load_tokenizer(home)
-    return _text(tokenizer, settings, template, max_new_tokens, scores_eos=not carperai)
-
-
-def load_trunk(
-    folder: Path,
-    settings: config.RewardModel,
-    device: torch.device,
-    *,
-    max_new_tokens: int,
-    tokenizer: Path | None = None,
-) -> Trunk:
-    """The trunk of a causal language model, reading what a sequence classifier made of it reads."""
-    model = models.load_whole(AutoModel, folder, settings.dtype, device)
-    words = models.load_tokenizer(tokenizer or folder)
-    return Trunk(
-        packed.pack(model), _text(words, settings, PLAIN_TEMPLATE, max_new_tokens, scores_eos=True)
-    )
+def load_trunk(folder: Path, words: Text, dtype: str, device: torch.device) -> Trunk:
+    """The trunk of a causal language model, reading what `words` says."""
+    return Trunk(packed.pack(models.load_whole(AutoModel, folder, dtype, device)), words)
 
 
 def _load_classifier(
     folder: Path, dtype: str, device: torch.device
 ) -> tuple[PreTrainedModel, Tensor]:
     model = models.load_whole(AutoModelForSequenceClassification, folder, dtype, device)
-    head = getattr(getattr(model, "score", None), "weight", None)
-    if head is None or head.shape[0] != 1:
+    return getattr(model, model.base_model_prefix), score_of(model, folder).weight
+
+
+def score_of(model: PreTrainedModel, folder: Path) -> nn.Linear:
+    """The head of a decoder with one label."""
+    head: nn.Linear | None = getattr(model, "score", None)
+    if getattr(head, "weight", None) is None or head is None or head.weight.shape[0] != 1:
         raise InputError(
             f"{folder}: not a reward model: expected a decoder with one label (score.weight of"
             " shape [1, hidden])"
         )
-    return getattr(model, model.base_model_prefix), head
+    return head
 
 
 def _carperai_state(folder: Path) -> dict[str, Tensor] | None:
@@ -332,9 +235,7 @@ def _load_carperai(
     folder: Path, state: dict[str, Tensor], base: Path | None, dtype: str, device: torch.device
 ) -> tuple[PreTrainedModel, Tensor]:
     if base is None and not (folder / "config.json").is_file():
-        raise InputError(
-            f"{folder}: CarperAI's format needs it, for its architecture", "reward_model.base"
-        )
+        raise InputError(f"{folder}: CarperAI's format needs it, for its architecture", ".base")
     architecture: PretrainedConfig = models.load_config(base or folder)
     weights = {
         name.removeprefix(_TRUNK): tensor
@@ -353,35 +254,39 @@ def _load_carperai(
     return models.ready(model, device), head
 
 
-# --- saving -----------------------------------------------------------------------------------
+# --- making and saving ------------------------------------------------------------------------
 
 
-def save_sequence_classifier(
-    folder: Path, trunk_folder: Path, head: Tensor, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Write a causal language model's trunk with a value head as a sequence-classification folder.
-
-    Parameters
-    ----------
-    head
-        [1, hidden], as trained on `Trunk.hidden`.
+def classifier(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A causal language model as a sequence classifier whose head is zero, in float32 on the CPU.
 
     Notes
     -----
     Plain transformers scores the last token that is not padding. Where padding and EOS are the
-    same token it would skip the EOS: then the folder names no padding token, and plain
+    same token it would skip the EOS: then the model names no padding token, and plain
     transformers scores one text at a time.
     """
-    architecture = models.load_config(trunk_folder)
-    trunk = models.load_whole(AutoModel, trunk_folder, "float32", torch.device("cpu"))
+    architecture = models.load_config(folder)
     architecture.num_labels = 1
     if architecture.pad_token_id == tokenizer.eos_token_id:
         architecture.pad_token_id = None
-    prefix = models.empty(architecture, AutoModelForSequenceClassification).base_model_prefix + "."
-    weights = {prefix + name: tensor for name, tensor in trunk.state_dict().items()}
-    weights["score.weight"] = head
-    model = models.assemble(
-        AutoModelForSequenceClassification, architecture, weights, "float32", folder
+    auto, cpu = AutoModelForSequenceClassification, torch.device("cpu")
+    model = models.load_whole(
+        auto, folder, "float32", cpu, config=architecture, new=("score.weight",)
     )
-    card = f"# Reward model\nA value head on the last token of `{PLAIN_TEMPLATE}` + EOS.\n"
-    models.save_folder(folder, model, tokenizer, card)
+    nn.init.zeros_(score_of(model, folder).weight)
+    return model
+
+
+def assembled(
+    architecture: PretrainedConfig, weights: Mapping[str, Tensor], dtype: str, folder: Path
+) -> PreTrainedModel:
+    """A sequence classifier made of its weights."""
+    return models.assemble(AutoModelForSequenceClassification, architecture, weights, dtype, folder)
+
+
+def save(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str
+) -> None:
+    """Write a sequence-classification folder."""
+    models.save_folder(folder, model, tokenizer, f"# Reward model\n{card}\n")

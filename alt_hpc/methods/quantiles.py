@@ -1,4 +1,4 @@
-"""The paper's core, pure: rank generations, cut them into quantiles, keep some, compose feedback.
+"""The paper's core, pure: rank generations, cut them into quantiles, keep some of each.
 
 Source: arXiv 2407.16970, section 3, and its model card. Quantile 0 is the best everywhere.
 """
@@ -6,13 +6,11 @@ Source: arXiv 2407.16970, section 3, and its model card. Quantile 0 is the best 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from alt_hpc.config import Feedback
+    import numpy as np
 
 
 def ranks(rewards: Sequence[float]) -> list[int | None]:
@@ -41,20 +39,6 @@ def quantiles(rewards: Sequence[float], q: int, remainder: str = "spread") -> li
     return [None if r is None else r * q // n for r in by_rank]
 
 
-def cuts(settings: Feedback, scores: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[int | None]]:
-    """Quantiles of each row of an iteration's scores: per prompt as scored, or over the whole pool.
-
-    Over the pool is the original Quark's way (`feedback.pool: iteration`).
-    """
-    if settings.pool == "prompt":
-        yield from (row["quantiles"] for row in scores)
-        return
-    rows = [[math.nan if r is None else r for r in row["rewards"]] for row in scores]
-    pool = [reward for row in rows for reward in row]
-    flat = iter(quantiles(pool, settings.quantiles, settings.remainder))
-    yield from ([next(flat) for _ in row] for row in rows)
-
-
 def select(
     cut: Sequence[int | None], finished: Sequence[bool], keep: int, rng: np.random.Generator
 ) -> list[int]:
@@ -72,12 +56,3 @@ def select(
         drawn += [rest[j] for j in rng.permutation(len(rest))]
         chosen += drawn[:keep]
     return chosen
-
-
-def conditioning(template: str, feedback: str) -> str:
-    """The text in front of the raw prompt, such as `Excellent. input: `.
-
-    The prompt itself is appended, never formatted or parsed back, so that prompts may contain
-    braces, `input: ` or a feedback text.
-    """
-    return template.removesuffix("{prompt}").replace("{feedback}", feedback)

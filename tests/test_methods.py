@@ -1,20 +1,20 @@
-"""The paper's core: ranks, quantiles, selection, conditioning."""
+"""The paper's core: ranks, quantiles, selection, and the words that go by them."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from fractions import Fraction
 
 import numpy as np
+import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alt_hpc import feedback
-from alt_hpc.config import Feedback
+from alt_hpc.methods import quantiles as feedback
+from alt_hpc.methods.words import Settings as Words
 
-TEXTS = ["Excellent.", "Good.", "Mediocre.", "Bad.", "Horrible."]
 Q = st.integers(2, 7)
 # Few distinct values, so that ties are common; NaN and infinities are a tenth of them.
 REWARD = st.one_of(
@@ -141,41 +141,53 @@ def test_selection_is_uniform() -> None:
     assert chi_square < 20.5  # 5 degrees of freedom, p = 0.001
 
 
-@given(st.lists(st.lists(st.floats(-9, 9), min_size=1, max_size=6), min_size=1, max_size=6), Q)
+SCORES = st.lists(st.lists(st.floats(-9, 9), min_size=1, max_size=6), min_size=1, max_size=6)
+
+
+@given(SCORES, Q)
 def test_quarks_cut_is_over_the_pool_of_all_prompts(rewards: list[list[float]], q: int) -> None:
-    scores = [{"rewards": row, "quantiles": [None] * len(row)} for row in rewards]
-    settings = Feedback(quantiles=q, pool="iteration")
-    cut = [c for row in feedback.cuts(settings, scores) for c in row]
+    """Then a row alone says nothing, and the labels of an iteration come from all its rows."""
+    scores = [{"rewards": row} for row in rewards]
+    method = Words(quantiles=q, texts=list("abcdefg"[:q]), pool="iteration")
+    assert {method.label(row) for row in scores} == {None}
+    labels = list(method.labels(scores))
+    cut = [c for label in labels for c in label.quantiles]
     assert cut == feedback.quantiles([r for row in rewards for r in row], q)
-    per_prompt = dataclasses.replace(settings, pool="prompt")
-    assert list(feedback.cuts(per_prompt, scores)) == [row["quantiles"] for row in scores]
+    assert [len(label.quantiles) for label in labels] == [len(row) for row in rewards]
 
 
-@given(
-    st.sampled_from(TEXTS),
-    st.lists(
-        st.sampled_from(
-            [
-                "input: ",
-                "Excellent.",
-                "TL;DR:",
-                "{prompt}",
-                "{feedback}",
-                "{0}",
-                "{",
-                "}}",
-                "\n",
-                "x",
-            ]
-        )
-    ).map("".join),
+@given(SCORES, Q)
+def test_what_was_decided_prompt_by_prompt_is_never_decided_again(
+    rewards: list[list[float]], q: int
+) -> None:
+    method = Words(quantiles=q, texts=list("abcdefg"[:q]))
+    for row in rewards:
+        label = method.label({"rewards": row})
+        assert label is not None
+        assert label.quantiles == feedback.quantiles(row, q)
+        words = [None if c is None else method.texts[c] for c in label.quantiles]
+        assert label.feedback == words
+    written = [{"rewards": [0.0], "quantiles": [3], "feedback": ["as written"]}]
+    (read,) = method.labels(written)
+    assert (read.quantiles, read.feedback) == ([3], ["as written"])
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "learned"),
+    [
+        (" a cat. ", 9, " a cat.<E>"),
+        ("a cat", 9, " a cat<E>"),
+        ("a cat", 6, " a cat"),
+        ("a cat.", 7, " a cat.<E>"),
+    ],
 )
-def test_conditioning_leaves_the_prompt_alone(text: str, prompt: str) -> None:
-    before = feedback.conditioning("{feedback} input: {prompt}", text)
-    assert before == f"{text} input: "
-    assert (before + prompt).removeprefix(before) == prompt
-
-
-def test_conditioning_of_other_templates() -> None:
-    assert feedback.conditioning("<{feedback}>{prompt}", "Bad.") == "<Bad.>"
-    assert feedback.conditioning("A {feedback}\nB {prompt}", "{prompt}") == "A {prompt}\nB "
+def test_the_authors_add_an_eos_but_to_what_was_cut_off(
+    text: str, limit: int, learned: str
+) -> None:
+    """They tokenise the stripped text again; a token here is a byte."""
+    generation = {"text": text, "ids": [1, 2, 3]}
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<E>"})
+    theirs = Words(append_eos=True).learned(generation, tokenizer, limit)
+    assert tokenizer.decode(theirs) == learned
+    assert Words().learned(generation, tokenizer, limit) == [1, 2, 3]

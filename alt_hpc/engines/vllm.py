@@ -1,21 +1,18 @@
-"""Engines that sample generations: transformers (ours, exact) and vLLM, behind one call."""
+"""vllm: vLLM generates, for throughput on GPUs; equality across shardings is not promised."""
 
 from __future__ import annotations
 
 import collections
-import functools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from alt_hpc import models, packed
-from alt_hpc.config import Sampling
+from alt_hpc.engines.engine import Ask, Decoding, Engine, Model
 from alt_hpc.errors import InputError
-from alt_hpc.generate import Generation, generate
+
+if TYPE_CHECKING:
+    from alt_hpc.generate import Generation
 
 # What vLLM reads from the environment; a user's own values stay.
 VLLM_ENVIRONMENT = {
@@ -26,83 +23,19 @@ VLLM_ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",  # a warning for every weight that is stored in another dtype
     "VLLM_NO_USAGE_STATS": "1",  # it would report to stats.vllm.ai
 }
+_NEVER = -100.0  # the least bias that vLLM's sampling parameters take
 
 
-Group = list[tuple[list[int], int]]  # token ids and seed of each of its prompts
+class Settings(Engine):
+    """It has nothing to set."""
+
+    kind: Literal["vllm"] = "vllm"
+
+    def load(self, model: Model, decoding: Decoding) -> Generator:
+        return Generator(model, decoding)
 
 
-class Engine(Protocol):
-    """Samples generations for groups of prompts.
-
-    Attributes
-    ----------
-    together
-        Prompts of a group: what is kept, or lost, at once.
-    """
-
-    together: int
-
-    def sample(self, groups: Iterable[Group]) -> Iterator[list[list[Generation]]]:
-        """`sampling.generations` generations for each prompt of each group, in order."""
-        ...
-
-
-@functools.lru_cache(maxsize=1)  # a task may make several shards
-def load(
-    policy: Path,
-    sampling: Sampling,
-    dtype: str,
-    ends: tuple[int, ...],
-    longest: int,
-    on: torch.device,
-) -> Engine:
-    """The engine that the config names, with the policy loaded, once per task.
-
-    Parameters
-    ----------
-    ends
-        Token ids that end a generation.
-    longest
-        The most tokens that a prompt and its generation have together.
-    on
-        Where to compute. vLLM finds that out by itself.
-
-    Raises
-    ------
-    InputError
-        The policy cannot be loaded, or vLLM is not installed in this environment.
-    """
-    if sampling.engine == "vllm":
-        return Vllm(policy, sampling, dtype, ends, longest)
-    return Transformers(policy, sampling, dtype, ends, on)
-
-
-class Transformers:
-    """Our own decoding on a transformers model: the same samples whatever the sharding."""
-
-    def __init__(
-        self, policy: Path, sampling: Sampling, dtype: str, ends: tuple[int, ...], on: torch.device
-    ) -> None:
-        self.model = packed.pack(models.load_policy(policy, dtype, on))
-        self.sampling = sampling
-        self.together = sampling.group
-        self.ends = ends
-
-    def sample(self, groups: Iterable[Group]) -> Iterator[list[list[Generation]]]:
-        for group in groups:
-            yield generate(
-                self.model,
-                [ids for ids, _ in group],
-                self.sampling.generations,
-                [seed for _, seed in group],
-                temperature=self.sampling.temperature,
-                top_p=self.sampling.top_p,
-                max_new_tokens=self.sampling.max_new_tokens,
-                eos=self.ends,
-            )
-
-
-class Vllm:
+class Generator:
     """vLLM: n generations are one request, prefix caching on. As many prompts as a prompt group has
     are in flight at any time, each kept as it is done, so that the batch never runs empty and a
     killed task loses no more than a group. Seeds are per prompt (generation i takes seed + i), but
@@ -115,9 +48,7 @@ class Vllm:
     neighbours: OpenMP threads wait for one another.
     """
 
-    def __init__(
-        self, policy: Path, sampling: Sampling, dtype: str, ends: tuple[int, ...], longest: int
-    ) -> None:
+    def __init__(self, model: Model, decoding: Decoding) -> None:
         for name, value in VLLM_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
@@ -125,16 +56,16 @@ class Vllm:
             import vllm.platforms
         except ModuleNotFoundError as error:
             raise InputError(
-                f"sampling.engine: vllm is not installed in {sys.prefix} ({error}); let"
-                " cluster.sample.python name an environment that has it"
+                f"engine.kind: vllm is not installed in {sys.prefix} ({error}); let"
+                " cluster.sample.python and cluster.evaluate.python name an environment that has it"
             ) from error
         self.vllm = vllm
-        self.together, self.in_flight = 1, sampling.group
+        self.together, self.in_flight = 1, decoding.group
         on_cpu = vllm.platforms.current_platform.is_cpu()
         self.engine = vllm.LLM(
-            model=str(policy),
-            dtype=dtype,
-            max_model_len=longest,
+            model=str(model.place),
+            dtype=model.dtype,
+            max_model_len=model.context,
             skip_tokenizer_init=True,  # ids in, ids out; the policy's folder may have none
             generation_config="vllm",  # not the folder's: top_k or penalties there are not ours
             enable_prefix_caching=True,
@@ -146,23 +77,24 @@ class Vllm:
             use_tqdm_on_load=False,
         ).llm_engine
         self.settings: dict[str, Any] = {
-            "n": sampling.generations,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_new_tokens,
+            "n": decoding.answers,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "max_tokens": decoding.max_new_tokens,
+            "logit_bias": dict.fromkeys(decoding.silent, _NEVER) or None,
             "ignore_eos": True,  # vLLM's own idea of it; ours are the stop tokens
-            "stop_token_ids": list(ends),
+            "stop_token_ids": list(model.ends),
             "detokenize": False,
             "output_kind": vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         }
-        self.ends = ends
+        self.ends = model.ends
         self.entered = 0  # requests, ever
         self.answers: dict[str, list[Generation]] = {}  # not yet asked for, by request
 
-    def sample(self, groups: Iterable[Group]) -> Iterator[list[list[Generation]]]:
+    def sample(self, groups: Iterable[Sequence[Ask]]) -> Iterator[list[list[Generation]]]:
         ahead: collections.deque[list[str]] = collections.deque()
         for group in groups:
-            ahead.append([self._enter(ids, seed) for ids, seed in group])
+            ahead.append([self._enter(ask.ids, ask.seed) for ask in group])
             if len(ahead) == self.in_flight:
                 yield self._answers(ahead.popleft())
         while ahead:
@@ -186,5 +118,7 @@ class Vllm:
 
     def _generation(self, token_ids: Sequence[int]) -> Generation:
         """vLLM keeps a stop token in the ids, as we do."""
+        from alt_hpc.generate import Generation
+
         ids = [int(i) for i in token_ids]
         return Generation(ids, "eos" if ids[-1] in self.ends else "limit")

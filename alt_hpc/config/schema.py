@@ -1,0 +1,284 @@
+"""The sections of a config, their keys, ranges and defaults (the paper's, arXiv 2407.16970)."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, create_model
+
+from alt_hpc import graph
+from alt_hpc.domains import DOMAINS
+from alt_hpc.engines import ENGINES
+from alt_hpc.methods import METHODS
+from alt_hpc.rewards import REWARDS
+from alt_hpc.settings import (
+    BelowOne,
+    Count,
+    Dtype,
+    Natural,
+    Positive,
+    Settings,
+    Share,
+    digest,
+)
+from alt_hpc.training.settings import PolicyTraining, RewardModelTraining, Sft
+
+SIDE = (graph.EVALUATE, graph.MEASURE)  # sections that no training depends on: free to change later
+FREE = ("run", "iterations", "keep", "cluster", *SIDE)
+
+
+def _one_of(kinds: Mapping[str, ModuleType], default: str) -> Any:
+    """The type of a section with a `kind:`; its settings stand in the kind's own file."""
+    if len(kinds) == 1:
+        return kinds[default].Settings
+    tagged = [Annotated[module.Settings, Tag(kind)] for kind, module in kinds.items()]
+
+    def kind_of(value: Any) -> Any:
+        if isinstance(value, dict):
+            return value.get("kind", default)
+        return getattr(value, "kind", None)
+
+    union: Any = functools.reduce(operator.or_, tagged)
+    return Annotated[union, Discriminator(kind_of)]
+
+
+if TYPE_CHECKING:
+    from alt_hpc.domains import Domain as OneDomain
+    from alt_hpc.engines import Engine as OneEngine
+    from alt_hpc.methods import Method as OneMethod
+    from alt_hpc.rewards import Reward as OneReward
+else:
+    OneDomain, OneMethod = _one_of(DOMAINS, "tldr"), _one_of(METHODS, "words")
+    OneReward, OneEngine = _one_of(REWARDS, "model"), _one_of(ENGINES, "exact")
+
+
+SbatchValue = str | int | bool
+
+
+class Policy(Settings):
+    """The model that is aligned."""
+
+    model: str | None = None
+    """Hub name or folder; none: the `sft` stage makes it."""
+    base: str | None = None
+    """What `sft` starts from."""
+    tokenizer: str | None = None
+    """Where the model's folder has none."""
+    dtype: Dtype = "bfloat16"
+    """Of sampling and evaluation."""
+    max_length: Count | None = None
+    """Tokens of prompt + generation; default: the model's context."""
+    dropout: BelowOne = 0.0
+    """While training."""
+
+
+class Source(Settings):
+    """Rows of text: a hub data set, or a folder of JSONL/Parquet files named after the splits."""
+
+    path: str
+    train: str = "train"
+    valid: str = "valid"
+    test: str | None = None
+    columns: dict[str, str] = Field({})
+    """Our name -> the data set's."""
+    limit: Count | None = None
+    """Rows kept of the train split."""
+    valid_limit: Count | None = None
+    """Rows kept of the valid split."""
+
+
+class Data(Settings):
+    """`prompts` has columns prompt and label (for SFT); `comparisons` prompt, chosen, rejected."""
+
+    prompts: Source
+    comparisons: Source | None = None
+
+
+class Sample(Settings):
+    """Drawing prompts and sampling generations (paper, section 4 and its model card)."""
+
+    prompts: Count = 2048
+    """N, drawn per iteration."""
+    replacement: bool = True
+    generations: Count = 96
+    """G, per prompt."""
+    temperature: Positive = 0.9
+    top_p: Share = 0.9
+    max_new_tokens: Count = 64
+    group: Count = 4
+    """Prompts in a prompt group: the unit of batching (vLLM: so many in flight)."""
+
+
+class External(Settings):
+    """A policy that the run did not make, evaluated beside its own."""
+
+    model: str
+    tokenizer: str | None = None
+    """Where the model's folder has none."""
+    ask: str = "{prompt}"
+    """How it is asked."""
+
+
+class HeldOut(Settings):
+    """A further set of prompts: evaluated at iteration 0 and at the end."""
+
+    path: str
+    split: str = "test"
+    columns: dict[str, str] = Field({})
+    """Our name -> the data set's."""
+    prompts: Count | None = None
+    """Its first rows; none: all."""
+
+
+class Evaluate(Settings):
+    """Greedy answers to held-out prompts: asked plain, for the best and for the worst."""
+
+    prompts: Count | None = None
+    """Rows of the valid split, evaluated at each iteration; none: all."""
+    test_prompts: Count | None = None
+    """Rows of the test split, evaluated at 0 and at the end; none: no test split."""
+    sets: dict[str, HeldOut] = Field({})
+    """Further sets, by name."""
+    policies: dict[str, External] = Field({})
+    """Policies that the run did not make, by name: evaluated once, on every set."""
+    max_new_tokens: Count | None = None
+    """Default: as sampled."""
+    group: Count = 16
+    """Prompts that are computed together."""
+
+
+class Measure(Settings):
+    """What answers are measured with."""
+
+    reward: OneReward | None = None
+    """Default: `reward`, which the policy was trained for."""
+
+
+class StageCluster(Settings):
+    """What one stage asks of the cluster; `null` takes the cluster-wide setting."""
+
+    shards: Count = 1
+    nodes: Count = 1
+    tasks_per_node: Count = 1
+    """`train`, `sft`, `reward_model`: one process per GPU."""
+    gpus: Natural = 0
+    """Per task."""
+    cpus: Count | None = None
+    """Per task; default: `threads`."""
+    mem_gb: Positive | None = None
+    """Per node."""
+    minutes: Count | None = None
+    partition: str | None = None
+    parallel: Count = 256
+    """Array elements that may run at once."""
+    python: str | None = None
+    """Another environment's interpreter."""
+    container: str | None = None
+    """Image for srun --container-image (pyxis)."""
+    sbatch: dict[str, SbatchValue] = Field({})
+    """Any further sbatch option; false leaves out one that we would set."""
+
+
+class _Cluster(Settings):
+    """Where and how jobs run. Free: it may change whenever a run is submitted again."""
+
+    backend: Literal["local", "slurm"] = "local"
+    slots: Count = 1
+    """local: tasks at once."""
+    max_attempts: Count = 3
+    chain: Literal["controller", "presubmitted"] = "controller"
+    """presubmitted: where nodes have no sbatch."""
+    kill_invalid_dependencies: bool = True
+    """false where a site asks not to use that option."""
+    hung_minutes: Positive = 60.0
+    """A task without progress for so long ends itself."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    minutes: Count = 60
+    sbatch: dict[str, SbatchValue] = Field({})
+    controller: StageCluster = Field(StageCluster())
+
+    def stage(self, name: str) -> StageCluster:
+        """Settings of a stage by its name (`reward-model` is the key `reward_model`)."""
+        settings: StageCluster = getattr(self, graph.STAGES[name].key)
+        return settings
+
+    def stages(self) -> dict[str, StageCluster]:
+        """Settings of the controller and of every stage, by their keys."""
+        keys = ["controller", *(stage.key for stage in graph.STAGES.values())]
+        return {key: getattr(self, key) for key in keys}
+
+
+if TYPE_CHECKING:
+    Cluster = _Cluster
+else:
+    Cluster = create_model(
+        "Cluster",
+        __base__=_Cluster,
+        __doc__=_Cluster.__doc__,
+        **{s.key: (StageCluster, StageCluster()) for s in graph.STAGES.values()},
+    )
+
+
+class Config(Settings):
+    """A whole run.
+
+    Everything but `FREE` decides content that training depends on: it is *frozen* at the first
+    submission and fingerprinted.
+    """
+
+    run: str
+    """The run folder."""
+    policy: Policy
+    data: Data
+    seed: Natural = 0
+    iterations: Count = 10
+    threads: Count = 1
+    """CPU threads of a task: part of what decides content bit for bit."""
+    keep: Count = 2
+    """Last policies kept on disk, beside the best one and any still in use."""
+    domain: OneDomain = Field(DOMAINS["tldr"].Settings())
+    method: OneMethod = Field(METHODS["words"].Settings())
+    reward: OneReward = Field(REWARDS["model"].Settings())
+    engine: OneEngine = Field(ENGINES["exact"].Settings())
+    sft: Sft | None = None
+    reward_model: RewardModelTraining | None = None
+    sample: Sample = Field(Sample())
+    train: PolicyTraining = Field(PolicyTraining())
+    evaluate: Evaluate = Field(Evaluate())
+    measure: Measure = Field(Measure())
+    cluster: Cluster = Field(Cluster())
+
+    FREE: ClassVar[tuple[str, ...]] = FREE
+
+    def values(self) -> dict[str, Any]:
+        """All of it, as plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def frozen(self) -> dict[str, Any]:
+        """What decides content that training depends on, as plain JSON values."""
+        return {key: value for key, value in self.values().items() if key not in self.FREE}
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of `frozen`."""
+        return digest(self.frozen())
+
+    @property
+    def evaluated_tokens(self) -> int:
+        """The most tokens of an answer that is evaluated."""
+        return self.evaluate.max_new_tokens or self.sample.max_new_tokens
+
+    @property
+    def measured_by(self) -> OneReward:
+        """The reward that evaluations are measured with."""
+        return self.measure.reward or self.reward
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a config, for editors."""
+    return {**Config.model_json_schema(), "title": "alt_hpc"}

@@ -1,0 +1,64 @@
+"""What a domain is: how an example becomes text for policy and reward, and how it is shortened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from alt_hpc.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# (token ids, how many tokens of the prompt were left out: 0 where it fits)
+Fitted = tuple[list[int], int]
+
+
+class Domain(Settings):
+    """A domain's settings, and its texts.
+
+    A prompt stays raw text in every file of a run: here alone feedback comes to it.
+    """
+
+    kind: str
+
+    def check(self) -> None:
+        """Raise InputError, with its field, where its settings contradict each other."""
+
+    def example(self, row: Mapping[str, str]) -> dict[str, str]:
+        """A row of a data set (columns `prompt` and others) as it is used: as it was read."""
+        return dict(row)
+
+    def before(self, feedback: str | None) -> str:
+        """The text in front of a prompt that is asked with this feedback."""
+        raise NotImplementedError
+
+    def answer(self, label: str) -> str:
+        """What is written behind a prompt: the text of a label."""
+        return f" {label.strip()}"
+
+    def fit(
+        self, tokenizer: PreTrainedTokenizerBase, before: str, prompt: str, room: int
+    ) -> Fitted:
+        """Token ids of `before` + prompt, at most `room` of them (at least 1): shortened."""
+        raise NotImplementedError
+
+    def conditioned(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        feedback: str | None,
+        prompt: str,
+        room: int,
+        widest: Sequence[str] = (),
+    ) -> Fitted:
+        """Token ids of a prompt asked with feedback, at most `room` of them.
+
+        It is shortened once, for the widest of all feedback: a group's answers saw the same post.
+        """
+        befores = {self.before(feedback), *map(self.before, widest)}
+        fits = {before: self.fit(tokenizer, before, prompt, room) for before in befores}
+        ids, lost = fits[self.before(feedback)]
+        most = max(lost for _, lost in fits.values())
+        if lost == most:
+            return ids, lost
+        return self.fit(tokenizer, self.before(feedback), prompt, len(ids) - (most - lost))

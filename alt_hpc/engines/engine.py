@@ -1,0 +1,86 @@
+"""What an engine is: it generates answers. Sampling and evaluation go through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from alt_hpc.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from alt_hpc.generate import Generation
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A prompt to be answered, and the row that it comes from."""
+
+    ids: list[int]
+    seed: int
+    row: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are generated."""
+
+    answers: int  # to each prompt
+    temperature: float  # 0: greedy, one answer
+    top_p: float
+    max_new_tokens: int
+    group: int  # prompts that are computed together, or in flight
+    silent: tuple[int, ...] = ()  # token ids that are never generated
+
+
+@dataclass(frozen=True)
+class Model:
+    """The policy that generates.
+
+    Attributes
+    ----------
+    ends
+        Token ids that end a generation.
+    context
+        The most tokens that a prompt and its generation have together.
+    device
+        Where to compute. vLLM finds that out by itself.
+    """
+
+    place: Path
+    dtype: str
+    ends: tuple[int, ...]
+    context: int
+    device: torch.device
+
+
+class Generator(Protocol):
+    """An engine with a policy loaded.
+
+    Attributes
+    ----------
+    together
+        Prompts of a group: what is kept, or lost, at once.
+    """
+
+    together: int
+
+    def sample(self, groups: Iterable[Sequence[Ask]]) -> Iterator[list[list[Generation]]]:
+        """The answers to each prompt of each group, in order, as a stream."""
+        ...
+
+
+class Engine(Settings):
+    """An engine's settings, and what is made of them."""
+
+    kind: str
+
+    def check(self, place: Path) -> None:
+        """Raise InputError where it cannot generate from a policy, before anything is queued."""
+
+    def load(self, model: Model, decoding: Decoding) -> Generator:
+        """Ready to generate. Raises InputError where the policy or the engine is missing."""
+        raise NotImplementedError

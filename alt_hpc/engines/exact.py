@@ -1,0 +1,56 @@
+"""exact: our own decoding on a transformers model; the same answers whatever the sharding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from alt_hpc.engines.engine import Ask, Decoding, Engine, Model
+
+if TYPE_CHECKING:
+    from alt_hpc.generate import Generation
+
+# generate imports torch: it is imported where a policy is loaded.
+
+
+class Settings(Engine):
+    """It has nothing to set."""
+
+    kind: Literal["exact"] = "exact"
+
+    def check(self, place: Path) -> None:
+        from alt_hpc import generate
+
+        generate.check(place)
+
+    def load(self, model: Model, decoding: Decoding) -> Generator:
+        return Generator(model, decoding)
+
+
+class Generator:
+    """A policy, prompt group by prompt group."""
+
+    def __init__(self, model: Model, decoding: Decoding) -> None:
+        from alt_hpc import models, packed
+
+        self.model = packed.pack(models.load_policy(model.place, model.dtype, model.device))
+        self.ends = model.ends
+        self.decoding = decoding
+        self.together = decoding.group
+
+    def sample(self, groups: Iterable[Sequence[Ask]]) -> Iterator[list[list[Generation]]]:
+        from alt_hpc.generate import generate
+
+        for group in groups:
+            yield generate(
+                self.model,
+                [ask.ids for ask in group],
+                self.decoding.answers,
+                [ask.seed for ask in group],
+                temperature=self.decoding.temperature,
+                top_p=self.decoding.top_p,
+                max_new_tokens=self.decoding.max_new_tokens,
+                eos=self.ends,
+                silent=self.decoding.silent,
+            )

@@ -1,0 +1,118 @@
+"""What a method is: it turns scored generations into training data and conditioning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from alt_hpc.settings import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Row = Mapping[str, Any]
+Asking = Literal["plain", "best", "worst"]
+
+
+@dataclass(frozen=True)
+class Label:
+    """What was decided of each generation of a prompt; None where it was set aside."""
+
+    quantiles: Sequence[int | None]  # 0 is the best
+    feedback: Sequence[str | None]
+
+
+@dataclass(frozen=True)
+class LossView:
+    """What the KL term's reference policy reads, and over which vocabulary it is compared."""
+
+    reads: Literal["conditioned", "plain"] = "conditioned"  # plain: the prompt without feedback
+    vocabulary: int | None = None  # the first token ids; None: all
+
+
+class Method(Settings):
+    """A method's settings, and what it decides. Pure, but for `prepare`.
+
+    The defaults here are those of most methods: a kind states `levels`, `ask`, `label`, `select`.
+    """
+
+    kind: str
+
+    def check(self) -> None:
+        """Raise InputError, with its field, where its settings contradict each other."""
+
+    # ------------------------------------------------------------------ the words
+
+    @property
+    def levels(self) -> Sequence[str]:
+        """What its quantiles are called, best first, in tables and curves."""
+        raise NotImplementedError
+
+    @property
+    def widest(self) -> Sequence[str]:
+        """The feedback that a prompt must leave room for: it is shortened once for all of it."""
+        return self.levels
+
+    @property
+    def family(self) -> int:
+        """How many generations of a prompt are trained on with the same feedback, at most."""
+        raise NotImplementedError
+
+    @property
+    def fewest(self) -> int:
+        """How many generations a prompt must have, for each level to get one."""
+        return len(self.levels)
+
+    # ------------------------------------------------------------------ what is asked for
+
+    def sources(self, iteration: int) -> tuple[str, ...]:
+        """Stages of the iteration before whose rows `ask` reads when this one is sampled."""
+        return ()
+
+    def asked(self, iteration: int) -> tuple[Asking, ...]:
+        """How the policy after an iteration is asked when it is evaluated."""
+        return ("plain", "best", "worst")
+
+    def ask(self, how: Asking, row: Row, earlier: Sequence[Row] = ()) -> str | None:
+        """The feedback to ask with for a prompt; None: the prompt as it is.
+
+        `earlier` are the rows of `sources`.
+        """
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ what is learned
+
+    def label(self, row: Row) -> Label | None:
+        """Quantile and feedback of each generation of a scored row.
+
+        None where that is not decided prompt by prompt: then `labels` decides over the iteration.
+        """
+        raise NotImplementedError
+
+    def labels(self, rows: Iterable[Row]) -> Iterator[Label]:
+        """The label of each of an iteration's scored rows: what training and reports go by."""
+        for row in rows:
+            yield Label(row["quantiles"], row["feedback"])
+
+    def select(self, label: Label, finished: Sequence[bool], rng: np.random.Generator) -> list[int]:
+        """Indices of the generations that are trained on."""
+        raise NotImplementedError
+
+    def learned(self, generation: Row, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
+        """Token ids that are learned of a selected generation: those that were sampled."""
+        return list(generation["ids"])
+
+    # ------------------------------------------------------------------ the model
+
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Change a policy before it is trained (new tokens, say). Called again on its successor."""
+
+    def silent(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+        """Token ids that are never sampled, here or from the export."""
+        return ()
+
+    def loss_view(self, tokenizer: PreTrainedTokenizerBase) -> LossView:
+        """What the KL term compares."""
+        return LossView()

@@ -1,0 +1,96 @@
+"""words: ALT-RM. Rewards are ranked per prompt, each quantile has a word (arXiv 2407.16970)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from alt_hpc.errors import InputError
+from alt_hpc.methods import quantiles as ranking
+from alt_hpc.methods.method import Asking, Label, Method, Row
+from alt_hpc.settings import LARGEST, Count
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+
+class Settings(Method):
+    """The words, best first, and how generations are ranked into their quantiles."""
+
+    kind: Literal["words"] = "words"
+    quantiles: Annotated[int, Field(ge=2, le=LARGEST)] = 5
+    texts: list[str] = Field(["Excellent.", "Good.", "Mediocre.", "Bad.", "Horrible."])
+    remainder: Literal["spread", "last"] = "spread"
+    """Where the remainder of n / quantiles goes; "last": the authors' code."""
+    pool: Literal["prompt", "iteration"] = "prompt"
+    """What is ranked together; "iteration": the original Quark."""
+    per_quantile: Count = 2
+    """Generations kept of each quantile for training."""
+    append_eos: bool = False
+    """As the authors: train on the text, tokenised again, with an EOS (see `learned`)."""
+
+    def check(self) -> None:
+        if len(self.texts) != self.quantiles:
+            problem = f"{len(self.texts)} feedback texts for {self.quantiles} quantiles"
+            raise InputError(problem, "method.texts")
+        if len(set(self.texts)) != len(self.texts):
+            raise InputError("the feedback texts must differ from one another", "method.texts")
+        for i, text in enumerate(self.texts):
+            if not text.strip():
+                raise InputError("the feedback text is empty", f"method.texts[{i}]")
+
+    @property
+    def levels(self) -> Sequence[str]:
+        return self.texts
+
+    @property
+    def family(self) -> int:
+        return self.per_quantile
+
+    def ask(self, how: Asking, row: Row, earlier: Sequence[Row] = ()) -> str | None:
+        return {"plain": None, "best": self.texts[0], "worst": self.texts[-1]}[how]
+
+    def label(self, row: Row) -> Label | None:
+        if self.pool == "iteration":
+            return None
+        return self._named(self._cut(_rewards(row)))
+
+    def labels(self, rows: Iterable[Row]) -> Iterator[Label]:
+        if self.pool == "prompt":
+            yield from super().labels(rows)
+            return
+        pool = [_rewards(row) for row in rows]
+        flat = iter(self._cut([reward for rewards in pool for reward in rewards]))
+        for rewards in pool:
+            yield self._named([next(flat) for _ in rewards])
+
+    def select(self, label: Label, finished: Sequence[bool], rng: np.random.Generator) -> list[int]:
+        return ranking.select(label.quantiles, finished, self.per_quantile, rng)
+
+    def learned(self, generation: Row, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
+        """The sampled ids; with `append_eos` what the authors train on (METHOD of their code).
+
+        That is ` ` + the stripped text, tokenised again, and an EOS, but where the text does not
+        end in `.`, `?` or `!` and has exactly `limit` tokens: then it was cut off.
+        """
+        if not self.append_eos:
+            return super().learned(generation, tokenizer, limit)
+        text = str(generation["text"]).strip()
+        ids: list[int] = tokenizer.encode(" " + text, add_special_tokens=False)
+        cut_off = not text.endswith((".", "?", "!")) and len(ids) == limit
+        end: Any = tokenizer.eos_token_id
+        return ids if cut_off else [*ids, end]
+
+    def _cut(self, rewards: Sequence[float]) -> list[int | None]:
+        return ranking.quantiles(rewards, self.quantiles, self.remainder)
+
+    def _named(self, cut: Sequence[int | None]) -> Label:
+        return Label(cut, [None if q is None else self.texts[q] for q in cut])
+
+
+def _rewards(row: Row) -> list[float]:
+    return [math.nan if reward is None else reward for reward in row["rewards"]]

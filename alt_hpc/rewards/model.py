@@ -1,0 +1,83 @@
+"""model: a reward model ranks generations; sequence classification, or CarperAI's format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from alt_hpc.domains import Domain
+from alt_hpc.errors import blaming
+from alt_hpc.rewards.reward import Answers, Given, Named, Reward, Scored
+from alt_hpc.settings import Count, Dtype
+
+if TYPE_CHECKING:
+    from alt_hpc.rewards.heads import RewardModel
+
+# heads imports torch: it is imported where a model is read.
+
+
+class Settings(Reward):
+    """A sequence-classification folder or one in CarperAI's format; the folder tells which."""
+
+    kind: Literal["model"] = "model"
+    model: str | None = None
+    """Hub name or folder; none: the `reward-model` stage makes it."""
+    base: str | None = None
+    """The architecture of a CarperAI checkpoint, or what `reward-model` starts from."""
+    tokenizer: str | None = None
+    template: str | None = None
+    """Around {prompt} and {summary}; by default the checkpoint's kind decides (see heads.py)."""
+    max_length: Count = 550
+    dtype: Dtype = "float32"
+
+    @property
+    def trained(self) -> bool:
+        return self.model is None
+
+    def named(self) -> dict[str, Named]:
+        names = {
+            "model": self.model and Named(self.model),
+            "base": self.base and Named(self.base, whole=self.trained),
+            "tokenizer": self.tokenizer and Named(self.tokenizer, whole=False),
+        }
+        return {key: named for key, named in names.items() if named}
+
+    def check(self, place: Callable[[str], Path], domain: Domain, new_tokens: int) -> None:
+        from alt_hpc.rewards import heads
+
+        found = {key: place(key) for key in self.named()}
+        with blaming(".base" if self.trained else ".model"):
+            heads.check(self, domain, new_tokens, found)
+
+    def load(self, given: Given) -> Scorer:
+        from alt_hpc.rewards import heads
+
+        if self.trained:  # what the run has made is whole: it has a tokenizer of its own
+            assert given.made is not None
+            found = {"model": given.made}
+        else:
+            found = {key: given.place(key) for key in self.named()}
+        model = heads.load_reward_model(
+            found["model"],
+            self,
+            given.device,
+            domain=given.domain,
+            max_new_tokens=given.new_tokens,
+            base=found.get("base"),
+            tokenizer=found.get("tokenizer"),
+        )
+        return Scorer(model)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A reward model, loaded."""
+
+    model: RewardModel
+
+    def score(self, groups: Iterable[Answers]) -> Iterator[Scored]:
+        for answers in groups:
+            rewards, shortened = self.model.score(answers.prompt, list(answers.texts))
+            yield Scored(rewards, shortened=shortened)

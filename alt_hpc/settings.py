@@ -1,0 +1,45 @@
+"""What all settings are: strict and frozen, the range of a number beside its key."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+LARGEST = 2**31 - 1  # of whole numbers: what Slurm and every library take
+
+
+class Settings(BaseModel):
+    """A section of a config: unknown keys and other types are errors, nothing is converted."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 2e-5 as a text."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+_READ = BeforeValidator(_number)
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+Natural = Annotated[int, Field(ge=0, le=LARGEST)]
+Positive = Annotated[float, Field(gt=0), _READ]
+NotNegative = Annotated[float, Field(ge=0), _READ]
+Share = Annotated[float, Field(gt=0, le=1), _READ]
+Part = Annotated[float, Field(ge=0, le=1), _READ]
+BelowOne = Annotated[float, Field(ge=0, lt=1), _READ]
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of a JSON value in its canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,80 @@
+"""measure: reward, perplexity and length of the answers of a shard of evaluation."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from alt_hpc import packed
+from alt_hpc.generate import continuation_logprobs
+from alt_hpc.graph import OWN
+from alt_hpc.models import continuation_ids
+from alt_hpc.rewards import Answers
+from alt_hpc.stages.work import Policy, Work, scorer
+
+Row = dict[str, Any]
+Rows = list[Row]
+
+
+def run(work: Work) -> None:
+    """Make one shard: a row for each answer of `evaluate`, in its order.
+
+    Perplexity is exp of the mean token loss under the starting policy given the plain prompt, EOS
+    excluded; null for an empty answer. Length counts tokens without EOS. The answer of a policy
+    with another tokenizer is read with the starting policy's. Two models in turn, never both in
+    memory.
+    """
+    asked = _by_prompt(list(work.mates()))
+    starts = range(len(asked) + 1)
+    passes = (_rewards, _perplexities)
+    made: list[Rows] = []
+    for number, measure in enumerate(passes):
+        part = number, len(passes)
+
+        def make(indices: Iterator[int], measure: Any = measure) -> Iterator[Rows]:
+            for row in measure(work, map(asked.__getitem__, indices)):
+                yield [row]
+
+        made.append(work.attempt.resumable(starts, make, "prompts", part=part))
+        gc.collect()  # the model of this pass
+    rows = []
+    for answers, *found in zip(asked, *made, strict=True):
+        for i, answer in enumerate(answers):
+            about = {key: answer[key] for key in ("policy", "set", "row", "variant")}
+            rows.append(about | {k: values[i] for one in found for k, values in one.items()})
+    work.attempt.commit_rows(rows)
+
+
+def _by_prompt(rows: Rows) -> list[Rows]:
+    """The answers to each prompt together, in the order of the prompts."""
+    found: dict[tuple[str, str, int], Rows] = {}
+    for row in rows:
+        found.setdefault((row["policy"], row["set"], row["row"]), []).append(row)
+    return list(found.values())
+
+
+def _rewards(work: Work, prompts: Iterator[Rows]) -> Iterator[Row]:
+    reward = scorer(work.run, work.config.measured_by, work.device)
+    texts = (Answers(rows[0]["prompt"], [r["text"] for r in rows], rows[0]) for rows in prompts)
+    for scored in reward.score(texts):
+        yield {"reward": [r if math.isfinite(r) else None for r in scored.rewards]}
+
+
+def _perplexities(work: Work, prompts: Iterator[Rows]) -> Iterator[Row]:
+    policy = work.policy(0)
+    model = packed.pack(policy.load(work.config.policy.dtype, work.device))
+    for rows in prompts:
+        ids, _ = policy.fit(None, rows[0]["prompt"], work.config.evaluated_tokens)
+        answers = [_read(policy, row) for row in rows]
+        losses = continuation_logprobs(model, ids, answers)
+        found = [math.exp(-sum(one) / len(one)) if one else None for one in losses]
+        yield {"perplexity": found, "length": [len(answer) for answer in answers]}
+
+
+def _read(policy: Policy, row: Row) -> list[int]:
+    """An answer as the starting policy's token ids, without the ends."""
+    if row["policy"] != OWN:
+        return continuation_ids(policy.tokenizer, f" {row['text']}") if row["text"] else []
+    return [i for i in row["ids"] if i not in policy.ends]

@@ -1,0 +1,1 @@
+"""The optimisation of a model: its settings. (The loop itself is `trainer`.)"""

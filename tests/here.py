@@ -1,0 +1,48 @@
+"""This process as a cluster: a job's tasks run as it is submitted, one after the other.
+
+For tests that only look at what is made: no interpreter is started for each task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from alt_hpc import config as configs
+from alt_hpc import controller, launch
+from alt_hpc.clusters import Asked, Request, Seen
+from alt_hpc.config import Cluster as ClusterConfig
+from alt_hpc.plan import Dependency, Limits
+from alt_hpc.run.folder import RunFolder
+
+
+class Here:
+    """What the controller needs of a cluster; stages on one rank only."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []  # keys of the jobs that were submitted
+
+    def limits(self, common: ClusterConfig, controllers: Path) -> Limits:
+        return Limits()
+
+    def submit(self, request: Request, after: Sequence[Dependency]) -> str:
+        self.made.append(request.key)
+        for task in request.tasks:
+            task.make()  # type: ignore[attr-defined]
+        return str(len(self.made))
+
+    def look(self, asked: Sequence[Asked]) -> dict[str, dict[int, Seen]]:
+        return {}
+
+    def cancel(self, *elements: str) -> None:
+        """Nothing goes on."""
+
+
+def run(config: Path, settings: Sequence[str]) -> list[str]:
+    """Run a config to its end; the keys of the jobs that it took."""
+    chosen = configs.load(config, [*settings, "cluster.backend=local", "cluster.train={}"])
+    folder, here = launch.prepare(chosen), Here()
+    while not (done := controller.step(RunFolder(folder.path), here)).plan.finished:
+        assert done.plan.stop is None, done.plan.stop
+    folder.end("FINISHED", controller.finish(done.plan))
+    return here.made

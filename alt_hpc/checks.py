@@ -159,8 +159,13 @@ def _check_external(config: Config, name: str, found: Mapping[str, Path]) -> Non
     place = found[external.model]
     lm.check_weights(place)
     named = external.tokenizer and found[frozen.key(external.tokenizer, whole=False)]
-    _check_ends(place, lm.load_tokenizer(named or place))
+    tokenizer = lm.load_tokenizer(named or place)
+    _check_ends(place, tokenizer)
     config.engine.check(place)
+    context = lm.context_length(lm.load_config(place), unknown=config.policy.max_length)
+    taken = len(lm.text_ids(tokenizer, external.ask.removesuffix("{prompt}")))
+    if taken + config.evaluated_tokens >= context:
+        raise InputError(f"{place}: no room for a prompt: it reads {context} tokens")
 
 
 def _check_ends(place: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -402,6 +402,13 @@ INPUT: dict[str, tuple[Edit, list[str]]] = {
         put("evaluate.policies", {"ppo": {"model": "FOLDER/gone"}}),
         ["/gone", "evaluate.policies.ppo.model"],
     ),
+    "a policy to evaluate whose asking leaves no room": (
+        lambda folder, config: put(
+            "evaluate.policies",
+            {"ppo": {"model": config["policy"]["model"], "ask": "x" * 1000 + "{prompt}"}},
+        )(folder, config),
+        ["evaluate.policies.ppo.model", "no room for a prompt"],
+    ),
     "a measure that is nowhere": (
         put("measure", {"reward": {"model": "FOLDER/gone"}}),
         ["/gone", "measure.reward.model"],

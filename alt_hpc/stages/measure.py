@@ -66,8 +66,9 @@ def _perplexities(work: Work, prompts: Iterator[Rows]) -> Iterator[Row]:
     policy = work.policy(0)
     model = packed.pack(policy.load(work.config.policy.dtype, work.device))
     for rows in prompts:
-        ids, _ = policy.fit(None, rows[0]["prompt"], work.config.evaluated_tokens)
         answers = [_read(policy, row) for row in rows]
+        room = max([work.config.evaluated_tokens, *map(len, answers)])  # of another tokenizer
+        ids, _ = policy.fit(None, rows[0]["prompt"], room)
         losses = continuation_logprobs(model, ids, answers)
         found = [math.exp(-sum(one) / len(one)) if one else None for one in losses]
         yield {"perplexity": found, "length": [len(answer) for answer in answers]}

@@ -27,6 +27,7 @@ def run(work: Work) -> None:
     folder, k, method = work.run, work.piece.iteration, work.config.method
     evaluations = evaluated(folder, k)
     own = [row for row in evaluations if row["policy"] == OWN]
+    shown = "best" if "best" in method.asked(k) else "plain"
     manifests = _manifests(work)
     report: dict[str, Any] = {"iteration": k, "evaluation": _evaluation(own)}
     report["policies"] = _policies(evaluations)
@@ -35,7 +36,7 @@ def run(work: Work) -> None:
         stage: sum(manifest.facts.get("prompts_cut", 0) for manifest in found.values())
         for stage, found in manifests.items()
     }
-    report["samples"] = [_sample(row) for row in own if row["variant"] == own[-1]["variant"]][:5]
+    report["samples"] = [_sample(row) for row in own if row["variant"] == shown][:5]
     if k:
         scores = list(rows.of_stage(folder, k, SCORE))
         cuts = [label.quantiles for label in method.labels(scores)]

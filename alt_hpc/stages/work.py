@@ -159,8 +159,9 @@ class Work:
         tokenizer = lm.load_tokenizer(
             models.place(self.run, named, whole=False) if named else place
         )
-        shape = lm.load_config(place)
-        context = self.config.policy.max_length or lm.context_length(shape)
+        most = self.config.policy.max_length
+        context = lm.context_length(lm.load_config(place), unknown=most)
+        context = min(context, most or context)
         return Policy(place, self.config, tokenizer, lm.all_ends(place, tokenizer), context)
 
     def generator(self, policy: Policy, decoding: Decoding) -> Generator:

@@ -80,21 +80,20 @@ def test_what_plans_and_starts_imports_no_torch(module: str) -> None:
 # ---------------------------------------------------------------------- who may import whom
 
 
-PLANTED = {  # module -> an import against the arrows
-    "graph.py": "import alt_hpc.plan",
-    "plan.py": "from alt_hpc.run import files",
-    "trainer.py": "from alt_hpc.run.folder import RunFolder",
-    "models.py": "def later() -> None:\n    import alt_hpc.trainer",
-    "stages/sample.py": "import alt_hpc.clusters.slurm",
-    "stages/score.py": "from alt_hpc.stages import sample",
-    "run/layout.py": "from alt_hpc.run import folder",
-    "errors.py": "from alt_hpc import config",
-    "process.py": "from alt_hpc import task",
-    "strange.py": "",  # a module in no layer
-    "methods/words.py": "from alt_hpc import config",
-    "rewards/model.py": "from alt_hpc.stages import work",
-    "domains/tldr.py": "from alt_hpc.run import rows",
-    "settings.py": "from alt_hpc import models",
+PLANTED = {  # module -> an import against the arrows, and of what
+    "graph": ("import alt_hpc.plan", "plan"),
+    "plan": ("from alt_hpc.run import files", "run.files"),
+    "trainer": ("from alt_hpc.run.folder import RunFolder", "run.folder"),
+    "models": ("def later() -> None:\n    import alt_hpc.trainer", "trainer"),
+    "stages.sample": ("import alt_hpc.clusters.slurm", "clusters.slurm"),
+    "stages.score": ("from alt_hpc.stages import sample", "stages.sample"),
+    "run.layout": ("from alt_hpc.run import folder", "run.folder"),
+    "errors": ("from alt_hpc import config", "config"),
+    "process": ("from alt_hpc import task", "task"),
+    "methods.words": ("from alt_hpc import config", "config"),
+    "rewards.model": ("from alt_hpc.stages import work", "stages.work"),
+    "domains.tldr": ("from alt_hpc.run import rows", "run.rows"),
+    "settings": ("from alt_hpc import models", "models"),
 }
 
 
@@ -114,14 +113,22 @@ def _contract(place: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("module", PLANTED)
-def test_an_import_against_the_arrows_is_found(tmp_path: Path, module: str) -> None:
+def test_imports_against_the_arrows_are_found(tmp_path: Path) -> None:
     package = _package(tmp_path)
-    with (package / module).open("a") as file:
-        file.write(f"\n{PLANTED[module]}\n")
+    for module, (text, _) in PLANTED.items():
+        with (package / f"{module.replace('.', '/')}.py").open("a") as file:
+            file.write(f"\n{text}\n")
     done = _contract(tmp_path)
     assert done.returncode != 0
-    assert Path(module).stem in done.stdout
+    edges = [f"alt_hpc.{module} -> alt_hpc.{of} (l." for module, (_, of) in PLANTED.items()]
+    assert [edge for edge in edges if edge not in done.stdout] == []
+
+
+def test_a_module_in_no_layer_is_found(tmp_path: Path) -> None:
+    (_package(tmp_path) / "strange.py").touch()
+    done = _contract(tmp_path)
+    assert done.returncode != 0
+    assert "strange" in done.stdout
 
 
 # ---------------------------------------------------------------------- a new stage or kind

@@ -348,9 +348,11 @@ def test_abandoning_removes_only_what_freezing_wrote(tmp_path: Path) -> None:
 
 
 def test_damaged_run_json_is_one_sentence(run: RunFolder) -> None:
-    (run.path / "run.json").write_text("{")
+    whole = run.layout.run.read_text()
+    run.layout.run.write_text("{")
     with pytest.raises(InputError, match=r"run\.json: damaged"):
         RunFolder.create(make_config(run.path))
+    run.layout.run.write_text(whole)
     (run.path / "config.json").write_text(json.dumps({"run": 1}))
     with pytest.raises(InputError, match=r"config\.json"):
         RunFolder(run.path).config()

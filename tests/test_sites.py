@@ -66,9 +66,11 @@ def told(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 PROFILES = [
     {"SQUEUE_PARTITION": "nowhere"},
     {"SQUEUE_STATES": "RUNNING"},
-    {"SQUEUE_USERS": "nobody", "SQUEUE_ACCOUNT": "none"},
-    {"SQUEUE_FORMAT": "%u", "SQUEUE_FORMAT2": "user", "SLURM_TIME_FORMAT": "relative"},
-    {"SQUEUE_NAMES": "x", "SQUEUE_QOS": "y", "SQUEUE_LICENSES": "z", "SINFO_FORMAT": "%N"},
+    {
+        **{"SQUEUE_USERS": "nobody", "SQUEUE_ACCOUNT": "none", "SQUEUE_NAMES": "x"},
+        **{"SQUEUE_FORMAT": "%u", "SQUEUE_FORMAT2": "user", "SLURM_TIME_FORMAT": "relative"},
+        **{"SQUEUE_QOS": "y", "SQUEUE_LICENSES": "z", "SINFO_FORMAT": "%N"},
+    },
 ]
 
 

@@ -129,7 +129,7 @@ def test_recovers_from_a_failing_shard_a_killed_task_and_a_killed_controller(
         f"""
         case "$*" in *controller.sh*|*test-only*) exec /usr/bin/sbatch "$@";; esac
         echo x >> {tmp_path}/calls
-        if [ "$(wc -l < {tmp_path}/calls)" = 5 ]; then kill -9 $PPID; exit 1; fi
+        if [ "$(wc -l < {tmp_path}/calls)" = 6 ]; then kill -9 $PPID; exit 1; fi
         exec /usr/bin/sbatch "$@"
         """,
     )
@@ -143,7 +143,7 @@ def test_recovers_from_a_failing_shard_a_killed_task_and_a_killed_controller(
     assert folder.ended() == ("FINISHED", "the run is finished")
     assert (tmp_path / "failed").exists()
     assert (tmp_path / "killed").exists()
-    assert len((tmp_path / "calls").read_text().splitlines()) > 5
+    assert len((tmp_path / "calls").read_text().splitlines()) > 6
     assert _policy(folder, 1) == _policy(undisturbed, 1)
     untouched = folder.manifests.get(Piece(1, "sample", 0))
     again = folder.manifests.get(Piece(1, "sample", 1))

@@ -49,7 +49,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 97
 BASE = Training(
     epochs=1, global_batch=8, micro_batch=2, lr=1e-2, eps=1e-4, weight_decay=0.1, clip=0.5,
-    warmup=0.4, trained_blocks=0.7, precision="float32", checkpoint_minutes=1e6,
+    warmup=0.4, trained_blocks=0.7, train_embeddings=False, precision="float32",
+    checkpoint_minutes=1e6,
 )  # fmt: skip
 
 

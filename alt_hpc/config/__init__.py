@@ -2,12 +2,9 @@
 
 from alt_hpc.config.reader import from_json, load, located
 from alt_hpc.config.schema import (
-    SIDE,
     Cluster,
     Config,
     Data,
-    Evaluate,
-    External,
     HeldOut,
     Policy,
     Sample,
@@ -16,12 +13,9 @@ from alt_hpc.config.schema import (
 )
 
 __all__ = [
-    "SIDE",
     "Cluster",
     "Config",
     "Data",
-    "Evaluate",
-    "External",
     "HeldOut",
     "Policy",
     "Sample",

@@ -27,8 +27,8 @@ from alt_hpc.settings import (
 )
 from alt_hpc.training.settings import PolicyTraining, RewardModelTraining, Sft
 
-SIDE = (graph.EVALUATE, graph.MEASURE)  # sections that no training depends on: free to change later
-FREE = ("run", "iterations", "keep", "cluster", *SIDE)
+# What may change when a run is submitted again: no training depends on it.
+FREE = ("run", "iterations", "keep", "cluster", graph.EVALUATE, graph.MEASURE)
 
 
 def _one_of(kinds: Mapping[str, ModuleType], default: str) -> Any:

@@ -55,10 +55,11 @@ class Domain(Settings):
 
         It is shortened once, for the widest of all feedback: a group's answers saw the same post.
         """
-        befores = {self.before(feedback), *map(self.before, widest)}
-        fits = {before: self.fit(tokenizer, before, prompt, room) for before in befores}
-        ids, lost = fits[self.before(feedback)]
-        most = max(lost for _, lost in fits.values())
+        mine, others = self.before(feedback), {self.before(text) for text in widest}
+        ids, lost = self.fit(tokenizer, mine, prompt, room)
+        if len(ids) + max([0, *(len(other.encode()) for other in others)]) < room:
+            return ids, lost  # a token is a byte at least: it fits behind all of them
+        most = max([lost, *(self.fit(tokenizer, other, prompt, room)[1] for other in others)])
         if lost == most:
             return ids, lost
-        return self.fit(tokenizer, self.before(feedback), prompt, len(ids) - (most - lost))
+        return self.fit(tokenizer, mine, prompt, len(ids) - (most - lost))

@@ -24,4 +24,6 @@ say "lint, types and layers"
 "$PYTHON" -m mypy
 "${PYTHON%/*}/lint-imports" setup.cfg --no-logo
 say "tests"
-exec "$PYTHON" -m pytest "$@"
+workers=2  # most tests wait for Slurm or use one core
+[[ " $* " == *" --faults "* ]] && workers=0  # one process writes the table of faults
+exec "$PYTHON" -m pytest --numprocesses $workers --dist worksteal "$@"

@@ -59,8 +59,8 @@ def test_paired_interval_is_that_of_the_differences(
 
 
 def test_pairing_is_by_set_and_row() -> None:
-    before = [row(0, 1.0), row(0, 5.0, name="test"), row(7, 100.0)]
-    after = [row(0, 7.0, name="test"), row(0, 2.0), row(8, -100.0)]
+    before = [row(0, 1.0), row(0, 5.0, set="test"), row(7, 100.0)]
+    after = [row(0, 7.0, set="test"), row(0, 2.0), row(8, -100.0)]
     mean, _, posts = metrics.paired(before, after)
     assert (mean, posts) == (1.5, 2)
 

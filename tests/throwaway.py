@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +12,9 @@ SCRIPT = str(Path(__file__).resolve().parent.parent / "slurm" / "devcluster")
 
 def start(place: Path, *options: str) -> tuple[str, str]:
     """Start a cluster; returns the environment variable that names it, and its value."""
-    for port in range(17600, 18600, 20):  # clusters of others, or left by a test that was killed
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    first = 17600 + 1000 * worker  # two workers never try one port at the same moment
+    for port in range(first, first + 1000, 20):  # others' clusters, or one of a killed test
         command = [SCRIPT, "start", "--dir", str(place), "--port", str(port), *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         if "try another --port" not in done.stderr:

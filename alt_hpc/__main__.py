@@ -80,65 +80,69 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    from alt_hpc import config, launch
+    from alt_hpc import config
+    from alt_hpc.control import start
 
     chosen = config.load(options.config, options.set)
-    return launch.submit(chosen, wait=options.wait, accept_packages=options.accept_packages)
+    return start.submit(chosen, wait=options.wait, accept_packages=options.accept_packages)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from alt_hpc import config, launch
+    from alt_hpc import config
+    from alt_hpc.control import start
 
     chosen = config.load(options.config, options.set)
-    return launch.run(chosen, accept_packages=options.accept_packages)
+    return start.run(chosen, accept_packages=options.accept_packages)
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from alt_hpc import config, launch, preview
+    from alt_hpc import config
+    from alt_hpc.control import preview, start
 
-    print(preview.preview(launch.absolute(config.load(options.config, options.set))))
+    print(preview.preview(start.absolute(config.load(options.config, options.set))))
     return 0
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from alt_hpc import config, launch
+    from alt_hpc import config
+    from alt_hpc.control import start
 
-    launch.fetch(config.load(options.config, options.set))
+    start.fetch(config.load(options.config, options.set))
     return 0
 
 
 def _status(options: argparse.Namespace) -> int:
-    from alt_hpc import progress
+    from alt_hpc.control import status
     from alt_hpc.run.folder import RunFolder
 
-    print(progress.status(RunFolder(options.run)))
+    print(status.status(RunFolder(options.run)))
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    from alt_hpc import summary
+    from alt_hpc.report import text
     from alt_hpc.run.folder import RunFolder
 
-    print(summary.summary(RunFolder(options.run)))
+    print(text.summary(RunFolder(options.run)))
     return 0
 
 
 def _cancel(options: argparse.Namespace) -> int:
-    from alt_hpc import launch
+    from alt_hpc.control import start
     from alt_hpc.run.folder import RunFolder
 
     folder = RunFolder(options.run)
     folder.facts()  # or it is no run folder
-    return launch.cancel(folder)
+    return start.cancel(folder)
 
 
 def _controller(options: argparse.Namespace) -> int:
-    from alt_hpc import controller
+    from alt_hpc.control import chain
     from alt_hpc.run.folder import RunFolder
 
     folder = RunFolder(options.run)
     folder.facts()  # or it is no run folder
-    return controller.run_on_slurm(folder)
+    return chain.run(folder)
 
 
 def _stage(options: argparse.Namespace) -> int:

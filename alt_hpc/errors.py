@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pickle import UnpicklingError
 
 
 class Final(Exception):
     """An error that does not get better: no further try is made."""
+
+
+class TrainingDiverged(Final):
+    """A loss, gradient norm or weight is not finite; nothing was exported."""
 
 
 class InputError(Final):
@@ -40,3 +45,10 @@ def blaming(field: str) -> Iterator[None]:
 def one_line(text: str) -> str:
     """A text as it may stand in a sentence: unprintable characters escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def said(error: BaseException) -> str:
+    """What a library's error says, on one line; its name where it says nothing."""
+    if isinstance(error, UnpicklingError):
+        return "it holds more than tensors"
+    return " ".join(str(error).split())[:300] or type(error).__name__

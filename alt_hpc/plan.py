@@ -91,6 +91,7 @@ class Limits:
 
     array: int = 1000
     room: int | None = None
+    only_ready: bool = False  # no job that waits for another
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,8 @@ def plan(state: State, limits: Limits = Limits(), horizon: int | None = None) ->
     hopeless = _hopeless(state, missing)
     if hopeless:
         return Plan(stop=hopeless)
+    if limits.only_ready:
+        missing = [p for p in missing if all(is_whole(state, s) for s in state.graph.sources(p))]
     jobs = _that_fit(_jobs(state, missing, limits.array), limits.room)
     return Plan(jobs=tuple(jobs), wait_for=_wait_for(state, jobs, horizon), given_up=given_up)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Collection
 from pathlib import Path
 
 RANKS = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+LOOPBACK = "127.0.0.1"
 START = "ALT_HPC_START"  # unique to one start of a job, the same for its ranks
 OF_THE_JOB = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
 OF_THE_USER = ("SLURM_CONF", "SLURM_CLUSTERS")
@@ -41,12 +43,26 @@ def first() -> bool:
 
 
 def begin() -> None:
-    """Take rank and start from Slurm, where it has started this process."""
+    """Take rank, start and meeting place from Slurm, where it has started this process."""
     for name, slurm in RANKS.items():
         if slurm in os.environ:
             os.environ[name] = os.environ[slurm]
     if job():
         os.environ[START] = f"{job()}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+        alone = os.environ.get("SLURM_NNODES", "1") == "1"
+        first = os.environ.get("SLURM_LAUNCH_NODE_IPADDR")  # srun runs on the first node
+        os.environ.update(_meeting(start(), LOOPBACK if alone or not first else first))
+
+
+def _meeting(start: str, address: str) -> dict[str, str]:
+    """Where the ranks of a start come together: a port of its own, below any that are given out."""
+    return {"MASTER_ADDR": address, "MASTER_PORT": str(20000 + zlib.crc32(start.encode()) % 12000)}
+
+
+def has_gpu() -> bool:
+    """Whether a GPU may be seen from here, without waking its driver."""
+    there = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+    return there and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
 def for_a_task(
@@ -60,13 +76,17 @@ def for_a_task(
         path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
         return for_a_task(rank, world, local, start) | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     clean = {name: value for name, value in os.environ.items() if not name.startswith(OF_THE_JOB)}
-    return clean | {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_RANK": str(local),
-        START: start,
-        "PYTHONUNBUFFERED": "1",
-    }
+    return (
+        clean
+        | _meeting(start, LOOPBACK)
+        | {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_RANK": str(local),
+            START: start,
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
 
 
 def for_slurm(decided: Collection[str] = ()) -> dict[str, str]:

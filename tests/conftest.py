@@ -14,7 +14,7 @@ import pytest
 import throwaway
 
 from alt_hpc import config as configs
-from alt_hpc import launch
+from alt_hpc.control import start
 from alt_hpc.run.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +104,7 @@ def undisturbed(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "cluster.backend=local",
         "cluster.sample.shards=1",
     ]
-    assert launch.run(configs.load(tiny_config, overrides)) == 0
+    assert start.run(configs.load(tiny_config, overrides)) == 0
     return RunFolder(place)
 
 

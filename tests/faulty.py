@@ -98,27 +98,27 @@ HELD: list[socket.socket] = []
 
 def _break_training() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
-    from alt_hpc import models, ranks, trainer
+    from alt_hpc.lm import save as saving
     from alt_hpc.run.checkpoints import Checkpoints
+    from alt_hpc.training import loop, ranks
 
-    ports = ranks._ports
+    connect = ranks.connect
 
-    def busy_ports(key: str) -> Iterator[int]:
-        found = list(ports(key))
-        if taken("ports"):
-            HELD.extend(socket.create_server(("127.0.0.1", port)) for port in found[:2])
+    def busy_port(me: Any) -> None:
+        if me.first and taken("ports"):
+            HELD.append(socket.create_server(("127.0.0.1", int(os.environ["MASTER_PORT"]))))
             Path(os.environ["FAULTS"], "held-ports").touch()
-        yield from found
+        connect(me)
 
-    ranks._ports = busy_ports
-    step, commit, save = trainer._Loop.step, Checkpoints.commit, models.save_policy
+    ranks.connect = busy_port
+    step, commit, save = loop._Steps.take, Checkpoints.commit, saving.policy
 
-    def broken_step(loop: Any, number: int, *rest: Any) -> Any:
-        meet("train-1-0", f"step{number}-rank{loop.ranks.rank}")
+    def broken_step(steps: Any, number: int, *rest: Any) -> Any:
+        meet("train-1-0", f"step{number}-rank{steps.ranks.rank}")
         if Path(os.environ["FAULTS"], "slow-steps").exists():
             Path(os.environ["FAULTS"], f"at-{number}").touch()
             time.sleep(1)
-        return step(loop, number, *rest)
+        return step(steps, number, *rest)
 
     def broken_commit(store: Any, number: int, identity: str) -> None:
         meet("train-1-0", f"checkpoint{number}")
@@ -128,9 +128,9 @@ def _break_training() -> None:
         save(*arguments)
         meet("train-1-0", "export")
 
-    trainer._Loop.step = broken_step  # type: ignore[method-assign]
+    loop._Steps.take = broken_step  # type: ignore[method-assign]
     Checkpoints.commit = broken_commit  # type: ignore[method-assign]
-    models.save_policy = broken_save
+    saving.policy = broken_save
 
 
 # --- stubs --------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alt_hpc import config as configs
-from alt_hpc import controller, launch
-from alt_hpc.clusters import Asked, Request, Seen
+from alt_hpc.clusters.cluster import Asked, Request, Seen
 from alt_hpc.config import Cluster as ClusterConfig
+from alt_hpc.control import start
+from alt_hpc.control import step as steps
 from alt_hpc.plan import Dependency, Limits
 from alt_hpc.run.folder import RunFolder
 
@@ -41,8 +42,8 @@ class Here:
 def run(config: Path, settings: Sequence[str]) -> list[str]:
     """Run a config to its end; the keys of the jobs that it took."""
     chosen = configs.load(config, [*settings, "cluster.backend=local", "cluster.train={}"])
-    folder, here = launch.prepare(chosen), Here()
-    while not (done := controller.step(RunFolder(folder.path), here)).plan.finished:
+    folder, here = start.prepare(chosen), Here()
+    while not (done := steps.step(RunFolder(folder.path), here)).plan.finished:
         assert done.plan.stop is None, done.plan.stop
-    folder.end("FINISHED", controller.finish(done.plan))
+    folder.end("FINISHED", steps.finish(done.plan))
     return here.made

@@ -26,6 +26,22 @@ class Call:
         globals()[self.function](*self.arguments)
 
 
+@dataclass(frozen=True)
+class Module:
+    """A task that is `python -m NAME ARGUMENTS`."""
+
+    name: str
+    arguments: tuple[str, ...]
+    stage: str = "stub"
+    iteration: int = 0
+
+    def command(self) -> list[str]:
+        return ["-m", self.name, *self.arguments]
+
+    def __call__(self) -> None:
+        raise NotImplementedError
+
+
 def sleep_or_fail(folder: str, name: str, seconds: str, status: str) -> None:
     """Note the start, sleep, note the end, exit with a status."""
     rank = os.environ["RANK"]

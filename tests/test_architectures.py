@@ -10,11 +10,13 @@ import tiny
 import torch
 import transformers as tf
 
-from alt_hpc import checks, generate, losses, models
 from alt_hpc import config as configs
 from alt_hpc.config import Config
+from alt_hpc.control import named
 from alt_hpc.errors import InputError
-from alt_hpc.losses import Example
+from alt_hpc.lm import check, decode, load, prefix, save, tokens
+from alt_hpc.training import losses
+from alt_hpc.training.examples import Example
 
 _PLAIN: dict[str, Any] = {
     "hidden_size": 32,
@@ -99,16 +101,16 @@ def test_the_same_numbers_as_plain_transformers(
     name: str, tiny_config: Path, tmp_path: Path
 ) -> None:
     place = made(tmp_path / "policy", name, USED[name])
-    checks.models(asked(tiny_config, place))
-    model = models.load_policy(place, "float32", torch.device("cpu"))
+    named.places(asked(tiny_config, place))
+    model = load.policy(place, "float32", torch.device("cpu"))
     plain = tf.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
 
-    answers = generate.generate(
+    answers = decode.generate(
         model, PROMPTS, 1, [0, 0], temperature=0, top_p=1.0, max_new_tokens=NEW, eos=[tiny.EOS]
     )
     assert [one.ids for (one,) in answers] == [_greedy(plain, prompt) for prompt in PROMPTS]
 
-    found = generate.continuation_logprobs(model, PROMPTS[0], [[1, 2, 3], [4]])
+    found = prefix.continuation_logprobs(model, PROMPTS[0], [[1, 2, 3], [4]])
     for answer, ours in zip([[1, 2, 3], [4]], found, strict=True):
         assert ours == pytest.approx(_logprobs(plain, PROMPTS[0], answer), abs=1e-4)
 
@@ -119,10 +121,10 @@ def test_the_same_numbers_as_plain_transformers(
 
     exported = tmp_path / "export"
     weights = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    tokenizer = models.load_tokenizer(place)
-    ends = models.all_ends(place, tokenizer)
-    models.save_policy(exported, model.config, weights, tokenizer, "float32", "", ends)
-    models.check_weights(exported)
+    tokenizer = load.tokenizer(place)
+    ends = tokens.all_ends(place, tokenizer)
+    save.policy(exported, model.config, weights, tokenizer, "float32", "", ends)
+    check.weights(exported)
     again = tf.AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
     with torch.no_grad():
         ids = torch.tensor([PROMPTS[0]])
@@ -134,7 +136,7 @@ def test_refused_at_submission(name: str, tiny_config: Path, tmp_path: Path) -> 
     settings, word = REFUSED[name]
     place = made(tmp_path / "policy", name, settings)
     with pytest.raises(InputError, match=rf"policy\.model: .*{word}"):
-        checks.models(asked(tiny_config, place))
+        named.places(asked(tiny_config, place))
 
 
 @torch.no_grad()

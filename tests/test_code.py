@@ -43,8 +43,8 @@ def test_code_and_packages_that_change_under_a_run(
     sizes = [f"run={run.path}", "cluster.backend=local", "cluster.train.nodes=1"]
     settings = [word for size in sizes for word in ("--set", size)]
     freeze = (
-        "from alt_hpc import config, launch; import sys;"
-        " launch.prepare(config.load(sys.argv[1], sys.argv[2:]))"
+        "from alt_hpc import config; from alt_hpc.control import start; import sys;"
+        " start.prepare(config.load(sys.argv[1], sys.argv[2:]))"
     )
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     command = [sys.executable, "-c", freeze, str(tiny_config), *sizes, "iterations=1"]

@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from alt_hpc import config as configs
-from alt_hpc import launch
 from alt_hpc.config import Config
 from alt_hpc.config.schema import json_schema
 from alt_hpc.errors import InputError
@@ -338,4 +337,4 @@ def test_a_config_comes_back_from_the_run_folder_as_it_was(tmp_path: Path, text:
 
 
 def test_the_default_deepspeed_settings_are_those_of_the_json() -> None:
-    assert json.loads((ROOT / "configs/deepspeed/zero2.json").read_text()) == launch.ZERO2
+    assert json.loads((ROOT / "configs/deepspeed/zero2.json").read_text()) == start.ZERO2

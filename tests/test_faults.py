@@ -25,10 +25,11 @@ import throwaway
 from faults_table import TABLE
 
 from alt_hpc import config as configs
-from alt_hpc import controller, launch, progress
 from alt_hpc.__main__ import main
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.queue import client
+from alt_hpc.control import start, status
+from alt_hpc.control import step as steps
 from alt_hpc.errors import InputError
 from alt_hpc.graph import STAGES, Piece
 from alt_hpc.run import rows
@@ -172,9 +173,9 @@ def stub_expected(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -
     place = tmp_path_factory.mktemp("undisturbed")
     python = interpreter(place, stubs=True)
     chosen = [f"run={place}/run", "cluster.backend=local", "iterations=4", *settings(python), *STUB]
-    folder, local = launch.prepare(configs.load(tiny_config, chosen)), Local(2)
-    while not (done := controller.step(folder, local)).plan.finished:
-        local.wait(done.waits)
+    folder, local = start.prepare(configs.load(tiny_config, chosen)), Local(2)
+    while not steps.step(folder, local).plan.finished:
+        local.turn()
     files = {k: place / f"run/policies/{k:03d}/model.safetensors" for k in range(1, 5)}
     return {k: file.read_bytes() for k, file in files.items()}
 
@@ -370,15 +371,16 @@ def test_real_training_is_killed(real: Site, fault: str, action: str, more: list
 
 
 @FULL
-def test_real_training_finds_its_ports_in_use(real: Site) -> None:
+def test_real_training_finds_its_port_in_use(real: Site) -> None:
     real.fault("train-hooks", "")
     real.fault("ports", "hold")
     began = time.monotonic()
     assert real.submit() == 0
     real.whole(1)
     assert (real.faults / "held-ports").exists()
-    assert real.run.journal.of(Ended) == []
-    real.tell("training: the first two ports already in use", "takes the next port", began)
+    (ended,) = real.run.journal.of(Ended)
+    assert (ended.state, ended.key) == ("FAILED", "1:train:1")
+    real.tell("training: its port already in use", "fails at once; the next try has another", began)
 
 
 @FULL
@@ -465,16 +467,16 @@ def _slurmctld_goes_away(site: Site, how: str) -> None:
     subprocess.run(command, check=True, timeout=60, env=environment)
 
     def quiet() -> bool:
-        return site.run.ended() is not None or not queue() or "held" in progress.status(site.run)
+        return site.run.ended() is not None or not queue() or "held" in status.status(site.run)
 
     site.wait("an end, an empty queue or one held", quiet)
     happened = "the chain goes on"
-    if "held by Slurm" in (told := progress.status(site.run)):
+    if "held by Slurm" in (told := status.status(site.run)):
         client(*told.splitlines()[-1].partition(": ")[2].split())
         happened = "Slurm holds a job; status says what to type; goes on"
         site.wait("an end or an empty queue", lambda: site.run.ended() is not None or not queue())
     if site.run.ended() is None:  # slurmctld forgot the newest jobs, the next controller too
-        assert "submit again to go on" in progress.status(site.run)
+        assert "submit again to go on" in status.status(site.run)
         assert site.submit() == 0
         happened = "Slurm forgot all jobs; status says so; submitted again, goes on"
     site.whole()
@@ -741,7 +743,7 @@ def test_a_run_folder_of_somebody_else(
     """Neither submitting, nor a controller, nor a task goes near what may be unpickled there."""
     began = time.monotonic()
     chosen = [f"run={site.run.path}", *site.settings]
-    launch.prepare(configs.load(site.config, chosen))
+    start.prepare(configs.load(site.config, chosen))
     stranger = 65534
     if os.getuid() == 0:
         os.chown(site.run.path, stranger, stranger)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import tiny
 import torch
 from transformers import PreTrainedModel
 
-from alt_hpc import generate as module
-from alt_hpc import packed
 from alt_hpc.errors import InputError
-from alt_hpc.generate import Generation, continuation_logprobs, generate
+from alt_hpc.lm import decode, prefix
+from alt_hpc.lm.decode import Generation, generate
+from alt_hpc.lm.prefix import continuation_logprobs
 
-SHARED = sorted(module.SIDE_BY_SIDE)
+SHARED = sorted(prefix.SIDE_BY_SIDE)
 PLAIN = ["sliding", "bloom"]
 ENDS = set(range(40, 60))
 
@@ -48,13 +46,13 @@ def _sample(
 @pytest.mark.parametrize("name", SHARED)
 def test_logits_equal_plain_forward_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts, seen = tiny.model(name), _prompts(), []
-    pick = module._pick
+    pick = decode._pick
 
     def spy(logits: torch.Tensor, *rest: object, **how: object) -> list[int]:
         seen.append(logits)
         return pick(logits, *rest, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "_pick", spy)
+    monkeypatch.setattr(decode, "_pick", spy)
     rows = _sample(model, prompts)
     sequences = [(p, g.ids) for p, row in zip(prompts, rows, strict=True) for g in row]
     for t, logits in enumerate(seen):
@@ -136,7 +134,7 @@ def _set(probabilities: list[float], top_p: float, top: int) -> list[int]:
     """Ids that a fine grid of uniforms reaches, in the order of the inverse CDF."""
     uniforms = torch.arange(1000) / 1000
     rows = torch.tensor([probabilities]).expand(1000, -1)
-    return list(dict.fromkeys(module._pick_of(rows, uniforms, top_p, top).tolist()))
+    return list(dict.fromkeys(decode._draw(rows, uniforms, top_p, top).tolist()))
 
 
 @pytest.mark.parametrize("top", [2, 3, 5])
@@ -151,8 +149,8 @@ def test_top_p_set(top: int) -> None:
 
 def test_frequencies_follow_the_probabilities() -> None:
     probabilities = torch.tensor([[0.5, 0.2, 0.2, 0.1]]).expand(20000, -1)
-    uniforms = module._uniforms(5, 20000, 1)[:, 0]
-    tokens = module._pick_of(probabilities, uniforms, 0.8, 4)
+    uniforms = decode._uniforms(5, 20000, 1)[:, 0]
+    tokens = decode._draw(probabilities, uniforms, 0.8, 4)
     shares = torch.bincount(tokens, minlength=4) / 20000
     expected = torch.tensor([0.5, 0.2, 0.2, 0.0]) / 0.9
     torch.testing.assert_close(shares, expected, atol=0.01, rtol=0)
@@ -164,40 +162,8 @@ def test_looking_at_few_tokens_changes_nothing() -> None:
     logits[::2] *= 4  # some rows need more than `top` tokens, some do not
     uniforms = torch.rand(64, generator=draw)
     probabilities = torch.softmax(logits, -1)
-    few = module._pick_of(probabilities, uniforms, 0.9, 256)
-    assert torch.equal(few, module._pick_of(probabilities, uniforms, 0.9, 5000))
-
-
-# --- packed layers ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", SHARED + PLAIN)
-def test_packed_layers_are_as_exact_as_those_they_replace(name: str) -> None:
-    exact, ids = tiny.model(name), torch.arange(3, 60).repeat(3, 1)
-    plain = copy.deepcopy(exact).bfloat16()
-    fast = packed.pack(copy.deepcopy(plain))
-    packs = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert isinstance(fast.get_output_embeddings(), torch.nn.Linear) != packs
-    with torch.no_grad():
-        wanted = exact(ids).logits
-        errors = [(model(ids).logits.float() - wanted).norm() for model in (plain, fast)]
-    assert 0 < errors[1] < 1.1 * errors[0]
-
-
-def test_only_bfloat16_is_packed() -> None:
-    model = tiny.model("llama")
-    names = list(model.state_dict())
-    assert list(packed.pack(model).state_dict()) == names
-
-
-def test_layers_that_cannot_be_packed_stay_plain_and_the_log_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    model = tiny.model("llama").bfloat16()
-    names = list(model.state_dict())
-    assert list(packed.pack(model).state_dict()) == names
-    assert "layers stay plain" in caplog.text
+    few = decode._draw(probabilities, uniforms, 0.9, 256)
+    assert torch.equal(few, decode._draw(probabilities, uniforms, 0.9, 5000))
 
 
 # --- log-probabilities ------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def test_only_the_layout_knows_names_below_a_run() -> None:
     texts = {text for _, text in words(PACKAGE / "run/layout.py")}
     names = {text for text in texts if re.fullmatch(r"(?=.*\w{3})(?=.+[.-])[\w.*-]+", text)}
     names -= {"config.json"}  # every model's folder has one too
-    assert {"manifest.json", "journal.jsonl", "attempt-", "meeting-", "controller.sh"} <= names
+    assert {"manifest.json", "journal.jsonl", "attempt-", "controller.sh"} <= names
     spelt = "|".join(re.escape(name) for name in names)
     assert found(rf"^/?({spelt})", "run/layout.py") == []
     assert (
@@ -67,11 +67,19 @@ def test_only_the_graph_spells_out_which_stages_there_are() -> None:
     """Other modules name a stage by the graph's constant; `train` is also a split's name."""
     names = "|".join(name for name in STAGES if name != "train")
     left = found(rf"^({names})$", "graph.py")
-    commands_and_keys = ("__main__.py", "summary.py", "stages/report.py", "reader.py", "heads.py")
+    commands_and_keys = (
+        "__main__.py",
+        "report/text.py",
+        "stages/report.py",
+        "reader.py",
+        "heads.py",
+    )
     assert [place for place in left if not any(file in place for file in commands_and_keys)] == []
 
 
-@pytest.mark.parametrize("module", ["controller", "preview", "graph", "plan", "stages.work"])
+@pytest.mark.parametrize(
+    "module", ["control.chain", "control.preview", "control.start", "graph", "plan", "stages.work"]
+)
 def test_what_plans_and_starts_imports_no_torch(module: str) -> None:
     code = f"import sys, alt_hpc.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
@@ -83,17 +91,19 @@ def test_what_plans_and_starts_imports_no_torch(module: str) -> None:
 PLANTED = {  # module -> an import against the arrows, and of what
     "graph": ("import alt_hpc.plan", "plan"),
     "plan": ("from alt_hpc.run import files", "run.files"),
-    "trainer": ("from alt_hpc.run.folder import RunFolder", "run.folder"),
-    "models": ("def later() -> None:\n    import alt_hpc.trainer", "trainer"),
+    "training.loop": ("from alt_hpc.run.folder import RunFolder", "run.folder"),
+    "lm.load": ("def later() -> None:\n    import alt_hpc.training.loop", "training.loop"),
     "stages.sample": ("import alt_hpc.clusters.slurm", "clusters.slurm"),
     "stages.score": ("from alt_hpc.stages import sample", "stages.sample"),
     "run.layout": ("from alt_hpc.run import folder", "run.folder"),
     "errors": ("from alt_hpc import config", "config"),
     "process": ("from alt_hpc import task", "task"),
+    "stages.work": ("import alt_hpc.control.step", "control.step"),
+    "clusters.cluster": ("from alt_hpc import task", "task"),
     "methods.words": ("from alt_hpc import config", "config"),
     "rewards.model": ("from alt_hpc.stages import work", "stages.work"),
     "domains.tldr": ("from alt_hpc.run import rows", "run.rows"),
-    "settings": ("from alt_hpc import models", "models"),
+    "settings": ("from alt_hpc.lm import load", "lm.load"),
 }
 
 
@@ -244,7 +254,7 @@ NEW_DOMAIN = '''"""chat: a turn of a dialogue."""
 
 from typing import Literal
 
-from alt_hpc import models
+from alt_hpc.lm import tokens
 from alt_hpc.domains.domain import Domain
 
 
@@ -255,7 +265,7 @@ class Settings(Domain):
         return "Q: " if feedback is None else f"{feedback}Q: "
 
     def fit(self, tokenizer, before, prompt, room):
-        ids = models.text_ids(tokenizer, before + prompt)
+        ids = tokens.text_ids(tokenizer, before + prompt)
         return ids[:room], max(len(ids) - room, 0)
 '''
 NEW_KINDS = {  # table -> its file, the name of the new kind, and what stands in the kind's own file

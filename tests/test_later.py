@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from alt_hpc import config as configs
-from alt_hpc import launch, summary
 from alt_hpc.__main__ import main
+from alt_hpc.control import start
 from alt_hpc.data import draws
 from alt_hpc.errors import InputError
 from alt_hpc.graph import Piece
+from alt_hpc.report import results
 from alt_hpc.run import models
 from alt_hpc.run.folder import RunFolder
 
@@ -69,7 +70,7 @@ def test_a_set_and_a_policy_are_added_and_nothing_else_is_made(
     for piece, manifest in before.items():  # whole as they were, but for those two reports
         if piece not in (Piece(0, "report"), Piece(2, "report")):
             assert fresh.manifests.get(piece) == manifest
-    rows = summary.rows(fresh, 2, "best", "news")
+    rows = results.rows(fresh, 2, "best", "news")
     assert [row["prompt"] for row in rows] == posts[:4]
     assert "news, 4 held-out posts" in fresh.layout.table.read_text()
 
@@ -77,7 +78,7 @@ def test_a_set_and_a_policy_are_added_and_nothing_else_is_made(
     ppo = f"evaluate.policies.ppo={{model: {other}, ask: 'Please: {{prompt}}'}}"
     assert again(news, ppo) == {f"0:{stage}:3" for stage in stages}
     fresh = RunFolder(run.path)
-    answers = [row for row in summary.evaluated(fresh, 0) if row["policy"] == "ppo"]
+    answers = [row for row in results.evaluated(fresh, 0) if row["policy"] == "ppo"]
     assert [row["set"] for row in answers] == ["valid"] * 6 + ["news"] * 4
     assert {row["variant"] for row in answers} == {"asked"}
     assert all(row["perplexity"] is None or row["perplexity"] > 1 for row in answers)
@@ -95,11 +96,11 @@ def test_another_measure_makes_measures_and_reports_again(
     judge = tiny.folder(
         tmp_path / "judge", "gpt2", AutoModelForSequenceClassification, num_labels=1
     )
-    before = {k: summary.evaluated(run, k) for k in (0, 1, 2)}
+    before = {k: results.evaluated(run, k) for k in (0, 1, 2)}
     made = again(f"measure.reward.model={judge}")
     assert made == {f"{k}:{stage}:2" for k in (0, 1, 2) for stage in ("measure", "report")}
     for k, rows in before.items():
-        now = summary.evaluated(RunFolder(run.path), k)
+        now = results.evaluated(RunFolder(run.path), k)
         assert [row["text"] for row in now] == [row["text"] for row in rows]
         assert [row["perplexity"] for row in now] == [row["perplexity"] for row in rows]
         assert [row["reward"] for row in now] != [row["reward"] for row in rows]
@@ -110,11 +111,11 @@ def test_more_posts_are_added_to_those_there_and_policies_that_are_gone_are_left
 ) -> None:
     """With a sentence each; nothing is trained again."""
     run.manifests.remove_policy(Piece(1, "train"))
-    before = summary.evaluated(run, 2)
+    before = results.evaluated(run, 2)
     stages = ("evaluate", "measure", "report")
     test = "evaluate.test_prompts=2"
     assert again(test) == {f"{k}:{stage}:2" for k in (0, 2) for stage in stages}
-    assert summary.evaluated(RunFolder(run.path), 2)[: len(before)] == before
+    assert results.evaluated(RunFolder(run.path), 2)[: len(before)] == before
     assert not any(":train:" in key for key in again(test, "evaluate.max_new_tokens=6"))
     ended = RunFolder(run.path).ended()
     assert ended is not None
@@ -131,7 +132,7 @@ def test_a_model_folder_that_was_overwritten_is_noticed(
     policy, place = tmp_path / "policy", tmp_path / "run"
     shutil.copytree(tiny_place / "policy", policy)
     again = command(tiny_config, place, f"policy.model={policy}")
-    folder = launch.prepare(configs.load(tiny_config, again[3::2]))
+    folder = start.prepare(configs.load(tiny_config, again[3::2]))
     draws.begin(folder, 1)
     stage = ["stage", "sample", str(place), "--iteration", "1"]
     file = policy / "model.safetensors"
@@ -180,14 +181,14 @@ def test_a_branch_of_the_hub_that_moved_is_told_and_the_run_goes_on_with_its_own
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     hub_model(tmp_path / "cache", "us/tiny", tiny_place / "policy", "a" * 40)
     settings = [f"run={tmp_path}/run", "policy.model=us/tiny"]
-    run = launch.prepare(configs.load(tiny_config, settings))
+    run = start.prepare(configs.load(tiny_config, settings))
     frozen = json.loads(run.layout.models.read_text())["us/tiny"]
     assert frozen["revision"] == "a" * 40
     weights = hashlib.sha256((tiny_place / "policy/model.safetensors").read_bytes()).hexdigest()
     assert frozen["files"]["model.safetensors"]["checksum"] == weights
 
     hub_model(tmp_path / "cache", "us/tiny", tiny.folder(tmp_path / "other", "gpt2"), "b" * 40)
-    launch.prepare(configs.load(tiny_config, [*settings, "iterations=3"]))
+    start.prepare(configs.load(tiny_config, [*settings, "iterations=3"]))
     (said,) = capsys.readouterr().err.splitlines()
     assert f"policy.model: us/tiny has moved on to {'b' * 12}; the run goes on with" in said
     assert models.place(run, "us/tiny").name == "a" * 40
@@ -195,7 +196,7 @@ def test_a_branch_of_the_hub_that_moved_is_told_and_the_run_goes_on_with_its_own
     blob = tmp_path / "cache/models--us--tiny/blobs" / weights
     blob.write_bytes(blob.read_bytes()[::-1])
     with pytest.raises(InputError, match=r"model\.safetensors: has other bytes"):
-        launch.prepare(configs.load(tiny_config, settings))
+        start.prepare(configs.load(tiny_config, settings))
 
 
 def test_a_run_of_another_format_is_refused_in_one_sentence(

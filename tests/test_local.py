@@ -1,20 +1,20 @@
-"""This machine as a cluster: real processes, the dependency meanings and end states of Slurm."""
+"""This machine as a cluster: real processes, and the end states of Slurm."""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from stub_tasks import Call
+from stub_tasks import Call, Module
 
-from alt_hpc.clusters import Asked, Request
+from alt_hpc.clusters.cluster import Asked, Request
 from alt_hpc.clusters.local import Local
 from alt_hpc.config import Cluster, StageCluster
-from alt_hpc.plan import Dependency
 
 TESTS = str(Path(__file__).parent)
 GOOD, BAD = ("0.1", "0"), ("0.1", "1")
@@ -64,72 +64,46 @@ def dies(pid: int) -> bool:
     return not alive(pid)
 
 
-def test_afterok_waits_for_every_element_and_runs(tmp_path: Path) -> None:
+def run_out(local: Local) -> dict[str, str]:
+    """Run until nothing is left; the states of all elements."""
+    while local.turn():
+        pass
+    return {element.id: element.state for element in local.elements}
+
+
+def test_a_turn_ends_when_some_element_has(tmp_path: Path) -> None:
     local = Local(slots=3)
-    first = local.submit(request(tmp_path, "a", [("0.1", "0"), ("0.6", "0")]), ())
-    second = local.submit(request(tmp_path, "b", [GOOD]), [Dependency("afterok", first)])
-    local.wait([second])
-    assert local.states([first, second]) == {
-        f"{first}_0": "COMPLETED",
-        f"{first}_1": "COMPLETED",
-        second: "COMPLETED",
-    }
-    assert when(tmp_path, "b0", "start") >= when(tmp_path, "a1", "end")
-
-
-def test_one_failed_element_cancels_afterok_and_all_behind_it(tmp_path: Path) -> None:
-    local = Local(slots=3)
-    first = local.submit(request(tmp_path, "a", [GOOD, BAD]), ())
-    second = local.submit(request(tmp_path, "b", [GOOD]), [Dependency("afterok", first)])
-    third = local.submit(request(tmp_path, "c", [GOOD]), [Dependency("afterok", second)])
-    anyway = local.submit(request(tmp_path, "d", [GOOD]), [Dependency("afterany", first)])
-    element = local.submit(request(tmp_path, "e", [GOOD]), [Dependency("afterok", f"{first}_0")])
-    local.wait([second, third, anyway, element])
-    states = local.states([first, second, third, anyway, element])
-    assert states == {
-        f"{first}_0": "COMPLETED",
-        f"{first}_1": "FAILED",
-        second: "CANCELLED",
-        third: "CANCELLED",
-        anyway: "COMPLETED",
-        element: "COMPLETED",
-    }
-    assert not (tmp_path / "b0.0.start").exists()
-    assert when(tmp_path, "d0", "start") >= when(tmp_path, "a1", "end")
-
-
-def test_aftercorr_pairs_elements(tmp_path: Path) -> None:
-    local = Local(slots=4)
-    first = local.submit(request(tmp_path, "a", [GOOD, BAD, ("1.5", "0")]), ())
-    second = local.submit(request(tmp_path, "b", [GOOD] * 3), [Dependency("aftercorr", first)])
-    local.wait([second])
-    assert list(local.states([second]).values()) == ["COMPLETED", "CANCELLED", "COMPLETED"]
-    assert when(tmp_path, "b0", "start") < when(tmp_path, "a2", "end")  # no barrier
-    assert when(tmp_path, "b2", "start") >= when(tmp_path, "a2", "end")
+    first = local.submit(request(tmp_path, "a", [GOOD, ("1.5", "0")]), ())
+    assert [element.id for element in local.turn()] == [f"{first}_0"]
+    later = local.submit(request(tmp_path, "b", [BAD]), ())
+    assert [element.id for element in local.turn()] == [later]
+    assert run_out(local) == {f"{first}_0": "COMPLETED", f"{first}_1": "COMPLETED", later: "FAILED"}
+    assert local.turn() == []
+    assert when(tmp_path, "b0", "start") < when(tmp_path, "a1", "end")
 
 
 def test_a_failed_rank_ends_the_others(tmp_path: Path) -> None:
     local = Local(slots=3)
     job = local.submit(request(tmp_path, "a", [()], 3, "one_rank_fails"), ())
     began = time.monotonic()
-    local.wait([job])
+    assert run_out(local) == {job: "FAILED"}
     assert time.monotonic() - began < 20
-    assert local.states([job]) == {job: "FAILED"}
     for pid in tmp_path.glob("a0.*.pid"):
         assert dies(int(pid.read_text()))
 
 
 def test_no_more_processes_at_once_than_slots(tmp_path: Path) -> None:
     local = Local(slots=2)
-    narrow = local.submit(request(tmp_path, "a", [("0.3", "0")] * 3), ())
-    wide = local.submit(request(tmp_path, "b", [("0.3", "0")], tasks=2), ())
+    local.submit(request(tmp_path, "a", [("0.3", "0")] * 3), ())
+    local.submit(request(tmp_path, "b", [("0.3", "0")], tasks=2), ())
     most = 0
 
     def tick() -> None:
         nonlocal most
         most = max(most, sum(p.poll() is None for e in local.running() for p in e.processes))
 
-    local.wait([narrow, wide], tick)
+    while local.turn(tick):
+        pass
     assert most == 2
     ended = max(when(tmp_path, f"a{i}", "end") for i in range(3))
     assert min(when(tmp_path, "b0", "start", rank) for rank in range(2)) >= ended
@@ -139,17 +113,16 @@ def test_what_training_waits_for_goes_first(tmp_path: Path) -> None:
     """Evaluations wait while anything else is ready, however early they were submitted."""
     local = Local(slots=1)
     side = replace(request(tmp_path, "a", [GOOD] * 2), side=True)
-    evaluation = local.submit(side, ())
-    sampling = local.submit(request(tmp_path, "b", [GOOD] * 2), ())
-    local.wait([evaluation, sampling])
+    local.submit(side, ())
+    local.submit(request(tmp_path, "b", [GOOD] * 2), ())
+    run_out(local)
     assert when(tmp_path, "a0", "start") >= when(tmp_path, "b1", "end")
 
 
 def test_a_job_wider_than_the_machine_runs_alone(tmp_path: Path) -> None:
     local = Local(slots=1)
     job = local.submit(request(tmp_path, "a", [GOOD], tasks=2), ())
-    local.wait([job])
-    assert local.states([job]) == {job: "COMPLETED"}
+    assert run_out(local) == {job: "COMPLETED"}
 
 
 @pytest.mark.parametrize("reason", [KeyboardInterrupt, RuntimeError])
@@ -157,7 +130,7 @@ def test_whatever_ends_the_wait_leaves_no_process_behind(
     tmp_path: Path, reason: type[BaseException]
 ) -> None:
     local = Local(slots=1)
-    job = local.submit(request(tmp_path, "a", [(), ()], entry="with_child"), ())
+    local.submit(request(tmp_path, "a", [(), ()], entry="with_child"), ())
     child = tmp_path / "a0.child"
 
     def tick() -> None:
@@ -165,8 +138,8 @@ def test_whatever_ends_the_wait_leaves_no_process_behind(
             raise reason
 
     with pytest.raises(reason):
-        local.wait([job], tick)
-    assert set(local.states([job]).values()) == {"CANCELLED"}
+        local.turn(tick)
+    assert {element.state for element in local.elements} == {"CANCELLED"}
     assert running(local) == {}
     assert dies(int(child.read_text()))
     assert not (tmp_path / "a1.child").exists()
@@ -181,7 +154,7 @@ def test_a_task_knows_its_rank_and_nothing_of_an_outer_slurm_job(
     local = Local(slots=2)
     job = local.submit(request(tmp_path, "a", [seen], tasks=2, entry="show"), ())
     assert running(local) == {"a": {0: job}}
-    local.wait([job])
+    run_out(local)
     assert running(local) == {}
     for rank in range(2):
         text = (tmp_path / f"a0.{rank}.seen").read_text().split("\n")
@@ -191,7 +164,87 @@ def test_a_task_knows_its_rank_and_nothing_of_an_outer_slurm_job(
 def test_what_a_task_prints_and_its_traceback_are_in_its_log(tmp_path: Path) -> None:
     local = Local(slots=1)
     job = local.submit(request(tmp_path, "a", [()], entry="no_such_function"), ())
-    local.wait([job])
-    assert local.states([job]) == {job: "FAILED"}
+    assert run_out(local) == {job: "FAILED"}
     (log,) = tmp_path.glob("*_log.out")
     assert "no_such_function" in log.read_text()
+
+
+# ------------------------------------------------------------------ a warm parent
+
+
+WARM = """
+import os, sys, threading
+print("torch" in sys.modules, len(os.listdir("/proc/self/task")), os.getsid(0) == os.getpid())
+print(os.environ["OMP_NUM_THREADS"], sys.argv[1:])
+sys.exit(int(sys.argv[1]))
+"""
+
+
+def warm_request(folder: Path, name: str, statuses: Sequence[str], **more: str) -> Request:
+    calls = [Module("warm_stub", (status,)) for status in statuses]
+    stage = StageCluster(**more)  # type: ignore[arg-type]
+    return Request(name, "run", name, folder, calls, stage, Cluster(), warm=True)
+
+
+@pytest.fixture
+def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module that says what it finds, where warm and plain processes import it from."""
+    (tmp_path / "warm_stub.py").write_text(WARM)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    return tmp_path
+
+
+def test_tasks_are_forked_from_a_parent_that_has_imported_torch(stubs: Path) -> None:
+    local = Local(slots=2)
+    job = local.submit(warm_request(stubs, "a", ["0", "3"]), ())
+    assert run_out(local) == {f"{job}_0": "COMPLETED", f"{job}_1": "FAILED"}
+    for index, status in enumerate("03"):
+        text = (stubs / f"{job}_{index}_0_log.out").read_text()
+        assert text == f"True 1 True\n2 ['{status}']\n"
+    local.end_all()
+    assert local.warm is not None
+    assert not local.warm.lives()
+
+
+def test_a_stage_with_its_own_interpreter_is_not_forked(stubs: Path) -> None:
+    local = Local(slots=1)
+    job = local.submit(warm_request(stubs, "a", ["0"], python=sys.executable), ())
+    assert run_out(local) == {job: "COMPLETED"}
+    assert (stubs / f"{job}_0_log.out").read_text().startswith("False 1 True")
+    assert local.warm is None
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_what_was_forked_ends_with_its_parent(stubs: Path, early: bool) -> None:
+    """Also while the parent still imports."""
+    (stubs / "warm_stub.py").write_text(
+        "import os, pathlib, sys, time\n"
+        f"pathlib.Path({str(stubs)!r}, sys.argv[1]).write_text(str(os.getpid()))\n"
+        "time.sleep(60)"
+    )
+    local = Local(slots=1)
+    local.submit(warm_request(stubs, "a", ["pid"]), ())
+
+    def tick() -> None:
+        if early or ((stubs / "pid").exists() and (stubs / "pid").read_text()):
+            raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        local.turn(tick)
+    assert not early or time.monotonic() - began < 5
+    assert {element.state for element in local.elements} == {"CANCELLED"}
+    assert local.warm is not None
+    assert not local.warm.lives()
+    assert early or dies(int((stubs / "pid").read_text()))
+
+
+def test_a_parent_that_dies_fails_its_tasks_and_the_next_are_plain(stubs: Path) -> None:
+    local = Local(slots=1)
+    first = local.submit(warm_request(stubs, "a", ["0"]), ())
+    local._start()
+    assert local.warm is not None
+    local.warm.process.kill()
+    second = local.submit(warm_request(stubs, "b", ["0"]), ())
+    assert run_out(local) == {first: "FAILED", second: "COMPLETED"}

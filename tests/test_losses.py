@@ -21,21 +21,13 @@ from transformers import (
     PretrainedConfig,
 )
 
-from alt_hpc import losses
 from alt_hpc.errors import InputError
-from alt_hpc.losses import (
-    Example,
-    FeaturePair,
-    Pair,
-    Siblings,
-    alt_loss,
-    feature_loss,
-    pair_loss,
-    sft_loss,
-)
-from alt_hpc.reference import share_trunk
+from alt_hpc.lm.blocks import train_top
 from alt_hpc.stages.optimise import set_dropout
-from alt_hpc.trainer import freeze
+from alt_hpc.training import losses
+from alt_hpc.training.examples import Example, FeaturePair, Pair, Siblings, move
+from alt_hpc.training.losses import alt_loss, feature_loss, pair_loss, sft_loss
+from alt_hpc.training.reference import share_trunk
 
 COMMON: dict[str, Any] = {
     "vocab_size": 61, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "num_labels": 1
@@ -160,7 +152,7 @@ def test_a_reference_that_reads_another_prompt_and_knows_fewer_tokens(name: str,
         batch = Example.batch(examples, most=15)
     else:
         batch = Siblings.batch(families, most=15)
-    batch = losses.move(batch, torch.device("cpu"))
+    batch = move(batch, torch.device("cpu"))
     loss, parts = alt_loss(model, batch, kl=0.5, reference=reference, vocabulary=old)
     for part, value in sums.items():
         torch.testing.assert_close(parts[part], value.detach(), rtol=1e-5, atol=1e-5)
@@ -171,7 +163,7 @@ def _as_policy(name: str, reference: Any) -> Any:
     """A policy whose top block alone has been trained, from the reference's weights."""
     policy = copy.deepcopy(reference)
     set_dropout(policy, 0.0)
-    freeze(policy, 0.4, train_embeddings=False)
+    train_top(policy, 0.4, embeddings=False)
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
@@ -203,7 +195,7 @@ def test_a_reference_that_goes_on_from_the_policys_trunk(name: str) -> None:
     ("change", "why"),
     [
         (lambda policy: policy.requires_grad_(True), "every block is trained"),
-        (lambda policy: freeze(policy, 0.4, train_embeddings=True), "embeddings are trained"),
+        (lambda policy: train_top(policy, 0.4, embeddings=True), "embeddings are trained"),
         (lambda policy: setattr(policy.transformer.h[0].attn.attn_dropout, "p", 0.1), "drops out"),
         (lambda policy: policy.transformer.h[1].ln_1.weight.data.add_(0.1), "h.1.ln_1.weight"),
     ],
@@ -310,7 +302,7 @@ def _trained(model: Any) -> set[str]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_default_freezes_low_blocks_and_embeddings(name: str) -> None:
     model = _model(name)
-    freeze(model, 0.7, train_embeddings=False)
+    train_top(model, 0.7, embeddings=False)
     blocks, norm, embeddings = TRUNKS[name]
     prefix = model.base_model_prefix + "."
     trained = _trained(model)
@@ -326,7 +318,7 @@ def test_default_freezes_low_blocks_and_embeddings(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_frozen_blocks_store_no_graph(name: str) -> None:
     model = _model(name).train()
-    freeze(model, 0.3, train_embeddings=False)
+    train_top(model, 0.3, embeddings=False)
     needs: list[bool] = []
     for block in getattr(model.base_model, TRUNKS[name][0]):
         block.register_forward_hook(
@@ -341,7 +333,7 @@ def test_frozen_blocks_store_no_graph(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_embeddings_and_head_on_request(name: str) -> None:
     model = _model(name)
-    freeze(model, 0.1, train_embeddings=True)  # at least one block
+    train_top(model, 0.1, embeddings=True)  # at least one block
     blocks = TRUNKS[name][0]
     prefix = model.base_model_prefix + "."
     frozen = {key for key, _ in model.named_parameters()} - _trained(model)
@@ -351,14 +343,14 @@ def test_embeddings_and_head_on_request(name: str) -> None:
 
 def test_share_of_one_trains_every_block() -> None:
     model = _model("llama")
-    freeze(model, 1.0, train_embeddings=True)
+    train_top(model, 1.0, embeddings=True)
     assert _trained(model) == {name for name, _ in model.named_parameters()}
 
 
 def test_share_that_binary_numbers_miss() -> None:
     config = GPT2Config(n_embd=4, n_layer=100, n_head=1, n_positions=8, **COMMON)
     model = GPT2LMHeadModel(config)
-    freeze(model, 0.29, train_embeddings=False)  # 0.29 * 100 == 28.999999999999996
+    train_top(model, 0.29, embeddings=False)  # 0.29 * 100 == 28.999999999999996
     first = [next(block.parameters()).requires_grad for block in model.transformer.h]
     assert first == [False] * 71 + [True] * 29
 
@@ -367,4 +359,4 @@ def test_freezing_needs_blocks() -> None:
     model = _model("llama")
     model.config.num_hidden_layers = 5
     with pytest.raises(InputError, match="5 transformer blocks"):
-        freeze(model, 0.3, train_embeddings=False)
+        train_top(model, 0.3, embeddings=False)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alt_hpc import metrics
+from alt_hpc.report import measures
 
 
 def row(number: int, reward: float | None, **more: Any) -> dict[str, Any]:
@@ -21,9 +21,9 @@ def row(number: int, reward: float | None, **more: Any) -> dict[str, Any]:
 def test_distinct_counts_different_ngrams_over_all_words() -> None:
     texts = ["the cat sat", "the cat  ran\n", "", "mat"]
     # words: the cat sat the cat ran mat; bigrams: the-cat cat-sat the-cat cat-ran
-    assert metrics.distinct(texts, 1) == 5 / 7
-    assert metrics.distinct(texts, 2) == 3 / 7
-    assert metrics.distinct(["", " "], 1) == 0.0
+    assert measures.distinct(texts, 1) == 5 / 7
+    assert measures.distinct(texts, 2) == 3 / 7
+    assert measures.distinct(["", " "], 1) == 0.0
 
 
 @given(st.lists(st.lists(st.sampled_from("abc"), max_size=6), max_size=6), st.integers(1, 3))
@@ -36,7 +36,7 @@ def test_distinct_is_a_share(words: list[list[str]], n: int) -> None:
             if len(gram) == n and gram not in found:
                 found.append(gram)
     total = sum(map(len, words))
-    assert metrics.distinct(texts, n) == (len(found) / total if total else 0)
+    assert measures.distinct(texts, n) == (len(found) / total if total else 0)
 
 
 @given(
@@ -50,7 +50,7 @@ def test_paired_interval_is_that_of_the_differences(
     before = [row(i, a) for i, (a, _) in enumerate(rewards)]
     after = [row(i, b) for i, (_, b) in enumerate(rewards)][::-1]  # in another order
     differences = [b - a for a, b in rewards if b is not None]
-    mean, half, posts = metrics.paired(before, after)
+    mean, half, posts = measures.paired(before, after)
     assert posts == len(differences)
     if posts > 1 and statistics.stdev(differences) > 1e-9:
         assert mean == pytest.approx(statistics.fmean(differences), abs=1e-9)
@@ -61,17 +61,17 @@ def test_paired_interval_is_that_of_the_differences(
 def test_pairing_is_by_set_and_row() -> None:
     before = [row(0, 1.0), row(0, 5.0, set="test"), row(7, 100.0)]
     after = [row(0, 7.0, set="test"), row(0, 2.0), row(8, -100.0)]
-    mean, _, posts = metrics.paired(before, after)
+    mean, _, posts = measures.paired(before, after)
     assert (mean, posts) == (1.5, 2)
 
 
 def test_equal_differences_are_known_exactly() -> None:
-    mean, half, _ = metrics.paired([row(0, 1.0), row(1, 2.0)], [row(0, 2.0), row(1, 3.0)])
+    mean, half, _ = measures.paired([row(0, 1.0), row(1, 2.0)], [row(0, 2.0), row(1, 3.0)])
     assert (mean, half) == (1.0, 0.0)
 
 
 def test_one_post_has_no_interval() -> None:
-    assert math.isnan(metrics.paired([row(0, 1.0)], [row(0, 2.0)])[1])
+    assert math.isnan(measures.paired([row(0, 1.0)], [row(0, 2.0)])[1])
 
 
 def test_summary_leaves_out_what_is_not_finite_and_counts_every_row() -> None:
@@ -81,16 +81,16 @@ def test_summary_leaves_out_what_is_not_finite_and_counts_every_row() -> None:
         row(2, 4.0, perplexity=6.0, length=6),
         row(3, None, length=8, ended="limit"),
     ]
-    found = metrics.summarise(rows)
+    found = measures.summarise(rows)
     assert found["rows"] == 4
     assert found["reward"] == 2.5
     assert found["reward_error"] == pytest.approx(1.5)
     assert found["perplexity"] == pytest.approx(10 / 3)
     assert found["length"] == 5.0
     assert found["truncated"] == 0.5
-    assert metrics.summarise([row(0, None, perplexity=None)])["reward"] is None
+    assert measures.summarise([row(0, None, perplexity=None)])["reward"] is None
 
 
 def test_rewards_by_quantile_keep_those_set_aside_out() -> None:
-    found = metrics.by_quantile([[1.0, None, 3.0], [9.0, 8.0]], [[1, None, 0], [None, None]], 2)
+    found = measures.by_quantile([[1.0, None, 3.0], [9.0, 8.0]], [[1, None, 0], [None, None]], 2)
     assert found == [[3.0], [1.0]]

@@ -15,9 +15,9 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from alt_hpc import models
 from alt_hpc.domains import tldr
 from alt_hpc.errors import InputError
+from alt_hpc.lm import check, fetch, load, save, tokens
 
 CPU = torch.device("cpu")
 NAMES = ["llama", "tied", "gptj", "gpt_neox", "gpt2"]
@@ -31,7 +31,7 @@ def _bytes(folder: Path) -> dict[str, str]:
 def _save(folder: Path, name: str, dtype: str = "float32", drop: str = "") -> Path:
     model = tiny.model(name)
     state = {key: value for key, value in model.state_dict().items() if key != drop}
-    models.save_policy(folder, model.config, state, tiny.tokenizer(), dtype, "# card\n", [tiny.EOS])
+    save.policy(folder, model.config, state, tiny.tokenizer(), dtype, "# card\n", [tiny.EOS])
     return folder
 
 
@@ -41,15 +41,15 @@ def _save(folder: Path, name: str, dtype: str = "float32", drop: str = "") -> Pa
 @pytest.mark.parametrize("name", NAMES)
 def test_saved_policy_is_the_same_model(name: str, tmp_path: Path) -> None:
     folder = _save(tmp_path / "policy", name)
-    models.check_weights(folder)
-    loaded = models.load_policy(folder, "float32", CPU)
+    check.weights(folder)
+    loaded = load.policy(folder, "float32", CPU)
     ids = torch.arange(9)[None]
     assert torch.equal(loaded(ids).logits, tiny.model(name)(ids).logits)
     assert not loaded.training
     assert loaded.generation_config.eos_token_id == tiny.EOS
-    assert models.load_tokenizer(folder).eos_token_id == tiny.EOS
+    assert load.tokenizer(folder).eos_token_id == tiny.EOS
     assert (folder / "README.md").read_text() == "# card\n"
-    assert models.fetch(str(folder)) == folder
+    assert fetch.fetch(str(folder)) == folder
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -57,10 +57,10 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert _bytes(first) == _bytes(_save(tmp_path / "b", "llama", "bfloat16"))
     for name in ("c", "d"):  # from a loaded model: the path it came from leaves no trace
         source = Path(shutil.copytree(first, tmp_path / f"from-{name}"))
-        loaded = models.load_policy(source, "bfloat16", CPU)
-        tokenizer = models.load_tokenizer(source)
+        loaded = load.policy(source, "bfloat16", CPU)
+        tokenizer = load.tokenizer(source)
         state = loaded.state_dict()
-        models.save_policy(
+        save.policy(
             tmp_path / name, loaded.config, state, tokenizer, "bfloat16", "# card\n", [tiny.EOS]
         )
     assert _bytes(tmp_path / "c") == _bytes(tmp_path / "d")
@@ -71,13 +71,13 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_dtype_of_saving_and_loading(tmp_path: Path) -> None:
     folder = _save(tmp_path / "policy", "gpt2", "bfloat16")
     assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
-    assert models.load_policy(folder, "float32", CPU).dtype == torch.float32
+    assert load.policy(folder, "float32", CPU).dtype == torch.float32
 
 
 def test_tied_head_is_stored_once(tmp_path: Path) -> None:
     folder = _save(tmp_path / "policy", "tied", drop="lm_head.weight")
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
-    loaded: Any = models.load_policy(folder, "float32", CPU)
+    loaded: Any = load.policy(folder, "float32", CPU)
     head, embeddings = loaded.get_output_embeddings(), loaded.get_input_embeddings()
     assert head.weight.data_ptr() == embeddings.weight.data_ptr()
 
@@ -88,9 +88,7 @@ def test_saving_incomplete_weights_is_an_error(tmp_path: Path) -> None:
     model = tiny.model("llama")
     state = {**model.state_dict(), "v_head.weight": torch.zeros(1, 32)}
     with pytest.raises(InputError, match=r"v_head\.weight is unknown"):
-        models.save_policy(
-            tmp_path, model.config, state, tiny.tokenizer(), "float32", "", [tiny.EOS]
-        )
+        save.policy(tmp_path, model.config, state, tiny.tokenizer(), "float32", "", [tiny.EOS])
 
 
 # --- checking ---------------------------------------------------------------------------------
@@ -120,43 +118,43 @@ def test_check_weights_names_tensor_and_file(
     folder = _save(tmp_path / "policy", "llama")
     _spoil(folder, "model.norm.weight", value)
     with pytest.raises(InputError, match=rf"model\.safetensors.*model\.norm\.weight.*{problem}"):
-        models.check_weights(folder)
+        check.weights(folder)
 
 
 def test_load_policy_fills_nothing_with_random_numbers(tmp_path: Path) -> None:
     folder = _save(tmp_path / "policy", "gptj")
     _spoil(folder, "transformer.ln_f.weight", None)
     with pytest.raises(InputError, match=r"transformer\.ln_f\.weight is missing"):
-        models.load_policy(folder, "float32", CPU)
+        load.policy(folder, "float32", CPU)
 
 
 def test_check_weights_reads_shards_bin_files_and_bare_trunks(tmp_path: Path) -> None:
     model = tiny.model("gpt2")
     model.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
-    assert len(models.weight_files(tmp_path / "shards")) > 1
-    models.check_weights(tmp_path / "shards")
+    assert len(fetch.weight_files(tmp_path / "shards")) > 1
+    check.weights(tmp_path / "shards")
     shutil.copytree(tmp_path / "shards", tmp_path / "hole")
-    models.weight_files(tmp_path / "hole")[0].unlink()
+    fetch.weight_files(tmp_path / "hole")[0].unlink()
     with pytest.raises(InputError, match=r"named by .* but missing"):
-        models.check_weights(tmp_path / "hole")
+        check.weights(tmp_path / "hole")
 
     model.config.save_pretrained(tmp_path / "bin")
     torch.save(model.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
-    models.check_weights(tmp_path / "bin")
+    check.weights(tmp_path / "bin")
 
     model.config.save_pretrained(tmp_path / "bare")  # as `gpt2` is on the hub
     state = {k.removeprefix("transformer."): v for k, v in model.transformer.state_dict().items()}
     save_file(state, tmp_path / "bare" / "model.safetensors")
-    models.check_weights(tmp_path / "bare")
+    check.weights(tmp_path / "bare")
 
 
 def test_check_weights_of_a_sequence_classifier(tmp_path: Path) -> None:
     auto = AutoModelForSequenceClassification
     folder = tiny.folder(tmp_path / "rm", "llama", auto, num_labels=1)
-    models.check_weights(folder)
+    check.weights(folder)
     _spoil(folder, "score.weight", None)
     with pytest.raises(InputError, match=r"score\.weight is missing"):
-        models.check_weights(folder)
+        check.weights(folder)
 
 
 def test_truncated_file_is_an_input_error(tmp_path: Path) -> None:
@@ -164,9 +162,9 @@ def test_truncated_file_is_an_input_error(tmp_path: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"model\.safetensors"):
-        models.check_weights(folder)
+        check.weights(folder)
     with pytest.raises(InputError, match=r"model\.safetensors"):
-        models.load_policy(folder, "float32", CPU)
+        load.policy(folder, "float32", CPU)
 
 
 # --- getting ----------------------------------------------------------------------------------
@@ -174,29 +172,29 @@ def test_truncated_file_is_an_input_error(tmp_path: Path) -> None:
 
 def test_light_folders_need_no_weights(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="neither"):
-        models.fetch_light(str(tmp_path))
+        fetch.fetch(str(tmp_path), whole=False)
     tiny.config("gptj").save_pretrained(tmp_path)
-    assert models.fetch_light(str(tmp_path)) == tmp_path
+    assert fetch.fetch(str(tmp_path), whole=False) == tmp_path
     with pytest.raises(InputError, match="no model weights"):
-        models.fetch(str(tmp_path))
+        fetch.fetch(str(tmp_path))
 
 
 def test_folders_without_what_is_needed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model weights"):
-        models.fetch(str(tmp_path))
+        fetch.fetch(str(tmp_path))
     with pytest.raises(InputError, match=r"config\.json"):
-        models.load_policy(tmp_path, "float32", CPU)
+        load.policy(tmp_path, "float32", CPU)
     with pytest.raises(InputError, match="no tokenizer"):
-        models.load_tokenizer(tmp_path)
+        load.tokenizer(tmp_path)
     with pytest.raises(InputError, match="no such model folder"):
-        models.fetch(str(tmp_path / "nowhere"))
+        fetch.fetch(str(tmp_path / "nowhere"))
 
 
 def test_hub_name_without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(InputError, match=r"nobody/nothing.*neither.*cannot be reached"):
-        models.fetch("nobody/nothing")
+        fetch.fetch("nobody/nothing")
 
 
 # --- tokens -----------------------------------------------------------------------------------
@@ -205,17 +203,17 @@ def test_hub_name_without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_ends_of_a_model_count(tmp_path: Path) -> None:
     """Those of the tokenizer, of config.json and of generation_config.json."""
     place, tokenizer = tiny.folder(tmp_path, "gptj"), tiny.tokenizer()
-    assert models.all_ends(place, tokenizer) == (tiny.EOS,)
+    assert tokens.all_ends(place, tokenizer) == (tiny.EOS,)
     for name, ends in (("config", 50256), ("generation_config", [3, 7])):  # GPT-J's, beyond these
         file = place / f"{name}.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": ends}))
-    assert models.all_ends(place, tokenizer) == (3, 7, tiny.EOS)
+    assert tokens.all_ends(place, tokenizer) == (3, 7, tiny.EOS)
 
 
 def test_context_length() -> None:
-    assert models.context_length(tiny.config("gptj")) == 1024
+    assert tokens.context_length(tiny.config("gptj")) == 1024
     with pytest.raises(InputError, match="context length"):
-        models.context_length(tiny.config("bloom"))
+        tokens.context_length(tiny.config("bloom"))
 
 
 def test_bos_is_kept_and_continuations_have_none() -> None:
@@ -227,13 +225,13 @@ def test_bos_is_kept_and_continuations_have_none() -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[pair]
     )
-    assert models.text_ids(tokenizer, "ab")[0] == tokenizer.bos_token_id
-    assert len(models.text_ids(tokenizer, "ab")) == 3
-    assert models.continuation_ids(tokenizer, "ab") == models.text_ids(tokenizer, "ab")[1:]
+    assert tokens.text_ids(tokenizer, "ab")[0] == tokenizer.bos_token_id
+    assert len(tokens.text_ids(tokenizer, "ab")) == 3
+    assert tokens.continuation_ids(tokenizer, "ab") == tokens.text_ids(tokenizer, "ab")[1:]
     ids, lost = tldr.Settings().fit(tokenizer, "", "0123456789", 5)
     assert (ids[0], len(ids), lost) == (tokenizer.bos_token_id, 5, 6)
 
 
 def test_no_memory_for_an_empty_model() -> None:
-    model = models.empty(tiny.config("llama"), AutoModelForCausalLM)
+    model = load.empty(tiny.config("llama"), AutoModelForCausalLM)
     assert {p.device.type for p in model.parameters()} == {"meta"}

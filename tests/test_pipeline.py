@@ -14,11 +14,13 @@ import torch
 import transformers
 
 from alt_hpc import config as configs
-from alt_hpc import curves, interrupt, launch
+from alt_hpc import interrupt
 from alt_hpc.__main__ import main
+from alt_hpc.control import start
 from alt_hpc.data import draws
 from alt_hpc.graph import Piece
 from alt_hpc.methods import Label
+from alt_hpc.report import curves
 from alt_hpc.run import progress, rows
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Intent
@@ -31,7 +33,7 @@ def _sampled(config: Path, place: Path, shards: int, *more: str) -> tuple[list[A
     """Samples and scores of iteration 1, in this process."""
     count = f"={{shards: {shards}}}"
     overrides = [f"run={place}", f"cluster.sample{count}", f"cluster.score{count}", *more]
-    folder = launch.prepare(configs.load(config, [*overrides, "sample.prompts=16"]))
+    folder = start.prepare(configs.load(config, [*overrides, "sample.prompts=16"]))
     draws.begin(folder, 1)
     assert len(folder.graph().shardings[1].sample) == shards
     for stage in ("sample", "score"):
@@ -188,7 +190,7 @@ def test_real_posts_one_iteration_of_the_smollm2_config(
     assert trained.rows == 4 * 6  # two of the best quantile of each prompt, one of the others
     logs = "".join(p.read_text() for p in folder.path.glob("jobs/1-train-1/*log.out"))
     assert "computed whole" not in logs  # the reference's trunk is the policy's
-    curves = (folder.manifests.open(Piece(1, "train"))[0] / "metrics.jsonl").read_text()
+    curves = (folder.manifests.open(Piece(1, "train"))[0] / "measures.jsonl").read_text()
     assert all(json.loads(line)["parts"]["kl"] >= 0 for line in curves.splitlines())
 
 
@@ -201,7 +203,7 @@ def test_every_end_of_a_model_counts_from_sampling_to_the_export(
     file = policy / "generation_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": ends}))
     chosen = [f"run={tmp_path}/run", f"policy.model={policy}", "cluster.train={}"]
-    folder = launch.prepare(configs.load(tiny_config, [*chosen, "cluster.sample.shards=1"]))
+    folder = start.prepare(configs.load(tiny_config, [*chosen, "cluster.sample.shards=1"]))
     for k in (0, 1):
         draws.begin(folder, k)
     for stage, k in (("evaluate", 0), ("measure", 0), ("sample", 1), ("score", 1)):
@@ -239,7 +241,7 @@ def test_a_stage_run_by_hand_says_in_one_sentence_what_is_missing(
     stage: list[str],
     problem: str,
 ) -> None:
-    folder = launch.prepare(configs.load(tiny_config, [f"run={tmp_path}/run"]))
+    folder = start.prepare(configs.load(tiny_config, [f"run={tmp_path}/run"]))
     draws.begin(folder, 0)
     draws.begin(folder, 1)
     assert main(["stage", stage[0], str(folder.path), *stage[1:]]) == 2
@@ -337,7 +339,7 @@ def test_a_finished_run_stays_finished_and_its_checkpoint_is_an_ordinary_folder(
 ) -> None:
     before = list(undisturbed.journal)
     config = undisturbed.config()
-    assert launch.run(config) == 0
+    assert start.run(config) == 0
     assert [e for e in list(undisturbed.journal)[len(before) :] if isinstance(e, Intent)] == []
     assert "'Excellent.' after iteration 2 minus plain 0" in capsys.readouterr().out
     policy = undisturbed.path / "policies" / "002"
@@ -347,5 +349,5 @@ def test_a_finished_run_stays_finished_and_its_checkpoint_is_an_ordinary_folder(
     out = model.generate(**ids, max_new_tokens=4, do_sample=False)
     assert out.shape[1] > ids["input_ids"].shape[1]
     assert "Excellent. input: " in (policy / "README.md").read_text()
-    more = launch.run(config.model_copy(update={"iterations": 1}))
+    more = start.run(config.model_copy(update={"iterations": 1}))
     assert more == 0

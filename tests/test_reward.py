@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from alt_hpc import models
 from alt_hpc.domains import tldr
 from alt_hpc.errors import InputError
+from alt_hpc.lm import check
 from alt_hpc.rewards import heads, text
 from alt_hpc.rewards.heads import RewardModel, Trunk, load_reward_model
 from alt_hpc.rewards.model import Settings
@@ -243,7 +243,7 @@ def test_head_on_a_frozen_trunk(name: str, padding: int | None, tmp_path: Path) 
     head = torch.randn(1, 32, generator=torch.Generator().manual_seed(3))
     folder = tmp_path / "rm"
     _save(folder, policy, head)
-    models.check_weights(folder)
+    check.weights(folder)
     rewards, _ = _load(folder).score(PROMPT, SUMMARIES)
     assert rewards == pytest.approx((hidden @ head[0]).tolist(), abs=1e-5, rel=1e-5)
     plain = [_plain(folder, f"{PROMPT} {summary}{EOT}") for summary in SUMMARIES]

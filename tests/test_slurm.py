@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import stat
 import subprocess
@@ -11,24 +10,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import dag_tasks
 import pytest
 import yaml
 from stub_tasks import Call
 
 from alt_hpc import config as configs
-from alt_hpc import launch, preview
 from alt_hpc.__main__ import main
-from alt_hpc.clusters import Asked, Cluster, Request
-from alt_hpc.clusters.local import Local
+from alt_hpc.clusters.cluster import Asked, Request
 from alt_hpc.clusters.queue import client
 from alt_hpc.clusters.slurm import Slurm
 from alt_hpc.config import Cluster as ClusterConfig
 from alt_hpc.config import StageCluster
+from alt_hpc.control import preview, start
 from alt_hpc.graph import Piece
-from alt_hpc.plan import Dependency
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Submitted
 
@@ -181,7 +176,7 @@ def test_plan_shows_the_scripts_byte_for_byte(
 ) -> None:
     folder = RunFolder(tmp_path / "run")
     overrides = [f"run={folder.path}", "cluster.sample.python=/bin/false"]
-    config = launch.absolute(configs.load(tiny_config, overrides))
+    config = start.absolute(configs.load(tiny_config, overrides))
     shown = preview.preview(config)
     assert not folder.path.exists()
     assert _queue() == []
@@ -240,53 +235,7 @@ def test_what_the_cluster_has_not_got_is_refused_before_anything_is_queued(
     assert _queue() == []
 
 
-# ------------------------------------------------------------------ local means what Slurm means
-
-Dag = list[tuple[list[bool], list[tuple[str, int]]]]  # (element fails?, [(kind, earlier job)])
-
-
-def _random_dag(rng: random.Random) -> Dag:
-    jobs: Dag = []
-    for number in range(rng.randint(3, 6)):
-        size = rng.choice([1, 2, 3])
-        after = []
-        for earlier in range(number):
-            same = len(jobs[earlier][0]) == size and size > 1
-            if rng.random() < 0.45:
-                kinds = ["afterok", "afterany"] + (["aftercorr"] if same else [])
-                after.append((rng.choice(kinds), earlier))
-        jobs.append(([rng.random() < 0.25 for _ in range(size)], after))
-    return jobs
-
-
-def _submit_dag(cluster: Cluster, dag: Dag, place: Path) -> list[str]:
-    ids: list[str] = []
-    for number, (fails, after) in enumerate(dag):
-        folder = place / str(number)
-        folder.mkdir(parents=True, mode=0o700)
-        tasks = [dag_tasks.End(fail) for fail in fails]
-        settings = StageCluster(), ClusterConfig()
-        request = Request(f"job{number}", "dag", str(number), folder, tasks, *settings)
-        dependencies: list[Any] = [Dependency(kind, ids[earlier]) for kind, earlier in after]  # type: ignore[arg-type]
-        ids.append(cluster.submit(request, dependencies))
-    return ids
-
-
-def test_local_ends_random_failing_dags_as_slurm_does(slurm: None, tmp_path: Path) -> None:
-    rng = random.Random(20261122)
-    dags = [_random_dag(rng) for _ in range(8)]
-    real = Slurm()
-    ids = [_submit_dag(real, dag, tmp_path / f"slurm{i}") for i, dag in enumerate(dags)]
-    for i, dag in enumerate(dags):
-        local = Local(slots=2)
-        mine = _submit_dag(local, dag, tmp_path / f"local{i}")
-        local.wait(mine)
-        expected = [[local.states([job])[e] for e in sorted(local.states([job]))] for job in mine]
-        deadline = time.monotonic() + 180
-        while any(set(s) & UNFINISHED for s in _slurm_states(real, tmp_path / f"slurm{i}", ids[i])):
-            assert time.monotonic() < deadline, client("squeue", "--array")
-            time.sleep(0.5)
-        assert _slurm_states(real, tmp_path / f"slurm{i}", ids[i]) == expected, dag
+# ------------------------------------------------------------------ what Slurm tells
 
 
 def test_a_job_whose_id_was_never_noted_is_seen_whole(slurm: None, tmp_path: Path) -> None:
@@ -305,9 +254,3 @@ def test_a_job_whose_id_was_never_noted_is_seen_whole(slurm: None, tmp_path: Pat
     assert set(by_script["a"]) == {0, 1, 2, 3, 4}
     assert by_script == real.look([Asked("a", place, job)])
     real.cancel(job)
-
-
-def _slurm_states(slurm: Slurm, place: Path, ids: list[str]) -> list[list[str]]:
-    asked = [Asked(str(i), place / str(i), job) for i, job in enumerate(ids)]
-    seen = slurm.look(asked)
-    return [[seen[one.key][i].state for i in sorted(seen[one.key])] for one in asked]

@@ -25,24 +25,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from alt_hpc import losses
-from alt_hpc.errors import InputError
-from alt_hpc.losses import Example, FeaturePair, Pair, alt_loss, feature_loss, pair_loss
-from alt_hpc.ranks import Ranks, connect, disconnect, from_environment
-from alt_hpc.reference import share_trunk
+from alt_hpc.errors import InputError, TrainingDiverged
+from alt_hpc.interrupt import Interrupted
+from alt_hpc.lm.blocks import train_top
 from alt_hpc.run.checkpoints import Checkpoints
-from alt_hpc.run.files import write_atomically
-from alt_hpc.trainer import (
-    Interrupted,
-    TrainingDiverged,
-    fill_deepspeed_config,
-    freeze,
-    global_batches,
-    learning_rate,
-    order,
-    prepare,
-    train,
-)
+from alt_hpc.training import deepspeed, examples
+from alt_hpc.training.examples import Example, FeaturePair, Pair
+from alt_hpc.training.loop import global_batches, learning_rate, order, prepare, train
+from alt_hpc.training.losses import alt_loss, feature_loss, pair_loss
+from alt_hpc.training.ranks import Ranks, connect, disconnect, from_environment
+from alt_hpc.training.reference import share_trunk
 from alt_hpc.training.settings import Training
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,7 +87,7 @@ def _model(kind: str, dropout: float = 0.0) -> nn.Module:
     if kind == "head":
         return nn.Linear(13, 1, bias=False)
     model = _gpt2(dropout) if kind == "gpt2" else _llama(dropout)
-    freeze(model, BASE.trained_blocks, train_embeddings=kind == "gpt2")
+    train_top(model, BASE.trained_blocks, embeddings=kind == "gpt2")
     return model
 
 
@@ -132,7 +124,7 @@ def _explode(model: nn.Module, batch: Any) -> Any:
 
 def _work(job: dict[str, Any], folder: Path, ranks: Ranks) -> None:
     """Run one job on this rank; rank 0 leaves weights, records and error in a file NAME."""
-    losses.CHUNK = job.get("chunk", 512)
+    examples.CHUNK = job.get("chunk", 512)
     settings = BASE.model_copy(update=job.get("settings", {}))
     kind = job.get("model", "llama")
     model, loss = _model(kind, job.get("dropout", 0.0)), LOSSES.get(kind, alt_loss)
@@ -186,7 +178,7 @@ def _work(job: dict[str, Any], folder: Path, ranks: Ranks) -> None:
 
 def _main(folder: Path) -> None:
     ranks = from_environment()
-    connect(folder / "meeting", ranks, write_atomically)
+    connect(ranks)
     for job in json.loads((folder / "jobs.json").read_text()):
         _work(job, folder, ranks)
     disconnect()
@@ -510,7 +502,7 @@ def test_learning_rate() -> None:
 
 def test_deepspeed_config_is_filled() -> None:
     config = {"train_batch_size": "auto", "bf16": {"enabled": "auto"}, "zero_optimization": {}}
-    filled = fill_deepspeed_config(config, BASE.model_copy(update=HALF), Ranks(0, 2, 0))
+    filled = deepspeed.filled(config, BASE.model_copy(update=HALF), Ranks(0, 2, 0))
     assert filled["train_batch_size"] == 8
     assert filled["train_micro_batch_size_per_gpu"] == 2
     assert filled["gradient_accumulation_steps"] == 2
@@ -528,12 +520,12 @@ def test_deepspeed_config_is_filled() -> None:
 )
 def test_deepspeed_config_must_not_decide(config: dict[str, Any], name: str) -> None:
     with pytest.raises(InputError, match=f"'{name}'"):
-        fill_deepspeed_config(config, BASE, Ranks())
+        deepspeed.filled(config, BASE, Ranks())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/deepspeed").glob("*.json")), ids=str)
 def test_our_deepspeed_configs_can_be_filled(path: Path) -> None:
-    filled = fill_deepspeed_config(json.loads(path.read_text()), BASE, Ranks())
+    filled = deepspeed.filled(json.loads(path.read_text()), BASE, Ranks())
     assert filled["zero_optimization"]["stage"] in (2, 3)
 
 

@@ -14,12 +14,14 @@ import torch
 from transformers import PreTrainedModel
 
 from alt_hpc import config as configs
-from alt_hpc import controller, launch, models
 from alt_hpc.clusters.local import Local
+from alt_hpc.control import start
+from alt_hpc.control import step as steps
 from alt_hpc.data import draws
 from alt_hpc.engines import Decoding, Model
 from alt_hpc.errors import InputError
 from alt_hpc.graph import Piece
+from alt_hpc.lm import load, tokens
 from alt_hpc.plan import Job
 from alt_hpc.run import rows as rows_of
 from alt_hpc.run.files import make_private, read_lines
@@ -88,22 +90,23 @@ def test_vllm_samples_and_evaluates_in_an_environment_of_its_own(
         f"cluster.sample={{shards: 1, python: {vllm_python}}}",
         f"cluster.evaluate={{python: {vllm_python}}}",
     ]
-    folder = launch.prepare(configs.load(tiny_config, overrides))
+    folder = start.prepare(configs.load(tiny_config, overrides))
     config = folder.config()
     for k in (0, 1):
         draws.begin(folder, k)
 
     jobs, local = [Job("sample", 1, 1, (0,)), Job("evaluate", 0, 1, (0,))], Local(2)
     logs = [make_private(folder.layout.job(job.iteration, job.stage, 1)) for job in jobs]
-    submitted = [local.submit(controller.request(folder, config, job), []) for job in jobs]
+    for job in jobs:
+        local.submit(steps.request(folder, config, job), [])
     deadline = time.monotonic() + LONG_S
 
     def patience() -> None:
         assert time.monotonic() < deadline, "the sample stage takes too long"
 
-    local.wait(submitted, patience)
+    ended = [*local.turn(patience), *local.turn(patience)]
     log = "".join(path.read_text() for place in logs for path in place.glob("*.out"))
-    assert set(local.states(submitted).values()) == {"COMPLETED"}, log
+    assert {element.state for element in ended} == {"COMPLETED"}, log
 
     place, manifest = folder.manifests.open(Piece(1, "sample", 0))
     rows = list(read_lines(place / "samples.jsonl"))
@@ -112,7 +115,7 @@ def test_vllm_samples_and_evaluates_in_an_environment_of_its_own(
     assert [row["prompt"] for row in rows] == [posts[i] for i in folder.draw(1)["rows"]]
     assert all(len(row["generations"]) == config.sample.generations for row in rows)
 
-    tokenizer = models.load_tokenizer(policy)
+    tokenizer = load.tokenizer(policy)
     made = [one for row in rows for one in row["generations"]]
     for one in made:
         ids = one["ids"]
@@ -121,15 +124,15 @@ def test_vllm_samples_and_evaluates_in_an_environment_of_its_own(
         assert not set(ids[:-1]) & set(ends), "it went on after an EOS"
         assert one["ended"] == ("eos" if ids[-1] in ends else "limit")
         assert one["ended"] == "eos" or len(ids) == TOKENS
-        assert one["text"] == models.text_of(tokenizer, ids, ends)
+        assert one["text"] == tokens.text_of(tokenizer, ids, ends)
     assert {one["ended"] for one in made} == {"eos", "limit"}
 
-    model = models.load_policy(policy, config.policy.dtype, torch.device("cpu"))
+    model = load.policy(policy, config.policy.dtype, torch.device("cpu"))
     prefix = config.domain.before(config.method.levels[0])
     outside = {"": 0, prefix: 0}
     for conditioned in outside:
         for row in rows:
-            prompt = models.text_ids(tokenizer, conditioned + row["prompt"])
+            prompt = tokens.text_ids(tokenizer, conditioned + row["prompt"])
             for one in row["generations"]:
                 outside[conditioned] += _outside(model, prompt, one["ids"])
     assert outside[""] == 0, "a token outside the top-p set of the plain prompt"
@@ -145,7 +148,7 @@ def test_vllm_samples_and_evaluates_in_an_environment_of_its_own(
     assert [row["variant"] for row in answers] == ["plain", "best", "worst"] * 3
     for row in answers:
         feedback = config.method.ask(row["variant"], row)
-        prompt = models.text_ids(tokenizer, config.domain.before(feedback) + row["prompt"])
+        prompt = tokens.text_ids(tokenizer, config.domain.before(feedback) + row["prompt"])
         assert 1 <= len(row["ids"]) <= TOKENS
         assert row["ended"] == ("eos" if row["ids"][-1] in ends else "limit")
         assert _lost(model, prompt, row["ids"]) < 1e-3, row

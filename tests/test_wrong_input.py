@@ -607,11 +607,11 @@ def test_the_good_config_is_good_and_its_folder_is_its_own(
 ) -> None:
     """What the tests above spoil passes every check; afterwards its frozen options cannot move."""
     from alt_hpc import config as configs
-    from alt_hpc import launch
+    from alt_hpc.control import start
 
     folder, config = good
     assert command("plan", folder, config) == 0
-    launch.prepare(configs.load(folder / "config.yaml"))
+    start.prepare(configs.load(folder / "config.yaml"))
     assert RunFolder(folder / "run").exists()
     for name in ("run", "plan"):
         for override in ("seed=4", "train.lr=1e-3", "sample.prompts=5"):
@@ -625,18 +625,18 @@ def test_a_run_that_has_stopped_says_so(
 ) -> None:
     """Also to those who wait for it; and one that nothing runs any more does not `go on`."""
     from alt_hpc import config as configs
-    from alt_hpc import launch, progress
+    from alt_hpc.control import start, status
 
     folder, config = good
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    run = launch.prepare(configs.load(folder / "config.yaml"))
+    run = start.prepare(configs.load(folder / "config.yaml"))
     with run.only_one():
         assert main(["status", str(run.path)]) == 0
         assert capsys.readouterr().out.endswith("\ngoes on\n")
     assert main(["status", str(run.path)]) == 0
     assert "run the same command again" in capsys.readouterr().out
     run.end("STOPPED", "stopped: the moon fell down")
-    assert progress.follow(run) == 1
+    assert status.follow(run) == 1
     assert capsys.readouterr().err == "stopped: the moon fell down\n"
 
 
@@ -645,12 +645,12 @@ def test_data_of_a_failed_try_is_not_taken_for_that_of_the_next(
 ) -> None:
     """Killed while it froze its rows; then the user mends the rows and starts again."""
     from alt_hpc import config as configs
-    from alt_hpc import launch
+    from alt_hpc.control import start
 
     folder, config = good
     RunFolder(folder / "run").path.mkdir()
     run_rows.freeze(RunFolder(folder / "run"), "prompts-train", [{"prompt": "of the first try"}])
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    run = launch.prepare(configs.load(folder / "config.yaml"))
+    run = start.prepare(configs.load(folder / "config.yaml"))
     found = [row["prompt"] for row in run_rows.frozen(run, "prompts-train")]
     assert found == [row["prompt"] for row in ROWS]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alt_hpc import process
-from alt_hpc.clusters import QueueUnknown, Seen
+from alt_hpc.clusters.cluster import QueueUnknown, Seen
 
 CLIENT_TIMEOUT_S = 60  # Slurm's clients retry for long when slurmctld is away
 PATIENCE_S = (2.0, 5.0, 15.0, 30.0, 60.0)  # between the tries of one question, in a controller

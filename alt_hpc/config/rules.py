@@ -6,9 +6,9 @@ from typing import Any
 
 from alt_hpc import graph
 from alt_hpc.config.schema import Config, Source
-from alt_hpc.errors import InputError
+from alt_hpc.errors import InputError, blaming
 from alt_hpc.graph import OWN, TEST, VALID
-from alt_hpc.training.settings import PolicyTraining, Training
+from alt_hpc.training.settings import PolicyTraining, Training, check_batches
 
 _LEFT_OUT = ("requeue", "signal", "open-mode", "cpus-per-task")  # by false, where a site refuses
 _OUR_SBATCH = [
@@ -147,14 +147,10 @@ def _check_cluster(config: Config) -> None:
 
 
 def _check_training(config: Config, name: str, training: Training, stage: str) -> None:
-    asked, key = config.cluster.stage(stage), graph.STAGES[stage].key
+    asked = config.cluster.stage(stage)
     world = asked.nodes * asked.tasks_per_node
-    if training.global_batch % world:
-        raise InputError(
-            f"{training.global_batch} sequences cannot be divided among {world} processes"
-            f" (cluster.{key}: {asked.nodes} nodes x {asked.tasks_per_node} tasks)",
-            f"{name}.global_batch",
-        )
+    with blaming(name):
+        check_batches(training, world)
     if isinstance(training, PolicyTraining) and training.share_prompts:
         size = config.method.family
         if training.global_batch % (world * size) or training.micro_batch % size:
@@ -164,10 +160,3 @@ def _check_training(config: Config, name: str, training: Training, stage: str) -
                 " (generations with the same feedback)",
                 f"{name}.global_batch",
             )
-    share = training.global_batch // world
-    if share % min(training.micro_batch, share):
-        raise InputError(
-            f"{share} sequences of a process cannot be divided into micro-batches"
-            f" of {training.micro_batch}",
-            f"{name}.micro_batch",
-        )

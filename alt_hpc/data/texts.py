@@ -105,11 +105,11 @@ def _load(path: str, name: str, field: str, split: str) -> Numbered:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     import datasets  # slow to import, and the controller never needs it
 
-    from alt_hpc import hub
+    from alt_hpc.lm import fetch
 
-    away = hub.unreachable()
+    away = fetch.unreachable()
     try:
-        with hub.asked_not_at_all() if away else contextlib.nullcontext():
+        with fetch.not_asked() if away else contextlib.nullcontext():
             table = datasets.load_dataset(path, split=name)
     except Exception as error:
         missing = away or isinstance(error, datasets.exceptions.DatasetNotFoundError)

@@ -52,17 +52,17 @@ class Settings(Domain):
         That is everything up to the first `\nPOST:`, and the tail from the last newline on. Where
         these alone are too long, or there is no newline, the prompt's own end is lost.
         """
-        from alt_hpc import models
+        from alt_hpc.lm import tokens
 
-        ids = models.text_ids(tokenizer, before + prompt)
+        ids = tokens.text_ids(tokenizer, before + prompt)
         if len(ids) <= room:
             return ids, 0
         front, newline, last = prompt.rpartition("\n")
         title, mark, _ = front.partition("\nPOST:")
-        must = models.text_ids(tokenizer, before + (title + mark if mark else ""))
-        tail = models.continuation_ids(tokenizer, newline + last) if newline else []
+        must = tokens.text_ids(tokenizer, before + (title + mark if mark else ""))
+        tail = tokens.continuation_ids(tokenizer, newline + last) if newline else []
         kept = room - len(tail)
         if not newline or kept < max(len(must), 1):
             return ids[:room], len(ids) - room
-        head = models.text_ids(tokenizer, before + front)
+        head = tokens.text_ids(tokenizer, before + front)
         return head[:kept] + tail, max(len(head) - kept, 0)

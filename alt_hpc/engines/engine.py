@@ -12,7 +12,7 @@ from alt_hpc.settings import Settings
 if TYPE_CHECKING:
     import torch
 
-    from alt_hpc.generate import Generation
+    from alt_hpc.lm.decode import Generation
 
 
 @dataclass(frozen=True)

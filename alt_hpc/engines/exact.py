@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 from alt_hpc.engines.engine import Ask, Decoding, Engine, Model
 
 if TYPE_CHECKING:
-    from alt_hpc.generate import Generation
+    from alt_hpc.lm.decode import Generation
 
-# generate imports torch: it is imported where a policy is loaded.
+# lm.decode imports torch: it is imported where a policy is loaded.
 
 
 class Settings(Engine):
@@ -20,9 +20,9 @@ class Settings(Engine):
     kind: Literal["exact"] = "exact"
 
     def check(self, place: Path) -> None:
-        from alt_hpc import generate
+        from alt_hpc.lm import check
 
-        generate.check(place)
+        check.decodable(place)
 
     def load(self, model: Model, decoding: Decoding) -> Generator:
         return Generator(model, decoding)
@@ -32,15 +32,15 @@ class Generator:
     """A policy, prompt group by prompt group."""
 
     def __init__(self, model: Model, decoding: Decoding) -> None:
-        from alt_hpc import models, packed
+        from alt_hpc.lm import load
 
-        self.model = packed.pack(models.load_policy(model.place, model.dtype, model.device))
+        self.model = load.policy(model.place, model.dtype, model.device)
         self.ends = model.ends
         self.decoding = decoding
         self.together = decoding.group
 
     def sample(self, groups: Iterable[Sequence[Ask]]) -> Iterator[list[list[Generation]]]:
-        from alt_hpc.generate import generate
+        from alt_hpc.lm.decode import generate
 
         for group in groups:
             yield generate(

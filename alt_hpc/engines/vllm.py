@@ -12,7 +12,7 @@ from alt_hpc.engines.engine import Ask, Decoding, Engine, Model
 from alt_hpc.errors import InputError
 
 if TYPE_CHECKING:
-    from alt_hpc.generate import Generation
+    from alt_hpc.lm.decode import Generation
 
 # What vLLM reads from the environment; a user's own values stay.
 VLLM_ENVIRONMENT = {
@@ -118,7 +118,7 @@ class Generator:
 
     def _generation(self, token_ids: Sequence[int]) -> Generation:
         """vLLM keeps a stop token in the ids, as we do."""
-        from alt_hpc.generate import Generation
+        from alt_hpc.lm.decode import Generation
 
         ids = [int(i) for i in token_ids]
         return Generation(ids, "eos" if ids[-1] in self.ends else "limit")

@@ -18,10 +18,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from alt_hpc import models, packed
 from alt_hpc.domains import Domain
 from alt_hpc.errors import InputError
-from alt_hpc.generate import read
+from alt_hpc.lm import check as lm_check
+from alt_hpc.lm import load, prefix, tokens
+from alt_hpc.lm import save as lm_save
 from alt_hpc.rewards import text
 from alt_hpc.rewards.text import Text
 
@@ -66,7 +67,7 @@ class Trunk:
         common = _common(texts)
         rests = [ids[common:] for ids in texts]
         budget = _BUDGET.get(self.model.device.type, 1024)
-        for i, states in read(self.model, texts[0][:common], rests, budget):
+        for i, states in prefix.outputs(self.model, texts[0][:common], rests, budget):
             hidden[i] = states[-1].float()
         return hidden, cut
 
@@ -138,7 +139,7 @@ def load_reward_model(
         model, head = _load_classifier(folder, settings.dtype, device)
     home = _tokenizer_home(folder, base, tokenizer)
     words = text.of_checkpoint(carperai is not None, home, domain, settings, max_new_tokens)
-    return RewardModel(Trunk(packed.pack(model), words), head.to(device, torch.float32))
+    return RewardModel(Trunk(model, words), head.to(device, torch.float32))
 
 
 def check(
@@ -151,7 +152,7 @@ def check(
     base, tokenizer = found.get("base"), found.get("tokenizer")
     if settings.trained:
         assert base is not None
-        models.check_weights(base)
+        lm_check.weights(base)
         _check_head(base)
         text.of_base(base, settings, domain, max_new_tokens, tokenizer)
         _check_context(base, settings)
@@ -159,13 +160,12 @@ def check(
     folder = found["model"]
     carperai = _carperai_state(folder)
     if carperai is None:
-        models.check_weights(folder)
-        if models.load_config(folder).num_labels != 1:
+        lm_check.weights(folder)
+        if load.config(folder).num_labels != 1:
             raise InputError(f"{folder}: not a reward model: expected one label")
         _check_head(folder)
     for name, tensor in (carperai or {}).items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{folder}: the weight {name} is not finite everywhere")
+        lm_check.finite(folder, name, tensor)
     home = _tokenizer_home(folder, base, tokenizer)
     text.of_checkpoint(carperai is not None, home, domain, settings, max_new_tokens)
     _check_context(folder if carperai is None else base or folder, settings)
@@ -173,14 +173,14 @@ def check(
 
 def _check_head(folder: Path) -> None:
     """Stop where no classifier with the head that we use can be made of a folder's config."""
-    architecture = models.load_config(folder)
+    architecture = load.config(folder)
     architecture.num_labels = 1
-    model = models.empty(architecture, AutoModelForSequenceClassification)
+    model = load.empty(architecture, AutoModelForSequenceClassification)
     score_of(model, folder)
 
 
 def _check_context(folder: Path, settings: Settings) -> None:
-    context = models.context_length(models.load_config(folder), unknown=settings.max_length)
+    context = tokens.context_length(load.config(folder), unknown=settings.max_length)
     if settings.max_length > context:
         raise InputError(
             f"{settings.max_length}, but {folder} reads {context} tokens", ".max_length"
@@ -194,13 +194,13 @@ def _tokenizer_home(folder: Path, base: Path | None, tokenizer: Path | None) -> 
 
 def load_trunk(folder: Path, words: Text, dtype: str, device: torch.device) -> Trunk:
     """The trunk of a causal language model, reading what `words` says."""
-    return Trunk(packed.pack(models.load_whole(AutoModel, folder, dtype, device)), words)
+    return Trunk(load.whole(AutoModel, folder, dtype, device), words)
 
 
 def _load_classifier(
     folder: Path, dtype: str, device: torch.device
 ) -> tuple[PreTrainedModel, Tensor]:
-    model = models.load_whole(AutoModelForSequenceClassification, folder, dtype, device)
+    model = load.whole(AutoModelForSequenceClassification, folder, dtype, device)
     return getattr(model, model.base_model_prefix), score_of(model, folder).weight
 
 
@@ -222,10 +222,10 @@ def _carperai_state(folder: Path) -> dict[str, Tensor] | None:
         if not file.is_file():
             continue
         if file.suffix == ".safetensors":
-            with models.blaming_folder(f"{file}: the weights cannot be read"):
+            with load.blaming(f"{file}: the weights cannot be read"):
                 state = load_file(file)
         else:
-            state = models.load_pickled(file)
+            state = load.pickled(file)
         if _HEAD in state:
             return state
     return None
@@ -236,7 +236,7 @@ def _load_carperai(
 ) -> tuple[PreTrainedModel, Tensor]:
     if base is None and not (folder / "config.json").is_file():
         raise InputError(f"{folder}: CarperAI's format needs it, for its architecture", ".base")
-    architecture: PretrainedConfig = models.load_config(base or folder)
+    architecture: PretrainedConfig = load.config(base or folder)
     weights = {
         name.removeprefix(_TRUNK): tensor
         for name, tensor in state.items()
@@ -245,13 +245,13 @@ def _load_carperai(
     strange = [name for name in state if name != _HEAD and not name.startswith(_TRUNK)]
     if strange:
         raise InputError(f"{folder}: the weight {min(strange)} is unknown to CarperAI's format")
-    model = models.assemble(AutoModel, architecture, weights, dtype, folder)
+    model = load.assembled(AutoModel, architecture, weights, dtype, folder)
     head = state[_HEAD]
     if tuple(head.shape) != (1, architecture.hidden_size):
         raise InputError(
             f"{folder}: {_HEAD} has shape {tuple(head.shape)}, not (1, {architecture.hidden_size})"
         )
-    return models.ready(model, device), head
+    return load.ready(model, device), head
 
 
 # --- making and saving ------------------------------------------------------------------------
@@ -266,14 +266,12 @@ def classifier(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMo
     same token it would skip the EOS: then the model names no padding token, and plain
     transformers scores one text at a time.
     """
-    architecture = models.load_config(folder)
+    architecture = load.config(folder)
     architecture.num_labels = 1
     if architecture.pad_token_id == tokenizer.eos_token_id:
         architecture.pad_token_id = None
     auto, cpu = AutoModelForSequenceClassification, torch.device("cpu")
-    model = models.load_whole(
-        auto, folder, "float32", cpu, config=architecture, new=("score.weight",)
-    )
+    model = load.whole(auto, folder, "float32", cpu, shape=architecture, new=("score.weight",))
     nn.init.zeros_(score_of(model, folder).weight)
     return model
 
@@ -282,11 +280,11 @@ def assembled(
     architecture: PretrainedConfig, weights: Mapping[str, Tensor], dtype: str, folder: Path
 ) -> PreTrainedModel:
     """A sequence classifier made of its weights."""
-    return models.assemble(AutoModelForSequenceClassification, architecture, weights, dtype, folder)
+    return load.assembled(AutoModelForSequenceClassification, architecture, weights, dtype, folder)
 
 
 def save(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str
 ) -> None:
     """Write a sequence-classification folder."""
-    models.save_folder(folder, model, tokenizer, f"# Reward model\n{card}\n")
+    lm_save.whole(folder, model, tokenizer, f"# Reward model\n{card}\n")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alt_hpc import models
 from alt_hpc.domains import Domain
 from alt_hpc.errors import InputError
+from alt_hpc.lm import load, tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,7 +62,7 @@ class Text:
 
     def _tail(self, summary: str) -> list[int]:
         text = self.between + summary.strip() + self.after
-        ids = models.continuation_ids(self.tokenizer, text)
+        ids = tokens.continuation_ids(self.tokenizer, text)
         if self.eos in ids:
             ids = ids[: ids.index(self.eos)]
         return [*ids, self.eos] if self.scores_eos else ids
@@ -78,7 +78,7 @@ def of_checkpoint(
 ) -> Text:
     """What a reward model of either kind reads; its tokenizer's folder is `home`."""
     template = CARPERAI_TEMPLATE if carperai else PLAIN_TEMPLATE
-    tokenizer = models.load_tokenizer(home)
+    tokenizer = load.tokenizer(home)
     return _text(tokenizer, domain, settings, template, max_new_tokens, scores_eos=not carperai)
 
 
@@ -90,7 +90,7 @@ def of_base(
     tokenizer: Path | None = None,
 ) -> Text:
     """What a sequence classifier made of a causal language model reads."""
-    words = models.load_tokenizer(tokenizer or folder)
+    words = load.tokenizer(tokenizer or folder)
     return _text(words, domain, settings, PLAIN_TEMPLATE, max_new_tokens, scores_eos=True)
 
 
@@ -124,7 +124,7 @@ def _text(
         settings.max_length,
         max_new_tokens,
     )
-    if text.room <= len(models.text_ids(tokenizer, before)):
+    if text.room <= len(tokens.text_ids(tokenizer, before)):
         raise InputError(
             f"{settings.max_length} tokens leave no room for a post beside the template and"
             f" {max_new_tokens} new tokens",

@@ -7,10 +7,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from alt_hpc import packed
-from alt_hpc.generate import continuation_logprobs
 from alt_hpc.graph import OWN
-from alt_hpc.models import continuation_ids
+from alt_hpc.lm.prefix import continuation_logprobs
+from alt_hpc.lm.tokens import continuation_ids
 from alt_hpc.rewards import Answers
 from alt_hpc.stages.work import Policy, Work, scorer
 
@@ -64,7 +63,7 @@ def _rewards(work: Work, prompts: Iterator[Rows]) -> Iterator[Row]:
 
 def _perplexities(work: Work, prompts: Iterator[Rows]) -> Iterator[Row]:
     policy = work.policy(0)
-    model = packed.pack(policy.load(work.config.policy.dtype, work.device))
+    model = policy.load(work.config.policy.dtype, work.device)
     for rows in prompts:
         answers = [_read(policy, row) for row in rows]
         room = max([work.config.evaluated_tokens, *map(len, answers)])  # of another tokenizer

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from alt_hpc import interrupt, models, trainer
-from alt_hpc import ranks as processes
-from alt_hpc.losses import Loss, Trainable
+from alt_hpc import interrupt
+from alt_hpc.lm import check, save
 from alt_hpc.run.checkpoints import Checkpoints
 from alt_hpc.run.files import append_line, link, make_private, read_lines, replacing
 from alt_hpc.run.layout import METRICS_FILE, POLICY_FOLDER
 from alt_hpc.settings import digest
 from alt_hpc.stages.work import Policy, Work
+from alt_hpc.training import loop, ranks
+from alt_hpc.training.examples import Trainable
+from alt_hpc.training.losses import Loss
 from alt_hpc.training.settings import Training
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def optimise(
     """
     place = make_private(training_folder(work))
     curves = Curves(work, work.run.layout.metrics(place), first_step)
-    result = trainer.train(
+    result = loop.train(
         module,
         examples,
         loss,
@@ -56,7 +58,7 @@ def optimise(
         log=curves.add,
         stop=interrupt.asked,
     )
-    processes.disconnect()
+    ranks.disconnect()
     curves.close()
     return result.weights
 
@@ -87,8 +89,8 @@ def export_policy(
     """
     target, tokenizer = work.attempt.folder / POLICY_FOLDER, policy.tokenizer
     silent = work.config.method.silent(tokenizer)
-    models.save_policy(target, shape, weights, tokenizer, dtype, card, policy.ends, silent)
-    models.check_weights(target)
+    save.policy(target, shape, weights, tokenizer, dtype, card, policy.ends, silent)
+    check.weights(target)
 
 
 def publish_policy(work: Work, *, rows: int, facts: Mapping[str, Any]) -> None:
@@ -116,7 +118,7 @@ class Curves:
         self.started = time.time()
         self.writer: Any = None
 
-    def add(self, record: trainer.StepRecord) -> None:
+    def add(self, record: loop.StepRecord) -> None:
         """One step. The first of an attempt removes what earlier attempts wrote from there on."""
         if self.writer is None:
             self._begin(record.step)

@@ -6,16 +6,17 @@ import json
 import statistics
 from typing import Any
 
-from alt_hpc import curves, metrics
 from alt_hpc.graph import OWN, SCORE, Piece
 from alt_hpc.plan import job_key
+from alt_hpc.report import curves, measures
+from alt_hpc.report.results import evaluated, reports
+from alt_hpc.report.text import table
 from alt_hpc.run import rows
 from alt_hpc.run.files import write_atomically
 from alt_hpc.run.journal import Submitted
 from alt_hpc.run.layout import REPORT_FILE
 from alt_hpc.run.manifests import Manifest
 from alt_hpc.stages.work import Work
-from alt_hpc.summary import evaluated, reports, table
 
 
 def run(work: Work) -> None:
@@ -41,8 +42,8 @@ def run(work: Work) -> None:
         scores = list(rows.of_stage(folder, k, SCORE))
         cuts = [label.quantiles for label in method.labels(scores)]
         levels = len(method.levels)
-        rewards = metrics.by_quantile([row["rewards"] for row in scores], cuts, levels)
-        report["quantiles"] = [metrics.histogram(values) for values in rewards]
+        rewards = measures.by_quantile([row["rewards"] for row in scores], cuts, levels)
+        report["quantiles"] = [measures.histogram(values) for values in rewards]
         report["set_aside"] = sum(all(q is None for q in cut) for cut in cuts)
     maker = folder.graph().reward_model()
     if k == 0 and maker is not None:
@@ -60,7 +61,7 @@ def _evaluation(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, variant in dict.fromkeys((row["set"], row["variant"]) for row in rows):
         chosen = [row for row in rows if (row["set"], row["variant"]) == (name, variant)]
-        found.setdefault(name, {})[variant] = metrics.summarise(chosen)
+        found.setdefault(name, {})[variant] = measures.summarise(chosen)
     return found
 
 
@@ -69,7 +70,7 @@ def _policies(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     found = {}
     for policy in dict.fromkeys(row["policy"] for row in rows if row["policy"] != OWN):
         sets = _evaluation([row for row in rows if row["policy"] == policy])
-        found[policy] = {name: measures for name, by in sets.items() for measures in by.values()}
+        found[policy] = {name: one for name, by in sets.items() for one in by.values()}
     return found
 
 

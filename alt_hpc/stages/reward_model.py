@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alt_hpc import interrupt, losses, models, trainer
-from alt_hpc.losses import FeaturePair, Pair
+from alt_hpc import interrupt
+from alt_hpc.lm import check
 from alt_hpc.rewards import Answers, heads, text
 from alt_hpc.rewards import model as settings_of
 from alt_hpc.rewards.heads import Trunk
 from alt_hpc.rewards.text import Text
-from alt_hpc.run import models as frozen_models
-from alt_hpc.run import rows
+from alt_hpc.run import models, rows
 from alt_hpc.run.layout import MODEL_FOLDER
 from alt_hpc.stages import optimise
 from alt_hpc.stages.work import Work, scorer
+from alt_hpc.training import loop, losses
+from alt_hpc.training.examples import FeaturePair, Pair
 
 Made = tuple[int, int]  # comparisons trained on, and how many of their prompts were shortened
 
@@ -39,7 +40,7 @@ def run(work: Work) -> None:
     if not work.ranks.first:
         return
     target = work.attempt.folder / MODEL_FOLDER
-    models.check_weights(target)
+    check.weights(target)
     facts = _held_out(work, target) | {"prompts_cut": cut}
     print(
         f"reward model: {facts['accuracy']:.1%} of {facts['pairs']} held-out comparisons right"
@@ -49,7 +50,7 @@ def run(work: Work) -> None:
 
 
 def _train_head(work: Work) -> Made:
-    """Train a linear head on the frozen trunk's features, computed once."""
+    """Train a linear head on the trunk's features, computed once."""
     config = work.config
     settings = config.reward_model
     assert settings is not None
@@ -85,7 +86,7 @@ def _train_whole(work: Work) -> Made:
         lost += cut
     model = heads.classifier(place, words.tokenizer)
     shape = model.config
-    trainer.prepare(model, settings)
+    loop.prepare(model, settings)
     weights = optimise.optimise(work, model, examples, losses.pair_loss, settings, config.seed)
     if weights is not None:
         _save(work, heads.assembled(shape, weights, settings.export_dtype, place), words)
@@ -104,7 +105,7 @@ def _base(work: Work) -> tuple[Path, Text]:
     reward = _settings(work)
     named = reward.named()
     found = {
-        key: frozen_models.place(work.run, named[key].name, whole=named[key].whole)
+        key: models.place(work.run, named[key].name, whole=named[key].whole)
         for key in ("base", "tokenizer")
         if key in named
     }

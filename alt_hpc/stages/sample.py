@@ -10,7 +10,7 @@ import numpy as np
 
 from alt_hpc.data import draws
 from alt_hpc.engines import Ask, Decoding
-from alt_hpc.generate import Generation
+from alt_hpc.lm.decode import Generation
 from alt_hpc.methods.method import Asking
 from alt_hpc.run import rows as rows_of
 from alt_hpc.stages.work import Policy, Work

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from alt_hpc import losses, models, trainer
 from alt_hpc.domains import Domain
 from alt_hpc.errors import InputError
-from alt_hpc.losses import Example
+from alt_hpc.lm import tokens
 from alt_hpc.run import rows
 from alt_hpc.stages import optimise
 from alt_hpc.stages.work import Work, cpu
+from alt_hpc.training import loop, losses
+from alt_hpc.training.examples import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,12 +39,12 @@ def run(work: Work) -> None:
     model = base.load("float32", cpu())
     shape = model.config
     optimise.set_dropout(model, config.policy.dropout)
-    trainer.prepare(model, settings)
+    loop.prepare(model, settings)
     weights = optimise.optimise(work, model, examples, losses.sft_loss, settings, config.seed)
     if not work.ranks.first:
         return
     card = CARD.format(base=config.policy.base)
-    steps = len(trainer.global_batches(len(examples), settings, config.seed))
+    steps = len(loop.global_batches(len(examples), settings, config.seed))
     facts = {"steps": steps, "prompts_cut": cut}
     optimise.export_policy(work, shape, weights, base, settings.export_dtype, card)
     optimise.publish_policy(work, rows=len(examples), facts=facts)
@@ -59,7 +60,7 @@ def _examples(
     if tokenizer.eos_token_id is None:
         raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token")
     for row in texts:
-        label = models.continuation_ids(tokenizer, domain.answer(row["label"]))
+        label = tokens.continuation_ids(tokenizer, domain.answer(row["label"]))
         shortened = label[: longest // 2]
         answer = [*shortened, tokenizer.eos_token_id]
         prompt, lost = domain.fit(tokenizer, "", row["prompt"], longest - len(answer))

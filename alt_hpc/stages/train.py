@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alt_hpc import losses, models, trainer
-from alt_hpc.generate import side_by_side
 from alt_hpc.graph import REPORT, SAMPLE, SCORE, TRAIN, Piece
-from alt_hpc.losses import Siblings, Trainable
-from alt_hpc.reference import share_trunk
+from alt_hpc.lm import load
+from alt_hpc.lm.prefix import side_by_side
+from alt_hpc.report.results import best_iteration
 from alt_hpc.run import rows
 from alt_hpc.stages import optimise
 from alt_hpc.stages.work import Policy, Work, cpu
-from alt_hpc.summary import best_iteration
+from alt_hpc.training import deepspeed, loop, losses
+from alt_hpc.training.examples import Siblings, Trainable
+from alt_hpc.training.reference import share_trunk
 
 if TYPE_CHECKING:
     from alt_hpc.config import Config
@@ -47,7 +48,7 @@ def run(work: Work) -> None:
     config, k, device = work.config, work.piece.iteration, work.device
     settings, seed = config.train, config.seed + k
     before = work.policy(k - 1)
-    model = models.load_policy(before.place, "float32", cpu())
+    model = load.policy(before.place, "float32", cpu())
     config.method.prepare(model, before.tokenizer)
     shape, view = model.config, config.method.loss_view(before.tokenizer)
     optimise.set_dropout(model, config.policy.dropout)
@@ -60,10 +61,10 @@ def run(work: Work) -> None:
         settings = _counting_families(settings, config.method.family)
     else:
         examples = [alone for family in families for alone in family.alone()]
-    trainer.prepare(model, settings)
+    loop.prepare(model, settings)
     loss = functools.partial(losses.alt_loss, entropy=settings.entropy)
     if settings.kl:
-        reference = work.policy(0).load(trainer.precision(settings, work.ranks), device)
+        reference = work.policy(0).load(deepspeed.precision(settings, work.ranks), device)
         if view.reads == "conditioned":
             share_trunk(model, reference)
         loss = functools.partial(
@@ -74,7 +75,7 @@ def run(work: Work) -> None:
     weights = optimise.optimise(work, model, examples, loss, settings, seed, first_step=first_step)
     if not work.ranks.first:
         return
-    steps = len(trainer.global_batches(len(examples), settings, seed))
+    steps = len(loop.global_batches(len(examples), settings, seed))
     facts = {"steps": steps, "last_step": first_step + steps, "prompts_cut": cut}
     optimise.export_policy(work, shape, weights, before, settings.export_dtype, _card(config, k))
     count = sum(len(family.answers) for family in families)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 from collections.abc import Iterator
@@ -11,16 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alt_hpc import process, ranks
 from alt_hpc.engines import Decoding, Generator, Model
 from alt_hpc.graph import STAGES, Piece, Shard
-from alt_hpc.ranks import Ranks
 from alt_hpc.rewards import Given, Reward, Scorer
 from alt_hpc.run import attempt, models, progress, rows
 from alt_hpc.run.attempt import Attempt
-from alt_hpc.run.files import write_atomically
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.layout import MODEL_FOLDER, POLICY_FOLDER
+from alt_hpc.training import ranks
+from alt_hpc.training.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from alt_hpc.config import Config
 
 # torch and transformers are imported where they are used: the tests' stubs need neither.
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 class Work:
@@ -75,16 +71,8 @@ class Work:
         return cls(run, piece, sources, me, mine)
 
     def connect(self) -> None:
-        """Join the ranks that make this piece together, ready for DeepSpeed.
-
-        Raises
-        ------
-        TimeoutError
-            Another rank did not come.
-        """
-        meeting = self.run.layout.meeting(self.piece, process.start())
-        meeting.parent.mkdir(parents=True, exist_ok=True)
-        ranks.connect(meeting, self.ranks, write_atomically)
+        """Join the ranks that make this piece together, ready for DeepSpeed."""
+        ranks.connect(self.ranks)
 
     @property
     def config(self) -> Config:
@@ -99,12 +87,10 @@ class Work:
 
     @cached_property
     def device(self) -> torch.device:
-        """This process's GPU, else the CPU. Sets threads, and on a CPU how memory is kept."""
+        """This process's GPU, else the CPU. Sets threads."""
         import torch
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        if self.ranks.device.type == "cpu":
-            keep_freed_memory()
         return self.ranks.device
 
     @property
@@ -154,15 +140,14 @@ class Work:
 
     def _policy(self, place: Path, named: str | None) -> Policy:
         """A policy, with the tokenizer that the config names where its folder may have none."""
-        from alt_hpc import models as lm
+        from alt_hpc.lm import load, tokens
 
-        tokenizer = lm.load_tokenizer(
-            models.place(self.run, named, whole=False) if named else place
-        )
+        home = models.place(self.run, named, whole=False) if named else place
+        tokenizer = load.tokenizer(home)
         most = self.config.policy.max_length
-        context = lm.context_length(lm.load_config(place), unknown=most)
+        context = tokens.context_length(load.config(place), unknown=most)
         context = min(context, most or context)
-        return Policy(place, self.config, tokenizer, lm.all_ends(place, tokenizer), context)
+        return Policy(place, self.config, tokenizer, tokens.all_ends(place, tokenizer), context)
 
     def generator(self, policy: Policy, decoding: Decoding) -> Generator:
         """The engine that the config names, with the policy loaded, once per task."""
@@ -215,9 +200,9 @@ class Policy:
 
     def load(self, dtype: str, device: torch.device) -> PreTrainedModel:
         """The model, in evaluation mode."""
-        from alt_hpc import models as lm
+        from alt_hpc.lm import load
 
-        return lm.load_policy(self.place, dtype, device)
+        return load.policy(self.place, dtype, device)
 
     def fit(self, feedback: str | None, prompt: str, new_tokens: int) -> tuple[list[int], int]:
         """Token ids of a prompt asked with feedback, so that `new_tokens` still fit.
@@ -230,9 +215,9 @@ class Policy:
 
     def text(self, ids: list[int]) -> str:
         """The text of generated ids, without the ends."""
-        from alt_hpc import models as lm
+        from alt_hpc.lm import tokens
 
-        return lm.text_of(self.tokenizer, ids, self.ends)
+        return tokens.text_of(self.tokenizer, ids, self.ends)
 
 
 def cpu() -> torch.device:
@@ -240,15 +225,3 @@ def cpu() -> torch.device:
     import torch
 
     return torch.device("cpu")
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep the large blocks that torch frees on a CPU.
-
-    glibc gives them back to the system at once, and each operation's result then faults its
-    pages in anew (see tests/benchmarks/results.md). Other C libraries are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

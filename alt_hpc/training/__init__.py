@@ -1,1 +1,1 @@
-"""The optimisation of a model: its settings. (The loop itself is `trainer`.)"""
+"""The optimisation of a model over DeepSpeed. Knows nothing of runs or clusters."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from alt_hpc.errors import InputError
 from alt_hpc.settings import BelowOne, Count, Dtype, NotNegative, Part, Positive, Settings, Share
 
 
@@ -39,6 +40,18 @@ class Training(Settings):
     @property
     def trains_embeddings(self) -> bool:
         return self.train_embeddings
+
+
+def check_batches(settings: Training, world: int) -> None:
+    """Raise InputError where batches cannot be divided evenly among `world` processes."""
+    batch, micro = settings.global_batch, settings.micro_batch
+    if batch % world:
+        problem = f"{batch} sequences cannot be divided among {world} processes"
+        raise InputError(problem, ".global_batch")
+    share = batch // world
+    if share % min(micro, share):
+        problem = f"{share} sequences of a process cannot be divided into micro-batches of {micro}"
+        raise InputError(problem, ".micro_batch")
 
 
 class Sft(Training):

@@ -21,11 +21,11 @@ os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT}/tests"
 from stub_tasks import Call  # noqa: E402
 
 from alt_hpc import config as configs  # noqa: E402
-from alt_hpc import controller  # noqa: E402
-from alt_hpc.clusters import Request  # noqa: E402
+from alt_hpc.clusters.cluster import Request  # noqa: E402
 from alt_hpc.clusters.queue import client  # noqa: E402
 from alt_hpc.clusters.slurm import Slurm  # noqa: E402
 from alt_hpc.config import Cluster, StageCluster  # noqa: E402
+from alt_hpc.control.step import step  # noqa: E402
 from alt_hpc.plan import Dependency, Kind  # noqa: E402
 from alt_hpc.run.folder import RunFolder  # noqa: E402
 from alt_hpc.run.journal import Submitted  # noqa: E402
@@ -168,7 +168,7 @@ def _prepare(place: Path, shards: int) -> None:
     import tiny
     import transformers
 
-    from alt_hpc import launch
+    from alt_hpc.control import start
 
     home = place / str(shards)
     tiny.folder(home / "policy", "tied")
@@ -192,7 +192,7 @@ cluster:
   sample: {{shards: {shards}}}
   score: {{shards: {shards}}}
 """)
-    launch.prepare(configs.load(home / "config.yaml"))
+    start.prepare(configs.load(home / "config.yaml"))
 
 
 def _submit(place: Path, shards: int) -> dict[str, float]:
@@ -201,11 +201,11 @@ def _submit(place: Path, shards: int) -> dict[str, float]:
     if shards == PAPER:
         return _controller(folder)
     began = time.perf_counter()
-    done = controller.step(folder, Slurm())
+    done = step(folder, Slurm())
     submit = time.perf_counter() - began
     assert done.refused is None, done.refused
     began = time.perf_counter()
-    assert controller.step(folder, Slurm()).plan.jobs == ()
+    assert step(folder, Slurm()).plan.jobs == ()
     again = time.perf_counter() - began
     return {"submit": submit, "again": again, "MiB": peak()}
 

@@ -30,19 +30,23 @@ import transformers
 from torch.nn import functional
 
 from alt_hpc import config as configs
-from alt_hpc import losses, models, packed, trainer
 from alt_hpc.data import texts
 from alt_hpc.domains import tldr
-from alt_hpc.generate import generate
+from alt_hpc.lm import load as loading
+from alt_hpc.lm import tokens
+from alt_hpc.lm.blocks import train_top
+from alt_hpc.lm.cpu import keep_freed_memory
+from alt_hpc.lm.decode import generate
 from alt_hpc.methods import quantiles
-from alt_hpc.reference import share_trunk
 from alt_hpc.rewards import heads
 from alt_hpc.rewards import text as reward_text
 from alt_hpc.rewards.heads import Trunk
 from alt_hpc.rewards.model import Settings as Reward
 from alt_hpc.run import rows as run_rows
 from alt_hpc.run.folder import RunFolder
-from alt_hpc.stages.work import keep_freed_memory
+from alt_hpc.training import losses
+from alt_hpc.training.examples import Example
+from alt_hpc.training.reference import share_trunk
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from embedded import smollm2
@@ -85,7 +89,7 @@ def posts(tokenizer: Any, tokens: int, count: int) -> list[str]:
 def load() -> tuple[Path, Any, Any]:
     """SmolLM2 in bfloat16 with its tokenizer."""
     place = smollm2()
-    return place, models.load_tokenizer(place), models.load_policy(place, "bfloat16", CPU)
+    return place, loading.tokenizer(place), loading.policy(place, "bfloat16", CPU)
 
 
 def _trunk(place: Path) -> Trunk:
@@ -104,7 +108,6 @@ def sampling(prompt_tokens: int = 400, n: int = 32, new: int = 48) -> str:
     count = len(prompts) * n * new
     theirs, _ = timed(lambda: [_naive(model, ids, n, settings) for ids in prompts])
     keep_freed_memory()
-    packed.pack(model)
     generate(model, [prompts[0][:50]], 4, [1], eos=never, **{**settings, "max_new_tokens": 4})
     ours, _ = timed(lambda: generate(model, prompts, n, [1, 2], eos=never, **settings))
     title = f"Sampling: {len(prompts)} prompts of {prompt_tokens} tokens × {n} × {new} new tokens"
@@ -118,7 +121,7 @@ def vllm(count: int = 12, n: int = 16, new: int = 48, group: int = 6, rounds: in
     """
     python = Path(os.environ.get("ALT_HPC_VLLM_VENV", ROOT / ".venv-vllm")) / "bin/python"
     place = smollm2()
-    tokenizer = models.load_tokenizer(place)
+    tokenizer = loading.tokenizer(place)
     prompts = [tokenizer(text)["input_ids"] for text in posts(tokenizer, 180, count * rounds)]
     settings = {
         "model": str(place),
@@ -153,7 +156,7 @@ def vllm(count: int = 12, n: int = 16, new: int = 48, group: int = 6, rounds: in
 
 def _without_vllm(settings: dict[str, Any]) -> float:
     """The same work by our own engine, the best round's seconds."""
-    model = packed.pack(load()[2])
+    model = load()[2]
     keep_freed_memory()
     options = {"temperature": 0.9, "top_p": 0.9, "max_new_tokens": settings["new"]}
 
@@ -293,14 +296,14 @@ def _training(kl: float) -> str:
     )
 
 
-def _steps(tokenizer: Any) -> list[list[losses.Example]]:
+def _steps(tokenizer: Any) -> list[list[Example]]:
     """Batches of posts, each followed by its good summary."""
     lines = (ROOT / "configs/quickstart/train.jsonl").read_text().splitlines()
     made = []
     for row in map(json.loads, itertools.islice(itertools.cycle(lines), STEPS * BATCH)):
         prompt = tokenizer("Excellent. input: " + row["prompt"])["input_ids"]
         answer = tokenizer(" " + row["chosen"])["input_ids"] + [tokenizer.eos_token_id]
-        made.append(losses.Example([*prompt, *answer], len(prompt)))
+        made.append(Example([*prompt, *answer], len(prompt)))
     return [made[i : i + BATCH] for i in range(0, len(made), BATCH)]
 
 
@@ -309,9 +312,9 @@ def _side(step: Callable[..., torch.Tensor], kl: float) -> str:
     if step is _our_step:
         keep_freed_memory()
     place, tokenizer, _ = load()
-    model = models.load_policy(place, "float32", CPU).train()
-    trainer.freeze(model, 0.3, False)
-    reference = models.load_policy(place, "float32", CPU) if kl else None
+    model = loading.policy(place, "float32", CPU).train()
+    train_top(model, 0.3, False)
+    reference = loading.policy(place, "float32", CPU) if kl else None
     if reference is not None and step is _our_step:
         share_trunk(model, reference)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -331,7 +334,7 @@ def _side(step: Callable[..., torch.Tensor], kl: float) -> str:
     return json.dumps(facts | {"MiB": cluster.peak()})
 
 
-def _official_step(model: Any, batch: list[losses.Example], reference: Any, kl: float) -> Any:
+def _official_step(model: Any, batch: list[Example], reference: Any, kl: float) -> Any:
     """Left-padded, logits of every position, a backward pass through all blocks."""
     wide = max(len(e.ids) for e in batch)
     ids = torch.tensor([[0] * (wide - len(e.ids)) + e.ids for e in batch])
@@ -355,12 +358,12 @@ def _official_step(model: Any, batch: list[losses.Example], reference: Any, kl: 
     return mean.detach()
 
 
-def _our_step(model: Any, batch: list[losses.Example], reference: Any, kl: float) -> Any:
+def _our_step(model: Any, batch: list[Example], reference: Any, kl: float) -> Any:
     """What the trainer does with two micro-batches."""
     rows = sorted(batch, key=lambda e: e.tokens)
     count, total = sum(e.weight for e in rows), torch.zeros(())
     for half in (rows[: BATCH // 2], rows[BATCH // 2 :]):
-        texts = losses.Example.batch(half, sum(e.weight for e in half))
+        texts = Example.batch(half, sum(e.weight for e in half))
         loss, _ = losses.alt_loss(model, texts, entropy=0.06, kl=kl, reference=reference)
         (loss / count).backward()
         total += loss.detach() / count
@@ -375,13 +378,12 @@ def iteration(prompts: int = 2, n: int = 32, new: int = 48) -> str:
     place, tokenizer, model = load()
     texts = posts(tokenizer, 400, prompts)
     trunk = _trunk(place)
-    plain = Trunk(models.load_policy(place, "bfloat16", CPU).base_model, trunk.text)
+    plain = Trunk(loading.policy(place, "bfloat16", CPU).base_model, trunk.text)
     took: dict[str, list[float]] = {}
     for way in ("official", "alt_hpc"):
         ours = way == "alt_hpc"
         if ours:
             keep_freed_memory()
-            packed.pack(model)
         seconds, made = timed(lambda: _sampled(model, tokenizer, texts, n, new, ours))  # noqa: B023
         took[way] = [seconds]
         answers = [[tokenizer.decode(ids) for ids in group] for group in made]
@@ -394,13 +396,13 @@ def iteration(prompts: int = 2, n: int = 32, new: int = 48) -> str:
             )[0]
         )
         kept = [
-            losses.Example([*ids, *one], len(ids))
+            Example([*ids, *one], len(ids))
             for text, group in zip(texts, made, strict=True)
             for ids in [tokenizer("Excellent. input: " + text)["input_ids"]]
             for one in group[:10]
         ]
-        policy = models.load_policy(place, "bfloat16", CPU).train()
-        trainer.freeze(policy, 0.3, False)
+        policy = loading.policy(place, "bfloat16", CPU).train()
+        train_top(policy, 0.3, False)
         step = _our_step if ours else _official_step
         batches = [kept[i : i + BATCH] for i in range(0, len(kept) // BATCH * BATCH, BATCH)]
         took[way].append(timed(lambda: [step(policy, b, None, 0.0) for b in batches])[0])  # noqa: B023
@@ -454,7 +456,7 @@ def makespan() -> str:
     trunk = _trunk(place)
     lines = (ROOT / "configs/quickstart/train.jsonl").read_text().splitlines()[:24]
     texts = [json.loads(line)["prompt"] for line in lines]
-    ends = models.all_ends(place, tokenizer)
+    ends = tokens.all_ends(place, tokenizer)
     took: list[tuple[float, float]] = []
     for i in range(0, len(texts), 2):
         mine = texts[i : i + 2]

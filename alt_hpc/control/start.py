@@ -1,4 +1,4 @@
-"""From a config to a run that goes: check, freeze, then hand over to a controller or run here."""
+"""Start a run: check a config, freeze it, then hand over to a controller or run it here."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from alt_hpc import checks, controller, progress
-from alt_hpc.clusters import QueueUnknown, SubmissionRefused, queue
+from alt_hpc.clusters import queue
+from alt_hpc.clusters.cluster import QueueUnknown, SubmissionRefused
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm
 from alt_hpc.config import Config, rules
+from alt_hpc.control import chain, named, status
+from alt_hpc.control.step import finish, looked, request, scripts, step
 from alt_hpc.data import frozen, texts
 from alt_hpc.errors import InputError
 from alt_hpc.graph import STAGES
 from alt_hpc.plan import Job
+from alt_hpc.report import text
 from alt_hpc.run import code, models
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Submit
@@ -44,22 +47,21 @@ def submit(config: Config, wait: bool = False, accept_packages: bool = False) ->
             f"{config.run}: Slurm reads % and \\ in paths of logs; choose another", "run"
         )
     folder = prepare(config)
-    controller.check_cluster(folder, slurm)
+    chain.check_cluster(folder, slurm)
     _test_jobs(folder, slurm)
-    waiting = slurm.controllers(controller.scripts(folder))
+    waiting = slurm.controllers(scripts(folder))
     if waiting:
         print(f"{folder.path}: goes on already (controller {', '.join(waiting)} is in the queue)")
-        return progress.follow(folder) if wait else 0
+        return status.follow(folder) if wait else 0
     if accept_packages:
         code.accept_packages(folder)
     folder.reopen()
-    who = os.environ.get("USER", str(os.getuid()))
-    folder.journal.record(Submit(who=who, cluster=slurm.name()))
+    folder.journal.record(Submit(who=_who(), cluster=slurm.name()))
     try:
         if config.cluster.chain == "presubmitted":
-            job = controller.presubmit(folder, slurm)
+            job = chain.presubmit(folder, slurm)
         else:
-            job = controller.queue_controller(folder, slurm, "")
+            job = chain.queue_controller(folder, slurm, "")
     except SubmissionRefused as error:
         raise InputError(f"Slurm refused the controller: {error}", "cluster.controller") from error
     print(
@@ -68,7 +70,7 @@ def submit(config: Config, wait: bool = False, accept_packages: bool = False) ->
         f"  alt-hpc status {folder.path}\n"
         f"  tensorboard --logdir {folder.layout.tensorboard}"
     )
-    return progress.follow(folder) if wait else 0
+    return status.follow(folder) if wait else 0
 
 
 def _slurm() -> Slurm:
@@ -96,8 +98,10 @@ def prepare(config: Config) -> RunFolder:
     try:
         deepspeed = deepspeed_settings(config) if fresh else {}
         frozen.freeze(config, folder)
-        found = checks.models(config, None if fresh else folder)
+        found = named.places(config, None if fresh else folder)
         if fresh:
+            from alt_hpc.control import checks
+
             checks.deepspeed(config, deepspeed)
         code.freeze(folder)
         models.freeze(folder, found)
@@ -107,6 +111,10 @@ def prepare(config: Config) -> RunFolder:
         raise
     folder.freeze(config, deepspeed)
     return folder
+
+
+def _who() -> str:
+    return os.environ.get("USER", str(os.getuid()))
 
 
 def _on(backend: Literal["local", "slurm"], config: Config) -> Config:
@@ -151,7 +159,7 @@ def read_deepspeed(path: str, field: str) -> dict[str, object]:
 
 def fetch(config: Config) -> None:
     """Models and data into the caches of this machine's home, for nodes without a network."""
-    for name, place in checks.models(config).items():
+    for name, place in named.places(config).items():
         print(f"{name}: {place}")
     for one in frozen.wanted(config):
         rows = sum(1 for _ in texts.read(one.source, one.split, one.columns, one.field))
@@ -166,7 +174,7 @@ def cancel(folder: RunFolder) -> int:
     slurm = _slurm()
     ended: set[str] = set()
     try:
-        controller.check_cluster(folder, slurm)
+        chain.check_cluster(folder, slurm)
         while found := _in_the_queue(folder, slurm) - ended:
             slurm.cancel(*dict.fromkeys(element.partition("_")[0] for element in sorted(found)))
             ended |= found
@@ -184,8 +192,8 @@ def cancel(folder: RunFolder) -> int:
 
 def _in_the_queue(folder: RunFolder, slurm: Slurm) -> set[str]:
     """Ids of a run's controllers and elements that have not ended."""
-    controllers = slurm.controllers(controller.scripts(folder))
-    return {*controllers, *(element.id for _, element in controller.looked(folder, slurm))}
+    controllers = slurm.controllers(scripts(folder))
+    return {*controllers, *(element.id for _, element in looked(folder, slurm))}
 
 
 def _test_jobs(folder: RunFolder, slurm: Slurm) -> None:
@@ -194,8 +202,8 @@ def _test_jobs(folder: RunFolder, slurm: Slurm) -> None:
     made = {*folder.graph().stages(0), *folder.graph().stages(1)}
     for name, stage in STAGES.items():
         if name in made:
-            request = controller.request(folder, config, Job(name, 1, 0, (0,)))
-            slurm.test(request, f"cluster.{stage.key}")
+            asked = request(folder, config, Job(name, 1, 0, (0,)))
+            slurm.test(asked, f"cluster.{stage.key}")
 
 
 # ---------------------------------------------------------------------- local
@@ -216,28 +224,27 @@ def run(config: Config, accept_packages: bool = False) -> int:
 
 def _run(config: Config, folder: RunFolder) -> int:
     folder.reopen()
-    folder.journal.record(Submit(who=os.environ.get("USER", str(os.getuid()))))
+    folder.journal.record(Submit(who=_who()))
     local = Local(config.cluster.slots)
-    screen = progress.Screen(folder, local)
+    screen = status.Screen(folder, local)
     try:
         while True:
-            done = controller.step(folder, local)
+            done = step(folder, local)
             if done.plan.finished or done.plan.stop:
                 break
-            local.wait(done.waits, screen.tick)
-            screen.ended(local)
+            screen.tell(local.turn(screen.tick))
     except KeyboardInterrupt:
-        local.end_all()
         print(f"\nstopped; run the same command again to go on ({folder.path})", file=sys.stderr)
         return 130
-    if done.plan.stop:
+    finally:
         local.end_all()
+    if done.plan.stop:
         sentence = f"stopped: {done.plan.stop}; logs are in {folder.layout.jobs}"
         folder.end("STOPPED", sentence)
         print(sentence, file=sys.stderr)
         return 1
-    folder.end("FINISHED", controller.finish(done.plan))
-    screen.summary()
+    folder.end("FINISHED", finish(done.plan))
+    print("\n" + text.summary(folder), flush=True)
     for why in done.plan.given_up.values():
         print(why, file=sys.stderr)
     return 0

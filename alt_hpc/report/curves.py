@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from alt_hpc.graph import TRAIN, VALID, Piece
+from alt_hpc.report.text import asked
 from alt_hpc.run.files import read_lines, replacing
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.layout import METRICS_FILE
-from alt_hpc.summary import asked
 
 
 def write(folder: RunFolder, iteration: int, found: dict[int, dict[str, Any]]) -> None:

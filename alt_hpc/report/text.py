@@ -1,4 +1,4 @@
-"""What a run has come to: the table, and the words printed at its end."""
+"""The table of a run, and the words printed at its end."""
 
 from __future__ import annotations
 
@@ -6,45 +6,13 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, cast
 
-from alt_hpc import metrics
-from alt_hpc.graph import EVALUATE, MEASURE, OWN, REPORT, TEST, VALID, Piece
+from alt_hpc.graph import TEST, VALID
 from alt_hpc.methods.method import Asking
-from alt_hpc.run import rows as rows_of
+from alt_hpc.report import measures
+from alt_hpc.report.results import reports, rows
 from alt_hpc.run.folder import RunFolder
 
 COLUMNS = ("iteration", "prompted with", "reward", "perplexity", "length", "truncated")
-
-
-def reports(folder: RunFolder) -> dict[int, dict[str, Any]]:
-    """The reports of all iterations that have one."""
-    found = {}
-    for k in sorted(folder.graph().shardings):
-        manifest = folder.manifests.get(Piece(k, REPORT))
-        if manifest is not None:
-            found[k] = manifest.facts["report"]
-    return found
-
-
-def best_iteration(folder: RunFolder) -> int | None:
-    """The iteration with the highest mean reward on the valid split under the best feedback."""
-    found = {k: report["evaluation"].get(VALID, {}) for k, report in reports(folder).items()}
-    rewards = {k: by["best"]["reward"] for k, by in found.items() if "best" in by}
-    known = {k: r for k, r in rewards.items() if r is not None}
-    return max(known, key=lambda k: known[k], default=None)
-
-
-def evaluated(folder: RunFolder, iteration: int) -> list[dict[str, Any]]:
-    """What was evaluated with an iteration: an answer and its measures a row."""
-    answers = rows_of.of_stage(folder, iteration, EVALUATE)
-    measures = rows_of.of_stage(folder, iteration, MEASURE)
-    return [one | two for one, two in zip(answers, measures, strict=True)]
-
-
-def rows(folder: RunFolder, iteration: int, variant: str, name: str) -> list[dict[str, Any]]:
-    """Answers of the run's policy to a set, asked in one way."""
-    wanted = {"policy": OWN, "variant": variant, "set": name}
-    found = evaluated(folder, iteration)
-    return [row for row in found if all(row[key] == value for key, value in wanted.items())]
 
 
 def table(folder: RunFolder, found: dict[int, dict[str, Any]]) -> str:
@@ -87,23 +55,23 @@ def _lines(
     folder: RunFolder, found: dict[int, dict[str, Any]], split: str
 ) -> Iterator[tuple[str, ...]]:
     for k, report in found.items():
-        for variant, measures in report["evaluation"].get(split, {}).items():
-            yield _line(str(k), asked(folder, variant), measures)
+        for variant, one in report["evaluation"].get(split, {}).items():
+            yield _line(str(k), asked(folder, variant), one)
     for report in found.values():
         for policy, sets in report["policies"].items():
             if split in sets:
                 yield _line(policy, "(its own)", sets[split])
 
 
-def _line(policy: str, asked: str, measures: dict[str, Any]) -> tuple[str, ...]:
+def _line(policy: str, asked: str, found: dict[str, Any]) -> tuple[str, ...]:
     return (
         policy,
         asked,
-        _number(measures["reward"], 3),
-        _number(measures["perplexity"], 2),
-        _number(measures["length"], 1),
-        f"{100 * measures['truncated']:.0f} %",
-        str(measures["rows"]),
+        _number(found["reward"], 3),
+        _number(found["perplexity"], 2),
+        _number(found["length"], 1),
+        f"{100 * found['truncated']:.0f} %",
+        str(found["rows"]),
     )
 
 
@@ -158,7 +126,7 @@ def summary(folder: RunFolder) -> str:
 
 
 def _rise(words: str, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> str:
-    mean, half, posts = metrics.paired(before, after)
+    mean, half, posts = measures.paired(before, after)
     return f"reward of {words}: {mean:+.3f} (95 % interval ±{half:.3f}, {posts} paired posts)"
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import shlex
 
-from alt_hpc import controller
-from alt_hpc.clusters import Cluster, QueueUnknown, Request, Unseen
-from alt_hpc.clusters.local import Local
-from alt_hpc.clusters.slurm import Slurm, available, controller_options, script
+from alt_hpc.clusters.cluster import Cluster, QueueUnknown, Request, Unseen
+from alt_hpc.clusters.script import controller_options, script
+from alt_hpc.clusters.slurm import Slurm, available
 from alt_hpc.config import Config
+from alt_hpc.control import chain
+from alt_hpc.control.step import finish, read_state, request, scripts
 from alt_hpc.errors import InputError
 from alt_hpc.plan import Dependency, Job, Plan, State, plan
 from alt_hpc.run.folder import RunFolder
@@ -31,9 +32,9 @@ def preview(config: Config) -> str:
     cluster = _cluster(config)
     try:
         if isinstance(cluster, Slurm):
-            controller.check_cluster(folder, cluster)
-        state = _as_next(folder, cluster, controller.read_state(folder, cluster))
-        todo = plan(state, cluster.limits(config.cluster, controller.scripts(folder)))
+            chain.check_cluster(folder, cluster)
+        state = _as_next(folder, cluster, read_state(folder, cluster))
+        todo = plan(state, cluster.limits(config.cluster, scripts(folder)))
     except QueueUnknown as error:
         raise InputError(f"Slurm does not answer: {error}") from error
     return "\n".join([_summary(folder, config, todo), *_scripts(folder, config, todo)])
@@ -41,9 +42,7 @@ def preview(config: Config) -> str:
 
 def _cluster(config: Config) -> Cluster:
     """What can be asked from here."""
-    if config.cluster.backend == "local":
-        return Local(1)
-    if not available():
+    if config.cluster.backend == "local" or not available():
         return Unseen()
     slurm = Slurm()
     slurm.check(config.cluster)
@@ -55,7 +54,7 @@ def _as_next(folder: RunFolder, cluster: Cluster, state: State) -> State:
 
     A person does where the run has ended or no controller is left: then no try counts.
     """
-    chained = isinstance(cluster, Slurm) and bool(cluster.controllers(controller.scripts(folder)))
+    chained = isinstance(cluster, Slurm) and bool(cluster.controllers(scripts(folder)))
     if chained and not folder.ended():
         return state
     return dataclasses.replace(state, counted_from=len(state.submissions))
@@ -63,11 +62,11 @@ def _as_next(folder: RunFolder, cluster: Cluster, state: State) -> State:
 
 def _summary(folder: RunFolder, config: Config, todo: Plan) -> str:
     if todo.finished:
-        return f"{folder.path}: {controller.finish(todo)}: nothing to submit"
+        return f"{folder.path}: {finish(todo)}: nothing to submit"
     if todo.stop:
         return f"{folder.path}: {todo.stop}"
     lines = [f"run {folder.path} on {config.cluster.backend}: {len(todo.jobs)} jobs"]
-    lines += [_line(controller.request(folder, config, job), job) for job in todo.jobs]
+    lines += [_line(request(folder, config, job), job) for job in todo.jobs]
     lines.append(f"next controller   afterany:{':'.join(_brace(t) for t in todo.wait_for)}")
     if config.cluster.backend == "slurm":
         options = controller_options(folder.path.name, folder.run_id, config.cluster)
@@ -75,12 +74,12 @@ def _summary(folder: RunFolder, config: Config, todo: Plan) -> str:
     return "\n".join(lines)
 
 
-def _line(request: Request, job: Job) -> str:
-    stage = request.stage
+def _line(asked: Request, job: Job) -> str:
+    stage = asked.stage
     size = f"{len(job.elements)} x {stage.nodes} nodes x {stage.tasks_per_node} tasks"
-    asks = f"{stage.cpus or request.threads} cpus, {stage.gpus} gpus a task"
+    asks = f"{stage.cpus or asked.threads} cpus, {stage.gpus} gpus a task"
     after = " ".join(f"{d.kind}:{_brace(d.target)}" for d in job.after) or "-"
-    return f"{_brace(job.key):22} {size:28} {asks:24} {request.name:32} {after}"
+    return f"{_brace(job.key):22} {size:28} {asks:24} {asked.name:32} {after}"
 
 
 def _brace(target: str) -> str:
@@ -91,12 +90,12 @@ def _scripts(folder: RunFolder, config: Config, todo: Plan) -> list[str]:
     parts = []
     slurm = config.cluster.backend == "slurm"
     for job in todo.jobs:
-        request = controller.request(folder, config, job)
+        asked = request(folder, config, job)
         after = [Dependency(d.kind, _brace(d.target)) for d in job.after]
         parts.append(f"\n===== {_brace(job.key)}")
-        parts.append(script(request, after) if slurm else _command(request))
+        parts.append(script(asked, after) if slurm else _command(asked))
     return parts
 
 
-def _command(request: Request) -> str:
-    return shlex.join(["python", *request.tasks[0].command()])
+def _command(asked: Request) -> str:
+    return shlex.join(["python", *asked.tasks[0].command()])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 
-from alt_hpc import controller
-from alt_hpc import summary as summaries
-from alt_hpc.clusters import NEVER, QueueUnknown
-from alt_hpc.clusters.local import Local
+from alt_hpc.clusters.cluster import NEVER, QueueUnknown
+from alt_hpc.clusters.local import Element, Local
 from alt_hpc.clusters.slurm import Slurm, available
+from alt_hpc.control import chain
+from alt_hpc.control.step import looked, scripts
 from alt_hpc.errors import InputError
 from alt_hpc.graph import Piece
+from alt_hpc.report import text
 from alt_hpc.run import progress
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.layout import task_log
@@ -27,10 +29,8 @@ class Screen:
         self.folder = folder
         self.local = local
         self.shown = time.monotonic()
-        self.told: set[str] = set()
 
     def tick(self) -> None:
-        self.ended(self.local)
         if time.monotonic() - self.shown < EVERY_S:
             return
         self.shown = time.monotonic()
@@ -38,28 +38,17 @@ class Screen:
         for iteration, stage in sorted(running):
             print(line(self.folder, iteration, stage), flush=True)
 
-    def ended(self, local: Local) -> None:
-        """Tell of jobs that have ended since the last time."""
-        for job, elements in local.jobs.items():
-            states = [e.state for e in elements]
-            if job in self.told or not all(
-                s in ("COMPLETED", "FAILED", "CANCELLED") for s in states
-            ):
-                continue
-            self.told.add(job)
-            stage, iteration = elements[0].task.stage, elements[0].task.iteration
-            failed = [e for e in elements if e.state == "FAILED"]
-            if not failed:
-                words = "done" if set(states) == {"COMPLETED"} else "cancelled"
-                print(f"{stage} {iteration}: {words}", flush=True)
-            for element in failed:
+    def tell(self, ended: Iterable[Element]) -> None:
+        """Tell of elements that failed, and of stages that are whole now."""
+        for element in ended:
+            task = element.task
+            name = f"{task.stage} {task.iteration}"
+            pieces = self.folder.graph().of(task.iteration, task.stage)
+            if element.state == "FAILED":
                 log = task_log(element.request.folder, element.id, 0)
-                print(
-                    f"{stage} {iteration}: task {element.index} failed; see {log}", file=sys.stderr
-                )
-
-    def summary(self) -> None:
-        print("\n" + summaries.summary(self.folder), flush=True)
+                print(f"{name}: task {element.index} failed; see {log}", file=sys.stderr)
+            elif all(self.folder.manifests.get(piece) for piece in pieces):
+                print(f"{name}: done", flush=True)
 
 
 def line(folder: RunFolder, iteration: int, stage: str, silent: str = "starting") -> str:
@@ -120,23 +109,23 @@ def _going(folder: RunFolder) -> str:
         return "not known whether it goes on (Slurm's commands are not on PATH)"
     slurm = Slurm()
     try:
-        controller.check_cluster(folder, slurm)
-        queued = slurm.controllers(controller.scripts(folder))
-        looked = controller.looked(folder, slurm)
+        chain.check_cluster(folder, slurm)
+        queued = slurm.controllers(scripts(folder))
+        elements = looked(folder, slurm)
     except (QueueUnknown, InputError) as error:
         return f"not known whether it goes on ({error})"
-    held = controller.held(looked)
+    held = chain.held(elements)
     if held:
         return f"held by Slurm: scontrol release {' '.join(held)}"
     words = [
         f"{element.id} can never start: {NEVER[element.reason]} ({element.reason})"
-        for _, element in looked
+        for _, element in elements
         if element.never
     ]
     if queued:
         return "\n".join([*words, f"goes on (controller {', '.join(queued)})"])
-    if looked:
-        left = ", ".join(dict.fromkeys(element.id.partition("_")[0] for _, element in looked))
+    if elements:
+        left = ", ".join(dict.fromkeys(element.id.partition("_")[0] for _, element in elements))
         words.append(f"jobs of it are in the queue still ({left})")
     return "\n".join([*words, SLURM_DEAD])
 
@@ -151,7 +140,7 @@ def follow(folder: RunFolder) -> int:
         shown = now
         dead = dead + 1 if now.endswith(SLURM_DEAD) else 0
         time.sleep(EVERY_S)
-    print(summaries.summary(RunFolder(folder.path)))
+    print(text.summary(RunFolder(folder.path)))
     how, sentence = folder.ended() or ("STOPPED", SLURM_DEAD)
     if how == "FINISHED":
         return 0

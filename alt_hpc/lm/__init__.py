@@ -1,0 +1,1 @@
+"""Language models: got, loaded, checked, saved, decoded. Knows nothing of runs."""

@@ -1,0 +1,57 @@
+"""Save ordinary Hugging Face folders; the same input gives the same bytes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from alt_hpc.lm import load
+
+
+def policy(
+    folder: Path,
+    shape: PretrainedConfig,
+    weights: Mapping[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: str,
+    card: str,
+    ends: Sequence[int],
+    silent: Sequence[int] = (),
+) -> None:
+    """Write a causal language model of these weights (a tied one may be absent), stored as `dtype`.
+
+    `card` is the text of README.md; `ends` are the token ids that end a generation, `silent` those
+    that are never generated. InputError where a weight is missing, unknown or of the wrong shape.
+    """
+    shape = type(shape).from_dict(shape.to_dict())
+    model = load.assembled(AutoModelForCausalLM, shape, weights, dtype, folder)
+    pad = tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=ends[0] if len(ends) == 1 else list(ends),
+        pad_token_id=ends[0] if pad is None and ends else pad,
+        suppress_tokens=list(silent) or None,
+    )
+    whole(folder, model, tokenizer, card)
+
+
+def whole(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str
+) -> None:
+    """Write model, tokenizer and model card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    for file in folder.glob("*.safetensors"):  # safetensors writes them for the owner alone
+        shutil.copymode(folder / "README.md", file)

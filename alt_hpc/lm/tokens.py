@@ -1,0 +1,78 @@
+"""Text and token ids: how a text begins or goes on, what ends it, how many fit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alt_hpc.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+_ANCHOR = ":"  # see continuation_ids
+
+
+def all_ends(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends a generation of a folder's model, ascending.
+
+    The tokenizer's, those of config.json, and those of generation_config.json (of chat models
+    often several). Ids beyond the vocabulary are left out: small models inherit those of their
+    big relatives.
+    """
+    from alt_hpc.lm import fetch, load
+
+    shape = load.config(folder)
+    text = shape.get_text_config()
+    given = [tokenizer.eos_token_id, *(getattr(c, "eos_token_id", None) for c in (shape, text))]
+    if (folder / "generation_config.json").is_file():
+        given.append(fetch.read_json(folder / "generation_config.json").get("eos_token_id"))
+    ids = {i for ends in given for i in (ends if isinstance(ends, list) else [ends])}
+    return tuple(sorted(i for i in ids if isinstance(i, int) and i < text.vocab_size))
+
+
+def context_length(shape: PretrainedConfig, unknown: int | None = None) -> int:
+    """The most tokens that a model can see at once; where its config does not say, `unknown`.
+
+    InputError where nothing says.
+    """
+    text = shape.get_text_config()
+    for name in ("max_position_embeddings", "n_positions"):
+        length = getattr(text, name, None)
+        if isinstance(length, int):
+            return length
+    if unknown is None:
+        raise InputError(
+            f"{shape.name_or_path or shape.model_type}: config.json names no context length"
+            " (max_position_embeddings): set policy.max_length"
+        )
+    return unknown
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text that begins a sequence: with BOS where the tokenizer adds one, no EOS."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    bos = tokenizer.bos_token_id
+    if bos is not None and tokenizer.encode("")[:1] == [bos]:
+        return [bos, *ids]
+    return ids
+
+
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text that goes on after another.
+
+    Tokenised behind a colon, as prompts end in one: some tokenizers put a space in front of
+    whatever begins a text.
+    """
+    anchor: list[int] = tokenizer.encode(_ANCHOR, add_special_tokens=False)
+    ids: list[int] = tokenizer.encode(_ANCHOR + text, add_special_tokens=False)
+    if ids[: len(anchor)] == anchor:
+        return ids[len(anchor) :]
+    return list(tokenizer.encode(text, add_special_tokens=False))  # the colon was merged
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: Collection[int]) -> str:
+    """The text of generated token ids, EOS and special tokens left out, stripped."""
+    kept = [i for i in ids if i not in ends]
+    return str(tokenizer.decode(kept, skip_special_tokens=True)).strip()

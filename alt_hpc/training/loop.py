@@ -1,0 +1,316 @@
+"""The training loop over DeepSpeed: the same steps on any number of ranks, and resumable.
+
+A caller starts one process per device, then
+
+    ranks = from_environment()
+    connect(ranks)
+    prepare(model, settings)
+    loss = functools.partial(alt_loss, entropy=settings.entropy)
+    result = train(model, examples, loss, settings, deepspeed_config=..., seed=..., ranks=ranks,
+                   checkpoints=store, log=write_curve, stop=flag.is_set)
+    disconnect()
+    if ranks.first:                             # elsewhere result.weights is None
+        model.load_state_dict(result.weights)   # a model made anew: the trained one is used up
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from alt_hpc.errors import InputError, TrainingDiverged
+from alt_hpc.interrupt import Interrupted
+from alt_hpc.lm.blocks import train_top
+from alt_hpc.settings import digest
+from alt_hpc.training import deepspeed
+from alt_hpc.training.checkpoints import Checkpoints, Store
+from alt_hpc.training.examples import Trainable, move
+from alt_hpc.training.losses import ForLoss, Loss
+from alt_hpc.training.masters import Originals
+from alt_hpc.training.ranks import Ranks
+from alt_hpc.training.settings import Training, check_batches
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimiser step, over all ranks."""
+
+    step: int  # from 1
+    steps: int
+    loss: float  # mean over the step's loss tokens (or pairs)
+    parts: dict[str, float]  # means too: ce, entropy, kl; accuracy
+    lr: float
+    grad_norm: float  # before clipping
+    loss_tokens: int
+    tokens: int  # all, prompts included, padding not
+    seconds: float
+    skipped: bool  # float16: the gradients overflowed and the weights stayed
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """`weights` is the whole state dict on the CPU on rank 0, None elsewhere.
+
+    What was trained is there in float32, as the optimiser held it; all else as it was given.
+    """
+
+    weights: dict[str, Tensor] | None
+    steps: int
+    resumed_at: int = 0  # the step after which this attempt took over; 0: it began
+
+
+def order(n: int, epochs: int, seed: int) -> list[Rows]:
+    """Which examples each epoch visits, in turn: a function of its arguments alone."""
+    return [np.random.default_rng([seed, epoch]).permutation(n) for epoch in range(epochs)]
+
+
+def global_batches(n: int, settings: Training, seed: int) -> list[Rows]:
+    """The examples of every optimiser step.
+
+    An epoch whose examples do not fill its last global batch ends with a smaller step; none is
+    lost and none of the next epoch is taken forward.
+    """
+    size = settings.global_batch
+    epochs = order(n, settings.epochs, seed)
+    return [epoch[at : at + size] for epoch in epochs for at in range(0, n, size)]
+
+
+def learning_rate(step: int, steps: int, settings: Training) -> float:
+    """Linear warm-up over W = max(1, ceil(warmup * steps)) steps, then linear decay to 0.
+
+    With s from 1: lr * s / W up to W, then lr * (steps - s + 1) / (steps - W + 1). The first
+    step is above 0, step W has the full rate, and 0 would be reached one step after the last.
+    """
+    warm = max(1, math.ceil(settings.warmup * steps))
+    if step <= warm:
+        return settings.lr * step / warm
+    return settings.lr * (steps - step + 1) / (steps - warm + 1)
+
+
+def prepare(model: nn.Module, settings: Training) -> None:
+    """Have trained what `settings` says, and activations recomputed if it says so."""
+    train_top(model, settings.trained_blocks, settings.trains_embeddings)
+    if settings.checkpoint_activations:
+        enable: Any = model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
+
+def train(
+    module: nn.Module,
+    examples: Sequence[Trainable],
+    loss: Loss,
+    settings: Training,
+    *,
+    deepspeed_config: dict[str, Any],
+    seed: int,
+    ranks: Ranks,
+    checkpoints: Store,
+    log: Callable[[StepRecord], None],
+    stop: Callable[[], bool] = lambda: False,
+) -> TrainResult:
+    """Minimise `loss` over `examples`, resuming from the newest whole checkpoint.
+
+    An optimiser step's loss is the sum over its loss tokens divided by their number, over all
+    ranks and micro-batches: the number of ranks changes nothing but rounding.
+
+    Parameters
+    ----------
+    module
+        On the CPU, in float32 so that nothing is rounded away at the start; what does not
+        require grad is left alone. It is used up: afterwards it holds pieces of the model.
+    examples
+        All of them, the same on every rank.
+    loss
+        Takes (module, batch); see `losses`.
+    settings
+        Optimiser, batch sizes, epochs, precision, minutes between checkpoints.
+    deepspeed_config
+        A DeepSpeed JSON. Batch sizes, optimiser, schedule, clipping and precision are filled in
+        from `settings`: it may leave them out or say "auto". Stage 0 is run as stage 1.
+    seed
+        Decides data order and dropout.
+    checkpoints
+        This training's own, on the shared file system. The caller removes them once the result
+        is safe.
+    log
+        Called on rank 0 after every optimiser step.
+    stop
+        Asked on every rank at every step; one rank's True stops all.
+
+    Raises
+    ------
+    InputError
+        Settings, examples or the JSON cannot be used.
+    Interrupted
+        `stop` said so on some rank; all have saved, and the next call goes on from there.
+    TrainingDiverged
+        A loss, gradient norm or weight is not finite.
+    """
+    _check(module, examples, settings, ranks)
+    batches = global_batches(len(examples), settings, seed)
+    config = deepspeed.filled(deepspeed_config, settings, ranks)
+    originals = Originals(module, ranks)
+    _seed(seed, ranks)
+    engine = deepspeed.engine(ForLoss(module, loss), settings, config)
+    identity = _identity(examples, settings, config, seed, ranks)
+    store = Checkpoints(checkpoints, identity, engine, ranks)
+    resumed_at = store.resume()
+    if not resumed_at:
+        originals.to_masters(engine)
+    originals.forget_trained()
+    steps = _Steps(engine, examples, batches, settings, ranks)
+    saved = time.monotonic()
+    for step in range(resumed_at + 1, len(batches) + 1):
+        due = time.monotonic() - saved >= settings.checkpoint_minutes * 60
+        record, stopping, due = steps.take(step, stop(), due)
+        if ranks.first:
+            log(record)
+        if stopping or (due and step < len(batches)):
+            store.save(step)
+            saved = time.monotonic()
+        if stopping:
+            raise Interrupted(f"asked to stop after step {step} of {len(batches)}")
+    weights = originals.export(engine)
+    engine.destroy()
+    return TrainResult(weights, len(batches), resumed_at)
+
+
+def _check(
+    module: nn.Module, examples: Sequence[Trainable], settings: Training, ranks: Ranks
+) -> None:
+    if not examples:
+        raise InputError("there are no examples to train on")
+    for index, example in enumerate(examples):
+        if example.weight < 1:
+            raise InputError(f"training example {index} has no tokens to learn")
+    check_batches(settings, ranks.world)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise InputError("nothing of the model is to be trained")
+
+
+def _seed(seed: int, ranks: Ranks) -> None:
+    """Dropout differs between ranks, and is the same whenever this is run again."""
+    own = int(np.random.SeedSequence([seed, ranks.rank]).generate_state(1)[0])
+    random.seed(own)
+    np.random.seed(own)
+    torch.manual_seed(own)
+
+
+def _identity(
+    examples: Sequence[Trainable],
+    settings: Training,
+    config: dict[str, Any],
+    seed: int,
+    ranks: Ranks,
+) -> str:
+    """What a checkpoint must have in common with the training that goes on from it."""
+    unimportant = {"checkpoint_minutes", "export_dtype", "deepspeed"}
+    return digest(
+        {
+            "settings": settings.model_dump(exclude=unimportant),
+            "deepspeed": config,
+            "seed": seed,
+            "world": ranks.world,
+            "examples": [[example.weight, example.tokens] for example in examples],
+        }
+    )
+
+
+@dataclass
+class _Steps:
+    """Takes optimiser steps; the same collectives in the same order on every rank."""
+
+    engine: Any
+    examples: Sequence[Trainable]
+    batches: list[Rows]
+    settings: Training
+    ranks: Ranks
+
+    def take(self, step: int, stop: bool, due: bool) -> tuple[StepRecord, bool, bool]:
+        """One optimiser step; also whether any rank wants to stop, and rank 0 to save."""
+        started = time.perf_counter()
+        # Sequences of like length are computed together: less padding, and ranks wait less.
+        rows = sorted(self.batches[step - 1], key=lambda row: self.examples[row].tokens)
+        count = sum(self.examples[row].weight for row in rows)
+        lr = learning_rate(step, len(self.batches), self.settings)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        names, sums = self._accumulate(rows, count)
+        flags = sums.new_tensor([float(stop), float(due and self.ranks.first)])
+        report = torch.cat([sums, flags])
+        torch.distributed.all_reduce(report)
+        loss, *parts, stopping, saving = report.tolist()
+        self._check_finite(loss, "loss", step)
+        skipped = self._update(step)
+        norm = float(self.engine.get_global_grad_norm())
+        if not skipped:
+            self._check_finite(norm, "gradient norm", step)
+        record = StepRecord(
+            step=step,
+            steps=len(self.batches),
+            loss=loss / count,
+            parts={name: part / count for name, part in zip(names, parts, strict=True)},
+            lr=lr,
+            grad_norm=norm,
+            loss_tokens=count,
+            tokens=sum(self.examples[row].tokens for row in rows),
+            seconds=time.perf_counter() - started,
+            skipped=skipped,
+        )
+        return record, stopping > 0, saving > 0
+
+    def _accumulate(self, rows: list[int], count: int) -> tuple[list[str], Tensor]:
+        """Gradients of the step's loss; the names and sums of its parts on this rank.
+
+        DeepSpeed divides gradients by the number of ranks and of micro-steps; multiplied by
+        both and divided by the step's loss tokens they are those of the one mean.
+        """
+        micro_steps, world = self.engine.gradient_accumulation_steps(), self.ranks.world
+        shares = np.array_split(rows, micro_steps * world)  # even where the batch is not full
+        sums, parts = [], {}
+        for at in range(micro_steps):
+            total, parts = self.engine(self._micro_batch(shares[at * world : (at + 1) * world]))
+            self.engine.backward(total * (micro_steps * world / count))
+            if at + 1 < micro_steps:
+                self.engine.step()  # counts the micro-step; `_update` takes the last one
+            sums.append(torch.stack([total.detach(), *parts.values()]).double())
+        return list(parts), torch.stack(sums).sum(0)
+
+    def _micro_batch(self, shares: list[Rows]) -> Any:
+        """This rank's share of a micro-step, or an empty example where it has none."""
+        most = max(sum(self.examples[row].weight for row in share) for share in shares)
+        mine = [self.examples[row] for row in shares[self.ranks.rank]]
+        mine = mine or [self.examples[0].empty()]
+        return move(type(mine[0]).batch(mine, most), self.ranks.device)
+
+    def _update(self, step: int) -> bool:
+        """Let the optimiser step; whether float16's loss scaler skipped it."""
+        try:
+            self.engine.step()
+        except Exception as error:  # DeepSpeed raises no narrower one
+            if "loss scale" not in str(error):
+                raise
+            raise TrainingDiverged(f"{self._where(step)}: {error}") from error
+        skipped = not self.engine.was_step_applied()
+        if skipped and not self.engine.fp16_enabled():
+            raise TrainingDiverged(f"{self._where(step)}: the gradients are not finite")
+        return skipped
+
+    def _check_finite(self, value: float, what: str, step: int) -> None:
+        if not math.isfinite(value) and not (what == "loss" and self.engine.fp16_enabled()):
+            raise TrainingDiverged(f"{self._where(step)}: the {what} is {value}")
+
+    def _where(self, step: int) -> str:
+        rows = ", ".join(str(row) for row in self.batches[step - 1])
+        return f"step {step} of {len(self.batches)} (examples {rows})"

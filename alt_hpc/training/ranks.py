@@ -1,0 +1,129 @@
+"""This process among the ranks of a training: its number, its device, how they come together."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from alt_hpc.errors import InputError
+from alt_hpc.process import LOOPBACK
+
+if TYPE_CHECKING:
+    import torch
+
+WAIT = timedelta(minutes=30)  # for the slowest rank: starting, loading, saving
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process of a training: `rank` of `world`, the `local`-th on its node."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes files and logs."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """The GPU of this process, or the CPU.
+
+        Under `--gpus-per-task` a process sees only its own GPU, whose index is 0 whatever the
+        local rank is: hence the remainder.
+        """
+        import torch
+
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", self.local % torch.cuda.device_count())
+
+
+def from_environment() -> Ranks:
+    """Read RANK, WORLD_SIZE and LOCAL_RANK, which whoever starts the process sets (0, 1, 0).
+
+    InputError where a value is not a whole number, or they contradict one another.
+    """
+    given = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    given = {name: os.environ.get(name, default) for name, default in given.items()}
+    try:
+        rank, world, local = map(int, given.values())
+    except ValueError:
+        raise InputError(f"expected whole numbers, not {given}") from None
+    if not 0 <= rank < world or local < 0:
+        raise InputError(f"RANK={rank} WORLD_SIZE={world} LOCAL_RANK={local} contradict each other")
+    return Ranks(rank, world, local)
+
+
+def connect(ranks: Ranks) -> None:
+    """Join all ranks in one process group (nccl on GPUs, gloo on CPUs), ready for DeepSpeed.
+
+    They come together at MASTER_ADDR and MASTER_PORT, which whoever starts the processes sets
+    (`env://` of torch.distributed). A port that is taken ends the attempt: the next one has
+    another. Gloo across several hosts binds to what the hostname resolves to; where that is wrong
+    set GLOO_SOCKET_IFNAME.
+
+    Notes
+    -----
+    Sets what DeepSpeed reads from the environment; it must not be imported before.
+    """
+    import torch
+
+    _prepare_environment(ranks)
+    on_gpu = ranks.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(ranks.device)
+    torch.distributed.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        init_method="env://",
+        rank=ranks.rank,
+        world_size=ranks.world,
+        timeout=WAIT,
+    )
+    _prepare_deepspeed(ranks)
+
+
+def disconnect() -> None:
+    """Leave the process group; every rank calls it once its training has ended well."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _prepare_environment(ranks: Ranks) -> None:
+    local = ranks.device.index or 0 if ranks.device.type == "cuda" else ranks.local
+    os.environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.world), LOCAL_RANK=str(local))
+    # DeepSpeed insists that this, where srun has set it through PMIx, equals LOCAL_RANK.
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
+    if os.environ["MASTER_ADDR"] == LOOPBACK:  # all on one host, whose name may resolve nowhere
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if ranks.device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # Compiled operators are shared under ~/.cache by default, and a build that was killed leaves
+    # a lock there for which every later process waits for ever.
+    folder = tempfile.mkdtemp(prefix="alt-hpc-extensions-")
+    os.environ["TORCH_EXTENSIONS_DIR"] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _prepare_deepspeed(ranks: Ranks) -> None:
+    """Let DeepSpeed take over the process group.
+
+    As the group exists, DeepSpeed does not go looking for MPI. On a CPU it would first compile a
+    shared-memory all-reduce (a minute, g++ and ninja needed); it asks this table whether it can,
+    and filling the table beforehand also saves it from probing compilers for every operator.
+    """
+    import deepspeed
+
+    if ranks.device.type == "cpu":
+        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+    deepspeed.utils.set_log_level_from_string("warning")
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=WAIT)

@@ -7,16 +7,15 @@ which takes its `cluster.STAGE` keys from it.
 
 from __future__ import annotations
 
-import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from alt_hpc.config import Config
-    from alt_hpc.settings import Settings
 
 SFT = "sft"
 REWARD_MODEL = "reward-model"
@@ -119,16 +118,13 @@ class Graph:
         return next(iter(self.of(0, REWARD_MODEL)), None)
 
     def rows(self, piece: Piece) -> tuple[int, int] | None:
-        """Rows [start, end) that a shard is made for; None where the stage is not cut."""
-        cut = STAGES[piece.stage].cut
-        if cut == SAMPLE:
-            return self.shardings[piece.iteration].sample[piece.shard]
-        if cut is None:
-            return None
-        shard = self.shard(piece)
-        if shard is None:
-            raise LookupError(f"{piece} is no longer asked for")
-        return shard.start, shard.end
+        """Rows [start, end) of a shard (LookupError: asked for no more); None where not cut."""
+        if STAGES[piece.stage].cut != EVALUATE:
+            cut = STAGES[piece.stage].cut
+            return self.shardings[piece.iteration].sample[piece.shard] if cut else None
+        if shard := self.shard(piece):
+            return shard.start, shard.end
+        raise LookupError(f"{piece} is no longer asked for")
 
     def shard(self, piece: Piece) -> Shard | None:
         """What a piece of evaluation is made for; None where the config asks for it no more."""
@@ -138,70 +134,52 @@ class Graph:
 
     def decides(self, piece: Piece) -> list[Any]:
         """What decides a piece's content, its sources apart, as JSON values."""
-        about: list[Any] = [self._settings[piece.stage], piece.stage, piece.iteration]
-        about.append(self.rows(piece))
+        sections = {
+            name: reduce(operator.getitem, name.split("."), self._values)
+            for name in f"{_ALL} {STAGES[piece.stage].sections}".split()
+        }
+        about: list[Any] = [sections, piece.stage, piece.iteration, self.rows(piece)]
         if shard := self.shard(piece):
+            evaluate = self.config.evaluate
+            named = evaluate.policies.get(shard.policy), evaluate.sets.get(shard.set)
             about += [shard.policy, shard.set]
-            about += _values(self.config.evaluate.policies.get(shard.policy))
-            about += _values(self.config.evaluate.sets.get(shard.set))
+            about += [settings.model_dump(mode="json") for settings in named if settings]
         return about
 
     @cached_property
-    def _settings(self) -> dict[str, dict[str, Any]]:
-        """The settings that decide the content of each stage's pieces, by name."""
-        values = self.config.values()
-        return {
-            stage: {name: _at(values, name) for name in row.sections}
-            for stage, row in STAGES.items()
-        }
+    def _values(self) -> Any:
+        return self.config.values()
 
     def needed_by_training(self) -> set[str]:
         """The stages that training is made from, directly or not, itself among them."""
         one = Sharding(((0, 1),), (Shard(OWN, VALID, 0, 1),))
-        small = Graph(self.config, {0: one, 1: one, 2: one})
-        found: dict[Piece, None] = {}
-        todo = list(small.of(2, TRAIN))
-        while todo:
-            piece = todo.pop()
-            if piece not in found:
-                found[piece] = None
-                todo += small.sources(piece)
+        small = Graph(self.config, dict.fromkeys(range(3), one))
+        found = list(small.of(2, TRAIN))
+        for piece in found:
+            found += [source for source in small.sources(piece) if source not in found]
         return {piece.stage for piece in found}
 
 
-def _at(values: Mapping[str, Any], name: str) -> Any:
-    """The value of a dotted name."""
-    return functools.reduce(lambda value, key: value[key], name.split("."), values)
-
-
-def _values(settings: Settings | None) -> list[Any]:
-    return [settings.model_dump(mode="json")] if settings else []
-
-
-# ---------------------------------------------------------------------- in which iterations
+# In which iterations a stage is made.
 
 
 def each(config: Config, iteration: int) -> bool:
-    """Iterations 1 to K."""
     return iteration > 0
 
 
 def always(config: Config, iteration: int) -> bool:
-    """Iteration 0, the starting policy, too."""
     return True
 
 
-def without_policy(config: Config, iteration: int) -> bool:
-    """Once, unless the config names the policy that a run starts from."""
+def own_policy(config: Config, iteration: int) -> bool:
     return iteration == 0 and config.policy.model is None
 
 
-def without_reward_model(config: Config, iteration: int) -> bool:
-    """Once, unless the config names a reward model."""
+def own_reward(config: Config, iteration: int) -> bool:
     return iteration == 0 and config.reward.trained
 
 
-# ---------------------------------------------------------------------- from what
+# What a piece is made from, as far as the run makes it.
 
 
 def every(stage: str) -> Sources:
@@ -214,35 +192,27 @@ def once(stage: str) -> Sources:
     return lambda graph, piece: graph.of(0, stage)
 
 
+def start(graph: Graph, piece: Piece) -> Iterable[Piece]:
+    """The policy that the piece's iteration starts from."""
+    return graph.of(piece.iteration - 1, TRAIN if piece.iteration > 1 else SFT)
+
+
 def asked(graph: Graph, piece: Piece) -> Iterable[Piece]:
-    """The policy that answers: the one after the piece's iteration, where the run makes it."""
+    """The policy that answers: the run's own after the piece's iteration, or one it only names."""
     shard = graph.shard(piece)
     own = shard is not None and shard.policy == OWN
-    return filter(None, [graph.policy(piece.iteration)] if own else [])
+    return graph.of(piece.iteration, TRAIN if piece.iteration else SFT) if own else ()
 
 
 def earlier(graph: Graph, piece: Piece) -> Iterable[Piece]:
     """What the method reads of the iteration before, to ask with."""
-    k = piece.iteration - 1
-    return [p for stage in graph.config.method.sources(k + 1) for p in graph.of(k, stage)]
-
-
-def scorer(graph: Graph, piece: Piece) -> Iterable[Piece]:
-    """The reward model that scores samples, where the run makes it."""
-    return graph.of(0, REWARD_MODEL) if graph.config.reward.trained else ()
+    k = piece.iteration
+    return [p for stage in graph.config.method.sources(k) for p in graph.of(k - 1, stage)]
 
 
 def meter(graph: Graph, piece: Piece) -> Iterable[Piece]:
-    """The reward model that evaluations are measured with, where the run makes it."""
+    """The reward model that evaluations are measured with."""
     return graph.of(0, REWARD_MODEL) if graph.config.measured_by.trained else ()
-
-
-def policy_before(graph: Graph, piece: Piece) -> Iterable[Piece]:
-    """The policy that the piece's iteration starts from."""
-    return filter(None, [graph.policy(piece.iteration - 1)])
-
-
-# ---------------------------------------------------------------------- the table
 
 
 @dataclass(frozen=True)
@@ -251,10 +221,9 @@ class Stage:
 
     name: str
     sources: tuple[Sources, ...] = ()
-    sections: tuple[str, ...] = ()  # of the config, or keys of them, that decide its content
+    sections: str = ""  # of the config, or keys of them, that decide its content, beside _ALL
     made: Made = each
-    cut: Cut | None = None  # cut into shards like this stage; None: one piece
-    pairs: str | None = None  # with this stage, shard by shard: made from the same shard of it
+    cut: Cut | None = None  # cut into shards like this stage, which it pairs with; None: one piece
     training: bool = False  # an optimisation on many ranks; the config's section bears its name
     rows: str = "rows"  # what the rows that it writes are called
 
@@ -263,69 +232,47 @@ class Stage:
         """Its name as a Python word: the config's key and the module in `stages/`."""
         return self.name.replace("-", "_")
 
+    @property
+    def pairs(self) -> str | None:
+        """The other stage, each shard of which one shard of this stage is made from."""
+        return self.cut if self.cut != self.name else None
 
-_ALL = ("seed", "threads", "domain")
+
+_ALL = "seed threads domain"
 _ROOM = "sample.max_new_tokens"  # that every reward keeps free for an answer
-_HELD_OUT = ("evaluate.max_new_tokens", "evaluate.group", _ROOM)
+_HELD = f"evaluate.max_new_tokens evaluate.group {_ROOM}"
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
+        Stage(SFT, (), "policy data sft", own_policy, training=True),
+        Stage(REWARD_MODEL, (), f"data reward reward_model {_ROOM}", own_reward, training=True),
         Stage(
-            SFT,
-            sections=(*_ALL, "policy", "data", "sft"),
-            made=without_policy,
-            training=True,
+            SAMPLE, (start, earlier), "policy data method engine sample", cut=SAMPLE, rows="samples"
         ),
-        Stage(
-            REWARD_MODEL,
-            sections=(*_ALL, "data", "reward", "reward_model", _ROOM),
-            made=without_reward_model,
-            training=True,
-        ),
-        Stage(
-            SAMPLE,
-            (policy_before, earlier),
-            (*_ALL, "policy", "data", "method", "engine", "sample"),
-            cut=SAMPLE,
-            rows="samples",
-        ),
-        Stage(
-            SCORE,
-            (scorer,),
-            (*_ALL, "method", "reward", _ROOM),
-            cut=SAMPLE,
-            pairs=SAMPLE,
-            rows="scores",
-        ),
+        Stage(SCORE, (once(REWARD_MODEL),), f"method reward {_ROOM}", cut=SAMPLE, rows="scores"),
         Stage(
             TRAIN,
-            (policy_before, once(SFT), every(SAMPLE), every(SCORE)),
-            (*_ALL, "policy", "method", "sample", "train"),
+            (start, once(SFT), every(SAMPLE), every(SCORE)),
+            "policy method sample train",
             training=True,
         ),
         Stage(
-            EVALUATE,
-            (asked,),
-            (*_ALL, *_HELD_OUT, "policy", "method", "engine"),
-            made=always,
-            cut=EVALUATE,
-            rows="answers",
+            EVALUATE, (asked,), f"{_HELD} policy method engine", always, EVALUATE, rows="answers"
         ),
         Stage(
             MEASURE,
             (once(SFT), meter),
-            (*_ALL, *_HELD_OUT, "policy", "reward", "measure"),
-            made=always,
-            cut=EVALUATE,
-            pairs=EVALUATE,
+            f"{_HELD} policy reward measure",
+            always,
+            EVALUATE,
             rows="measures",
         ),
         Stage(
             REPORT,
             tuple(map(every, (MEASURE, EVALUATE, TRAIN, SAMPLE, SCORE, REWARD_MODEL))),
-            (*_ALL, "method"),
-            made=always,
+            "method",
+            always,
         ),
     )
 }

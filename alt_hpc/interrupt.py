@@ -8,11 +8,10 @@ import signal
 import sys
 import threading
 import time
-from types import FrameType
 
 HUNG = 70  # exit status of a task that made no progress for too long (EX_SOFTWARE)
 
-_asked: list[int] = []
+_asked: list[int] = []  # signals
 _last_beat = time.monotonic()
 
 
@@ -20,22 +19,20 @@ class Interrupted(Exception):
     """What was done is safe, and the task ends because it was asked to."""
 
 
-def install() -> None:
-    """Handle SIGUSR2 (Slurm: time limit near, preemption) and SIGTERM by setting a flag.
+def install(hung_s: float) -> None:
+    """In the main thread: SIGUSR2 (Slurm: time limit near, preemption) and SIGTERM set a flag.
 
-    In the main thread. submitit's handlers, which would checkpoint on one rank alone, are
-    replaced.
+    submitit's handlers, which would checkpoint on one rank alone, are replaced. Once there was no
+    `beat` for `hung_s` the process ends itself, its stacks in the log.
     """
     for number in (signal.SIGUSR2, signal.SIGTERM):
-        signal.signal(number, _note)
-
-
-def _note(number: int, frame: FrameType | None) -> None:
-    _asked.append(number)
+        signal.signal(number, lambda number, _: _asked.append(number))
+    beat()
+    threading.Thread(target=_watch, args=(hung_s,), daemon=True).start()
 
 
 def asked() -> bool:
-    """Whether this process was asked to stop. Asking is a sign of life (see `watch`)."""
+    """Whether this process was asked to stop. Asking is a sign of life."""
     beat()
     return bool(_asked)
 
@@ -57,15 +54,9 @@ def beat() -> None:
     _last_beat = time.monotonic()
 
 
-def watch(seconds: float) -> None:
-    """End this process, its stacks in the log, once there was no `beat` for so long."""
-    beat()
-    threading.Thread(target=_watch, args=(seconds,), daemon=True).start()
-
-
-def _watch(seconds: float) -> None:
-    while time.monotonic() - _last_beat < seconds:
-        time.sleep(min(seconds / 4, 10.0))
-    print(f"no progress for {seconds:g} s: the task ends itself", file=sys.stderr, flush=True)
+def _watch(hung_s: float) -> None:
+    while time.monotonic() - _last_beat < hung_s:
+        time.sleep(min(hung_s / 4, 10.0))
+    print(f"no progress for {hung_s:g} s: the task ends itself", file=sys.stderr, flush=True)
     faulthandler.dump_traceback(file=sys.stderr)
     os._exit(HUNG)

@@ -6,10 +6,11 @@ list of shards, an array element each; several where the cluster's arrays are to
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+import itertools
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Literal
+from functools import cache, cached_property
+from typing import Literal, NamedTuple
 
 from alt_hpc.graph import STAGES, TRAIN, Graph, Piece
 
@@ -70,6 +71,22 @@ class Submission(Array):
 
 
 @dataclass(frozen=True)
+class Dependency:
+    """A condition on another job of this plan (by key) or on one in flight (by id)."""
+
+    kind: Kind
+    target: str
+
+
+@dataclass(frozen=True)
+class Job(Array):
+    """One sbatch to come."""
+
+    after: tuple[Dependency, ...] = ()
+    exclude: tuple[str, ...] = ()  # nodes on which these pieces failed, the latest first
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How an element ended that left a piece which is not whole."""
 
@@ -80,6 +97,7 @@ class Outcome:
 
 
 UNBEGUN = "UNBEGUN"  # its task died over a piece that came before
+NOT_KNOWN = Outcome("UNKNOWN", saved=-1)
 NOT_ITS_FAULT = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED")
 OUT_OF_TIME = ("STOPPED", "TIMEOUT")  # asked to stop, or not even that
 NO_NODES_FAULT = ("CANCELLED", "PREEMPTED", "UNKNOWN", "STOPPED")
@@ -113,22 +131,6 @@ class State:
 
 
 @dataclass(frozen=True)
-class Dependency:
-    """A condition on another job of this plan (by key) or on one in flight (by id)."""
-
-    kind: Kind
-    target: str
-
-
-@dataclass(frozen=True)
-class Job(Array):
-    """One sbatch to come."""
-
-    after: tuple[Dependency, ...] = ()
-    exclude: tuple[str, ...] = ()  # nodes on which these pieces failed, the latest first
-
-
-@dataclass(frozen=True)
 class Plan:
     """What a controller does next.
 
@@ -155,19 +157,19 @@ def plan(state: State, limits: Limits = Limits(), horizon: int | None = None) ->
     if not needed and horizon == state.graph.config.iterations:
         return Plan(finished=True, given_up=given_up)
     missing = [piece for piece in needed if piece not in state.in_flight]
-    hopeless = _hopeless(state, missing)
-    if hopeless:
-        return Plan(stop=hopeless)
+    if stop := next(filter(None, (_why_hopeless(state, piece) for piece in missing)), None):
+        return Plan(stop=stop)
     if limits.only_ready:
         missing = [p for p in missing if all(is_whole(state, s) for s in state.graph.sources(p))]
     jobs = _that_fit(_jobs(state, missing, limits.array), limits.room)
+    jobs = [_paired(job, jobs) for job in jobs]
     return Plan(jobs=tuple(jobs), wait_for=_wait_for(state, jobs, horizon), given_up=given_up)
 
 
 def current_iteration(state: State) -> int:
     """The first iteration whose training is not whole, at most the last one."""
     last = state.graph.config.iterations
-    for k in range(1, last + 1):
+    for k in range(1, last):
         if k not in state.graph.shardings or not is_whole(state, Piece(k, TRAIN)):
             return k
     return last
@@ -180,14 +182,28 @@ def is_whole(state: State, piece: Piece) -> bool:
     an input made again with other bytes does, one that is to be, and one that it should have by
     now (a further set).
     """
-    done = state.done.get(piece)
-    if done is None:
+    if piece not in state.done:
         return False
-    for source in state.graph.sources(piece):
-        was, now = done.inputs.get(source), state.done.get(source)
-        if was is None or source in state.stale or (now is not None and now.checksum != was):
-            return False
-    return True
+    made_from = state.done[piece].inputs
+    return all(
+        source in made_from
+        and source not in state.stale
+        and (source not in state.done or state.done[source].checksum == made_from[source])
+        for source in state.graph.sources(piece)
+    )
+
+
+def _given_up(state: State) -> dict[Piece, str]:
+    """Pieces that no training is made from and that are not tried (again), and why."""
+    needed, found = state.graph.needed_by_training(), {}
+    for piece in state.graph.pieces():
+        if piece.stage in needed or piece in state.in_flight or is_whole(state, piece):
+            continue
+        gone = [s for s in state.graph.sources(piece) if s in state.done and state.done[s].removed]
+        removed = [f"{piece} cannot be made: {s} was removed from the disk (keep)" for s in gone]
+        if why := _why_hopeless(state, piece) or "".join(removed[:1]):
+            found[piece] = why
+    return found
 
 
 def _needed(state: State, horizon: int, given_up: Container[Piece]) -> list[Piece]:
@@ -195,243 +211,147 @@ def _needed(state: State, horizon: int, given_up: Container[Piece]) -> list[Piec
 
     What was given up is left out, and so is what would be made from it.
     """
-    possible: dict[Piece, bool] = {}
+    needed: set[Piece] = set()
 
-    def need(piece: Piece) -> bool:
-        """Whether a piece is whole, or can be made."""
+    @cache
+    def possible(piece: Piece) -> bool:
+        """Whether a piece is whole or can be made: then it is needed, and what it is made from."""
         if piece in given_up:
             return False
         if is_whole(state, piece):
             return True
-        if piece not in possible:
-            sources = [need(source) for source in state.graph.sources(piece)]
-            possible[piece] = all(sources)
-        return possible[piece]
+        sources = [possible(source) for source in state.graph.sources(piece)]
+        if all(sources):
+            needed.add(piece)
+        return all(sources)
 
     for k in range(horizon + 1):
         for result in state.graph.results(k):
-            need(result)
-    order, stages = [piece for piece, can in possible.items() if can], list(STAGES)
-    return sorted(order, key=lambda p: (p.iteration, stages.index(p.stage), p.shard))
+            possible(result)
+    return [p for k in range(horizon + 1) for p in state.graph.pieces(k) if p in needed]
 
 
-def _given_up(state: State) -> dict[Piece, str]:
-    """Pieces that no training is made from and that are not tried again, and why."""
-    needed = state.graph.needed_by_training()
-    found: dict[Piece, str] = {}
-    for piece in state.graph.pieces():
-        if piece.stage in needed or piece in state.in_flight or is_whole(state, piece):
-            continue
-        if why := _why_hopeless(state, piece) or _why_impossible(state, piece):
-            found[piece] = why
-    return found
-
-
-def _why_impossible(state: State, piece: Piece) -> str:
-    """Why a piece of a policy that is gone cannot be made (again); else empty."""
-    for source in state.graph.sources(piece):
-        done = state.done.get(source)
-        if done is not None and done.removed:
-            return f"{piece} cannot be made: {source} was removed from the disk (keep)"
-    return ""
-
-
-def attempts(state: State, piece: Piece) -> int:
-    """How many submissions of a piece count since a person last submitted.
+class Tries(NamedTuple):
+    """What came of the submissions of a piece since a person last submitted; the latest first.
 
     One that waited for an input which then failed was cancelled by Slurm and does not count: that
     input is missing, or was made by a later attempt. Nor does one whose task died over another
     piece, before it came to this one. Preemption, a node's failure and a time limit do not count
-    while they leave more work safe than the attempts before.
+    while they leave more work safe than the tries before; nor is such a time limit a node's fault.
     """
+
+    counted: int
+    nodes: tuple[str, ...]  # on which it failed
+    ends: tuple[Outcome, ...]
+
+
+def tries(state: State, piece: Piece) -> Tries:
     count, saved = 0, -1
-    for submission, end in _tries(state, piece):
-        if not _could_run(state, submission, piece):
+    nodes: tuple[str, ...] = ()
+    ends: tuple[Outcome, ...] = ()
+    for submission in state.submissions[state.counted_from :]:
+        end = state.outcomes.get((submission.key, piece), NOT_KNOWN)
+        if piece not in submission.element or end.state == UNBEGUN:
             continue
-        count += end is None or not _went_on(end, saved)
-        saved = max(saved, end.saved if end else saved)
-    return count
+        ends = (end, *ends)
+        late = end.state in OUT_OF_TIME
+        went_on = end.saved > (max(saved, 0) if late else saved)
+        if end.state not in NO_NODES_FAULT and not (late and went_on):
+            nodes = (*end.nodes, *nodes)
+        if _could_run(state, submission, piece, end):
+            count += not (went_on and (late or end.state in NOT_ITS_FAULT))
+            saved = max(saved, end.saved)
+    return Tries(count, tuple(dict.fromkeys(nodes)), ends)
 
 
-def _went_on(end: Outcome, saved: int) -> bool:
-    """Whether a try that something else ended left more work safe than those before it."""
-    if end.state in OUT_OF_TIME:
-        return end.saved > max(saved, 0)
-    return end.state in NOT_ITS_FAULT and end.saved > saved
-
-
-def _tries(state: State, piece: Piece) -> list[tuple[Submission, Outcome | None]]:
-    """Submissions of a piece since a person last submitted that may have come to it, and ends."""
-    tries = [
-        (submission, state.outcomes.get((submission.key, piece)))
-        for submission in state.submissions[state.counted_from :]
-        if piece in submission.element
-    ]
-    return [(submission, end) for submission, end in tries if end is None or end.state != UNBEGUN]
-
-
-def _could_run(state: State, submission: Submission, piece: Piece) -> bool:
+def _could_run(state: State, submission: Submission, piece: Piece, end: Outcome) -> bool:
     """Whether what a submission waited for was made by the attempt that it waited for."""
-    waited = submission.waits
-    end = state.outcomes.get((submission.key, piece))
-    never_ran = end is not None and end.state == "CANCELLED" and not end.nodes
-    if not never_ran:  # element by element: what the others wait for is nothing to it
-        mates = submission.elements[submission.element[piece]]
-        sources = {source for mate in mates for source in state.graph.sources(mate)}
-        waited = {source: attempt for source, attempt in waited.items() if source in sources}
-    made = {source: state.done.get(source) for source in waited}
-    return all(d is not None and d.attempt == waited[s] for s, d in made.items())
+    mates = submission.elements[submission.element[piece]]
+    sources = {source for mate in mates for source in state.graph.sources(mate)}
+    cancelled = end.state == "CANCELLED" and not end.nodes  # for the sake of any element
+    return all(
+        source in state.done and state.done[source].attempt == attempt
+        for source, attempt in submission.waits.items()
+        if cancelled or source in sources
+    )
 
 
-def failed_on(state: State, piece: Piece) -> tuple[str, ...]:
-    """Nodes on which a piece failed since a person last submitted, the latest first.
-
-    A time limit that left more work safe than before is no node's fault.
-    """
-    nodes: dict[str, None] = {}
-    saved, blamed = -1, []
-    for end in (end for _, end in _tries(state, piece) if end is not None):
-        late = end.state in OUT_OF_TIME and _went_on(end, saved)
-        saved = max(saved, end.saved)
-        blamed += [] if late or end.state in NO_NODES_FAULT else [end.nodes]
-    for names in reversed(blamed):
-        nodes.update(dict.fromkeys(names))
-    return tuple(nodes)
-
-
-def _hopeless(state: State, missing: Iterable[Piece]) -> str | None:
-    """The sentence of the first piece that is not to be tried again."""
-    return next(filter(None, (_why_hopeless(state, piece) for piece in missing)), None)
-
-
-def _why_hopeless(state: State, piece: Piece) -> str | None:
+def _why_hopeless(state: State, piece: Piece) -> str:
     """Why a piece is not to be tried again: an error of its own that stays, or too many tries."""
-    for _, end in reversed(_tries(state, piece)):
-        if end is not None and end.sentence:
+    tried = tries(state, piece)
+    for end in tried.ends:
+        if end.sentence:
             return f"{piece}: {end.sentence}"
-    tried = attempts(state, piece)
-    if tried < state.graph.config.cluster.max_attempts:
-        return None
-    return f"{piece} failed {tried} times (cluster.max_attempts){_last_end(state, piece)}"
+    if tried.counted < state.graph.config.cluster.max_attempts:
+        return ""
+    sentence = f"{piece} failed {tried.counted} times (cluster.max_attempts)"
+    for end in tried.ends:
+        if end.state != "UNKNOWN":
+            where = f" on {','.join(end.nodes)}" if end.nodes else ""
+            return f"{sentence}, last {end.state}{where}"
+    return sentence
 
 
-def _last_end(state: State, piece: Piece) -> str:
-    """`, last FAILED on n2`, where that is known."""
-    for _, end in reversed(_tries(state, piece)):
-        if end is not None and end.state != "UNKNOWN":
-            return f", last {end.state}" + (f" on {','.join(end.nodes)}" if end.nodes else "")
-    return ""
+def _jobs(state: State, missing: list[Piece], max_array: int) -> list[Job]:
+    """Pieces of one stage and iteration that wait for the same and shun the same nodes: an array.
+
+    Where an array may not have so many elements, each makes several pieces.
+    """
+    jobs = []
+    last = {(s.iteration, s.stage): s.attempt for s in state.submissions}
+    making = {  # piece -> the job or element to wait for, and its attempt
+        piece: (state.in_flight[piece], submission.attempt)
+        for submission in state.submissions
+        for piece in submission.pieces
+        if piece in state.in_flight
+    }
+    for (k, stage), pieces in itertools.groupby(missing, lambda p: (p.iteration, p.stage)):
+        alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Piece]] = {}
+        for piece in pieces:
+            targets = dict.fromkeys(making[s][0] for s in state.graph.sources(piece) if s in making)
+            alike.setdefault((tuple(targets), tries(state, piece).nodes), []).append(piece)
+        for (after, exclude), members in alike.items():
+            last[k, stage] = last.get((k, stage), 0) + 1
+            sources = [source for piece in members for source in state.graph.sources(piece)]
+            job = Job(
+                stage,
+                iteration=k,
+                attempt=last[k, stage],
+                shards=tuple(piece.shard for piece in members),
+                waits={source: making[source][1] for source in sources if source in making},
+                pack=-(-len(members) // max_array),
+                after=tuple(Dependency("afterok", target) for target in after),
+                exclude=exclude,
+            )
+            jobs.append(job)
+            making |= dict.fromkeys(members, (job.key, job.attempt))
+    return jobs
 
 
 def _that_fit(jobs: list[Job], room: int | None) -> list[Job]:
     """The jobs, or elements of the last one, that the cluster has room for.
 
-    What they leave out the next controller submits; an array cut short pairs with no other.
+    What they leave out the next controller submits.
     """
     if room is None:
         return jobs
-    taken: list[Job] = []
+    taken = []
     for job in jobs:
-        left = room - sum(len(other.elements) for other in taken)
-        shards = job.shards[: left * job.pack]
-        if shards:
-            taken.append(replace(job, shards=shards))
-        if shards != job.shards:
-            break
-    return [_unpaired(job, taken) for job in taken]
+        taken.append(replace(job, shards=job.shards[: room * job.pack]))
+        room -= len(taken[-1].elements)
+    return [job for job in taken if job.shards]
 
 
-def _unpaired(job: Job, taken: list[Job]) -> Job:
-    """`aftercorr` of a cut array would wait for elements beyond its own: they go, or are all."""
-    shards = {other.key: other.shards for other in taken}
-    after = tuple(
-        replace(d, kind="afterok")
-        if d.kind == "aftercorr" and shards[d.target] != job.shards
-        else d
-        for d in job.after
-    )
-    return replace(job, after=after)
+def _paired(job: Job, jobs: list[Job]) -> Job:
+    """Let a job wait by `aftercorr` for the one that its stage pairs with, shard by shard.
 
-
-def _jobs(state: State, missing: list[Piece], max_array: int) -> list[Job]:
-    """Group pieces of one stage and iteration with alike dependencies into arrays.
-
-    Where an array may not have so many elements, each makes several pieces.
+    Only arrays of the same shards pair, element by element: of a longer one it would wait for
+    elements beyond its own. One element is a plain job (submitit makes it so), for which afterok
+    means the same.
     """
-    jobs: list[Job] = []
-    making: dict[Piece, Job] = {}
-    used = {submission.key for submission in state.submissions}
-    for k, stage in dict.fromkeys((p.iteration, p.stage) for p in missing):
-        alike: dict[tuple[tuple[Dependency, ...], tuple[str, ...]], list[Piece]] = {}
-        for piece in (p for p in missing if (p.iteration, p.stage) == (k, stage)):
-            shared = _after(state, making, piece), failed_on(state, piece)
-            alike.setdefault(shared, []).append(piece)
-        for (after, exclude), members in alike.items():
-            job = _job(state, making, members, after, used)
-            job = replace(job, exclude=exclude, pack=-(-len(members) // max_array))
-            used.add(job.key)
-            jobs.append(job)
-            making.update(dict.fromkeys(members, job))
-    return [_pair(job, jobs) for job in jobs]
-
-
-def _after(state: State, making: Mapping[Piece, Job], piece: Piece) -> tuple[Dependency, ...]:
-    """Conditions of one piece: on jobs of this plan (all of the job) and on elements in flight."""
-    after: dict[Dependency, None] = {}
-    for source in state.graph.sources(piece):
-        if source in making:
-            after[Dependency("afterok", making[source].key)] = None
-        elif source in state.in_flight:
-            after[Dependency("afterok", state.in_flight[source])] = None
-    return tuple(after)
-
-
-def _job(
-    state: State,
-    making: Mapping[Piece, Job],
-    members: list[Piece],
-    after: tuple[Dependency, ...],
-    used: set[str],
-) -> Job:
-    k, stage = members[0].iteration, members[0].stage
-    attempt = 1
-    while job_key(k, stage, attempt) in used:
-        attempt += 1
-    waits: dict[Piece, int] = {}
-    running = {p: s.attempt for s in state.submissions for p in s.pieces if p in state.in_flight}
-    for piece in members:
-        for source in state.graph.sources(piece):
-            if source in making:
-                waits[source] = making[source].attempt
-            elif source in state.in_flight:
-                waits[source] = running[source]
-    return Job(
-        stage=stage,
-        iteration=k,
-        attempt=attempt,
-        shards=tuple(p.shard for p in members),
-        after=after,
-        waits=waits,
-    )
-
-
-def _pair(job: Job, jobs: list[Job]) -> Job:
-    """Turn `afterok` into `aftercorr` on the array that a stage pairs with, shard by shard.
-
-    Only arrays of the same shards pair, element by element; one element is a plain job
-    (submitit makes it so), for which afterok means the same.
-    """
-    by_key = {other.key: other for other in jobs}
-    after = []
-    for dependency in job.after:
-        other = by_key.get(dependency.target)
-        pairs = (
-            other is not None
-            and other.stage == STAGES[job.stage].pairs
-            and other.shards == job.shards
-            and len(job.elements) > 1
-        )
-        after.append(Dependency("aftercorr", dependency.target) if pairs else dependency)
+    of = job.shards if len(job.elements) > 1 else ()
+    mates = {j.key for j in jobs if j.stage == STAGES[job.stage].pairs and j.shards == of}
+    after = (replace(d, kind="aftercorr") if d.target in mates else d for d in job.after)
     return replace(job, after=tuple(after))
 
 
@@ -443,19 +363,11 @@ def _wait_for(state: State, jobs: list[Job], horizon: int) -> tuple[str, ...]:
     """
     config = state.graph.config
     needed = state.graph.needed_by_training()
-    oldest = config.iterations if horizon == config.iterations else horizon - config.keep - 2
-
-    def matters(iteration: int, stage: str) -> bool:
-        return stage in needed or iteration <= oldest
-
-    ours = [job for job in jobs if config.cluster.kill_invalid_dependencies or not job.after]
-    theirs = {
-        piece: element
-        for piece, element in state.in_flight.items()
-        if config.cluster.kill_invalid_dependencies or element not in state.waiting
-    }
-    keys = [job.key for job in ours if matters(job.iteration, job.stage)]
-    ids = [element for piece, element in theirs.items() if matters(piece.iteration, piece.stage)]
-    if not keys and not ids:  # only what training does not need is left of what can be done now
-        keys, ids = [job.key for job in ours], list(theirs.values())
-    return tuple(dict.fromkeys([*keys, *ids]))
+    oldest = horizon - (0 if horizon == config.iterations else config.keep + 2)
+    killed = config.cluster.kill_invalid_dependencies
+    ours = [(job.key, job.pieces[0]) for job in jobs if killed or not job.after]
+    theirs = [(e, p) for p, e in state.in_flight.items() if killed or e not in state.waiting]
+    matter = [t for t, p in ours + theirs if p.stage in needed or p.iteration <= oldest]
+    if not matter:  # only what training does not need is left of what can be done now
+        matter = [target for target, _ in ours + theirs]
+    return tuple(dict.fromkeys(matter))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 RANKS = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 LOOPBACK = "127.0.0.1"
-START = "ALT_HPC_START"  # unique to one start of a job, the same for its ranks
 OF_THE_JOB = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
 OF_THE_USER = ("SLURM_CONF", "SLURM_CLUSTERS")
 FILTERS = ("SQUEUE_", "SINFO_", "SCONTROL_", "SACCT_", "SACCTMGR_")
@@ -32,31 +31,26 @@ def node() -> str:
     return os.environ.get("SLURMD_NODENAME", os.uname().nodename)
 
 
-def start() -> str:
-    """A name for this start of the job that its ranks share and no other start has."""
-    return os.environ.get(START, f"by-hand-{os.getpid()}")
-
-
 def first() -> bool:
     """Whether this is the first rank, which writes files and speaks for all."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def begin() -> None:
-    """Take rank, start and meeting place from Slurm, where it has started this process."""
-    for name, slurm in RANKS.items():
-        if slurm in os.environ:
-            os.environ[name] = os.environ[slurm]
+    """Take rank and meeting place from Slurm, where it has started this process."""
+    given = os.environ
+    given.update({name: given[slurm] for name, slurm in RANKS.items() if slurm in given})
     if job():
-        os.environ[START] = f"{job()}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-        alone = os.environ.get("SLURM_NNODES", "1") == "1"
-        first = os.environ.get("SLURM_LAUNCH_NODE_IPADDR")  # srun runs on the first node
-        os.environ.update(_meeting(start(), LOOPBACK if alone or not first else first))
+        start = f"{job()}-{given.get('SLURM_RESTART_COUNT', '0')}"
+        alone = given.get("SLURM_NNODES", "1") == "1"
+        host = given.get("SLURM_LAUNCH_NODE_IPADDR")  # of the first node, where srun runs
+        given.update(_meeting(start, LOOPBACK if alone or not host else host))
 
 
 def _meeting(start: str, address: str) -> dict[str, str]:
-    """Where the ranks of a start come together: a port of its own, below any that are given out."""
-    return {"MASTER_ADDR": address, "MASTER_PORT": str(20000 + zlib.crc32(start.encode()) % 12000)}
+    """Where the ranks of a start meet: a port of its own, below any that are given out."""
+    port = str(20000 + zlib.crc32(start.encode()) % 12000)
+    return {"MASTER_ADDR": address, "MASTER_PORT": port}
 
 
 def has_gpu() -> bool:
@@ -72,47 +66,34 @@ def for_a_task(
 
     With `code` it imports the product from that folder, and not from where it starts.
     """
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(OF_THE_JOB)}
+    ranks = {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(local)}
+    clean |= ranks | _meeting(start, LOOPBACK) | {"PYTHONUNBUFFERED": "1"}
     if code is not None:
         path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
-        return for_a_task(rank, world, local, start) | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(OF_THE_JOB)}
-    return (
-        clean
-        | _meeting(start, LOOPBACK)
-        | {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "LOCAL_RANK": str(local),
-            START: start,
-            "PYTHONUNBUFFERED": "1",
-        }
-    )
+        clean |= {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    return clean
 
 
 def for_slurm(decided: Collection[str] = ()) -> dict[str, str]:
     """The environment of a client of Slurm: the user's wishes, nothing of the job we are in.
 
-    Passing on the job's variables has made jobs resubmit their own controller and halve their
-    GPUs; removing SLURM_CONF too (as submitit's clean_env does) loses the cluster. Variables that
-    filter or format answers go. Of sbatch's the user's account, partition and the like stay, as
-    plain sbatch obeys them, but for options that are `decided` (by their names, as `partition`):
-    sbatch would let the variable win over the script.
+    The job's variables have made jobs resubmit their own controller and halve their GPUs; without
+    SLURM_CONF (which submitit's clean_env removes) the cluster is lost. What filters or formats
+    answers goes. Wishes stay, as plain sbatch obeys them, but for options that are `decided` (such
+    as `partition`): sbatch would let the variable win over the script.
     """
-    clean = {k: v for k, v in os.environ.items() if not k.startswith((*OF_THE_JOB, *FILTERS))}
-    kept = {k: os.environ[k] for k in OF_THE_USER if k in os.environ}
-    wishes = {
-        name: value
-        for option in WISHES
-        if option not in decided and (value := os.environ.get(name := f"SBATCH_{option.upper()}"))
-    }
-    return clean | kept | wishes
+    kept = {*OF_THE_USER, *(f"SBATCH_{w.upper()}" for w in WISHES if w not in decided)}
+    dropped = (*OF_THE_JOB, *FILTERS)
+    given = os.environ.items()
+    return {k: v for k, v in given if (k in kept and v) or not k.startswith(dropped)}
 
 
 def wish(option: str) -> str | None:
     """What the user's environment asks of sbatch."""
-    return os.environ.get(f"SBATCH_{option.upper()}") if option in WISHES else None
+    return os.environ.get(f"SBATCH_{option.upper()}")
 
 
 def clusters() -> str | None:
     """The cluster, or the clusters, that the user's environment names instead of this one."""
-    return os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS")
+    return wish("clusters") or os.environ.get("SLURM_CLUSTERS")

@@ -22,9 +22,8 @@ class Settings(BaseModel):
 
 def _number(value: Any) -> Any:
     """YAML 1.1 reads 2e-5 as a text."""
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            return float(value)
+    with contextlib.suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
     return value
 
 
@@ -41,5 +40,5 @@ BelowOne = Annotated[float, Field(ge=0, lt=1), _READ]
 
 def digest(value: Any) -> str:
     """sha256 (hex) of a JSON value in its canonical form."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

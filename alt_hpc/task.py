@@ -35,19 +35,11 @@ class StageTask:
     @classmethod
     def of(cls, run: RunFolder, job: Array) -> list[StageTask]:
         """The tasks of a job, in the order of its elements."""
-        return [
-            cls(
-                str(run.path),
-                job.stage,
-                job.iteration,
-                tuple(piece.shard for piece in element),
-                job.attempt,
-            )
-            for element in job.elements
-        ]
+        shards = [tuple(piece.shard for piece in element) for element in job.elements]
+        return [cls(str(run.path), job.stage, job.iteration, s, job.attempt) for s in shards]
 
     def command(self) -> list[str]:
-        """What stands behind `python`: see `main`."""
+        """What stands behind `python`: `-m alt_hpc.task RUN STAGE ITERATION 0,1,2 ATTEMPT`."""
         shards = ",".join(map(str, self.shards))
         numbers = [str(self.iteration), shards, str(self.attempt)]
         return ["-m", "alt_hpc.task", self.run, self.stage, *numbers]
@@ -66,18 +58,15 @@ class StageTask:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        interrupt.install()
-        interrupt.watch(config.cluster.hung_minutes * 60)
-        made = 0
-        for shard in self.shards:
-            piece = Piece(self.iteration, self.stage, shard)
-            if _is_whole(run, piece):
+        interrupt.install(config.cluster.hung_minutes * 60)
+        graph, made = run.graph(), False
+        for piece in (Piece(self.iteration, self.stage, shard) for shard in self.shards):
+            found = run.manifests.done([piece, *graph.sources(piece)])
+            if is_whole(State(graph, found), piece):  # made from the sources as they are now
                 print(f"{piece}: whole already", flush=True)
                 continue
             before = progress.saved(run, piece)
             try:
-                if process.first():
-                    attempt.go_on(run, piece, self.attempt)
                 _make(run, piece, self.attempt)
             except Final as error:
                 attempt.tell(run, piece, self.attempt, attempt.FINAL, one_line(str(error)))
@@ -87,51 +76,36 @@ class StageTask:
                 saved = progress.saved(run, piece)
                 print(f"{piece}: {reason}; {saved} units of work are safe", flush=True)
                 attempt.tell(run, piece, self.attempt, attempt.STOPPED, str(reason))
-                if interrupt.wants_requeue() and (made or saved > before):
+                # One that saved nothing new ends badly: the controller counts its attempt.
+                if interrupt.wants_requeue() and process.element() and (made or saved > before):
                     _requeue()
                 sys.exit(STOPPED)
-            made += 1
+            made = True
 
 
-def _is_whole(run: RunFolder, piece: Piece) -> bool:
-    """As the plan sees it: a piece made from other sources than are there now is made again."""
-    graph = run.graph()
-    done = run.manifests.done([piece, *graph.sources(piece)])
-    return is_whole(State(graph, done), piece)
-
-
-def _make(run: RunFolder, piece: Piece, attempt: int) -> None:
+def _make(run: RunFolder, piece: Piece, number: int) -> None:
     """Let the stage's module make a piece."""
     from alt_hpc.stages.work import Work
 
+    if process.first():
+        attempt.go_on(run, piece, number)
     code.check_packages(run, piece.stage)
-    module = importlib.import_module(f"alt_hpc.stages.{STAGES[piece.stage].key}")
-    module.run(Work.begin(run, piece, attempt))
+    stage = importlib.import_module(f"alt_hpc.stages.{STAGES[piece.stage].key}")
+    stage.run(Work(run, piece, number))
 
 
 def _requeue() -> None:
-    """Have Slurm start exactly this job or array element again; the first rank asks for all.
-
-    One that saved nothing new is not: it ends badly, and the controller counts its attempt.
-    """
+    """Have Slurm start exactly this job or array element again; the first rank asks for all."""
     me = process.element()
-    if not me:
-        return
     if process.first() and shutil.which("scontrol"):
-        asked = subprocess.run(
-            ["scontrol", "requeue", me], capture_output=True, text=True, timeout=REQUEUE_WITHIN_S
-        )
+        command = ["scontrol", "requeue", me]
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=REQUEUE_WITHIN_S)
         print(f"scontrol requeue {me}: {asked.stderr.strip() or 'done'}", flush=True)
         if asked.returncode:
             return
     time.sleep(REQUEUE_WITHIN_S)
 
 
-def main(run: str, stage: str, iteration: str, shards: str, attempt: str) -> None:
-    """`python -m alt_hpc.task RUN STAGE ITERATION 0,1,2 ATTEMPT`."""
-    numbers = tuple(map(int, shards.split(",")))
-    StageTask(run, stage, int(iteration), numbers, int(attempt))()
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    place, name, k, numbers, number = sys.argv[1:]
+    StageTask(place, name, int(k), tuple(map(int, numbers.split(","))), int(number))()

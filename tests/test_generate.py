@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -145,6 +146,23 @@ def test_top_p_set(top: int) -> None:
     assert _set(probabilities, 0.75, top) == [3, 1, 0]  # of the tied ones the smallest id
     assert _set(probabilities, 0.85, top) == [3, 1, 0, 2]
     assert _set(probabilities, 1.0, top) == [3, 1, 0, 2, 4]
+
+
+@pytest.mark.parametrize("top", [4, 16, 40])
+def test_the_top_p_set_is_the_smallest_that_reaches_it(top: int) -> None:
+    """Just above the mass of k tokens it takes k + 1; just below, k: a hair wider is seen."""
+    rng = np.random.default_rng(top)
+    for _ in range(40):
+        probabilities = rng.dirichlet(np.full(40, 0.3))
+        mass = np.cumsum(np.sort(probabilities)[::-1])
+        k = int(rng.integers(1, 12))
+        if mass[k] - mass[k - 1] < 1e-3:
+            continue
+        row = torch.tensor(probabilities, dtype=torch.float32)[None]
+        ends = torch.tensor([1 - 1e-6])  # the last token of the set
+        for top_p, size in ((mass[k - 1] - 2e-4, k), (mass[k - 1] + 2e-4, k + 1)):
+            last = decode._draw(row, ends, float(top_p), top)
+            assert int(last) == int(np.argsort(-probabilities)[size - 1])
 
 
 def test_frequencies_follow_the_probabilities() -> None:

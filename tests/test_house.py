@@ -161,7 +161,7 @@ NEW_METHOD = '''"""tokens: the better and the worse half of the answers get a ne
 
 from typing import Literal
 
-from alt_hpc.methods import quantiles as ranking
+from alt_hpc.methods import quantiles
 from alt_hpc.methods.method import Label, LossView, Method
 
 TOKENS = ["<better>", "<worse>"]
@@ -185,11 +185,11 @@ class Settings(Method):
         return {"plain": None, "best": TOKENS[0], "worst": TOKENS[1]}[how]
 
     def label(self, row):
-        cut = ranking.quantiles(row["rewards"], 2)
-        return Label(cut, [None if q is None else TOKENS[q] for q in cut])
+        found = quantiles.quantiles(row["rewards"], 2)
+        return Label(found, [None if q is None else TOKENS[q] for q in found])
 
     def select(self, label, finished, rng):
-        return ranking.select(label.quantiles, finished, 2, rng)
+        return quantiles.select(label.quantiles, finished, 2, rng)
 
     def prepare(self, model, tokenizer):
         if tokenizer.add_tokens(TOKENS, special_tokens=True):
@@ -244,7 +244,7 @@ class Dice:
             yield [[self.answer(ask, i) for i in range(self.decoding.answers)] for ask in group]
 
     def answer(self, ask, number):
-        from alt_hpc.generate import Generation
+        from alt_hpc.lm.decode import Generation
 
         roll = random.Random(f"{ask.seed} {number} {sum(ask.ids)}")
         words = [roll.randrange(256) for _ in range(roll.randrange(1, 6))]

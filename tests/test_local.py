@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -240,11 +241,48 @@ def test_what_was_forked_ends_with_its_parent(stubs: Path, early: bool) -> None:
     assert early or dies(int((stubs / "pid").read_text()))
 
 
-def test_a_parent_that_dies_fails_its_tasks_and_the_next_are_plain(stubs: Path) -> None:
+def test_a_parent_that_dies_takes_its_tasks_along_and_the_next_are_plain(stubs: Path) -> None:
+    note = f"import os, pathlib; pathlib.Path({str(stubs / 'pid')!r}).write_text(str(os.getpid()))"
+    (stubs / "warm_stub.py").write_text(f"{note}\nimport time; time.sleep(60)")
     local = Local(slots=1)
     first = local.submit(warm_request(stubs, "a", ["0"]), ())
+
+    def tick() -> None:
+        if (stubs / "pid").exists() and (stubs / "pid").read_text():
+            assert local.warm is not None
+            local.warm.process.kill()
+
+    assert [element.state for element in local.turn(tick)] == ["FAILED"]
+    assert dies(int((stubs / "pid").read_text()))
+    (stubs / "warm_stub.py").write_text(WARM)
+    second = local.submit(warm_request(stubs, "b", ["0"]), ())
+    assert run_out(local) == {first: "FAILED", second: "COMPLETED"}
+    assert (stubs / f"{second}_0_log.out").read_text().startswith("False")
+
+
+def test_a_parent_that_dies_over_its_imports_costs_no_task(stubs: Path) -> None:
+    local = Local(slots=1)
+    job = local.submit(warm_request(stubs, "a", ["0"]), ())
     local._start()
     assert local.warm is not None
     local.warm.process.kill()
-    second = local.submit(warm_request(stubs, "b", ["0"]), ())
-    assert run_out(local) == {first: "FAILED", second: "COMPLETED"}
+    assert run_out(local) == {job: "COMPLETED"}
+
+
+def test_whoever_is_killed_leaves_no_forked_task_behind(stubs: Path) -> None:
+    """The controller itself dies; its parent of tasks notices that nobody is there to ask."""
+    note = f"import os, pathlib; pathlib.Path({str(stubs / 'pid')!r}).write_text(str(os.getpid()))"
+    (stubs / "warm_stub.py").write_text(f"{note}\nimport time; time.sleep(60)")
+    code = (
+        "import pathlib; from test_local import Local, warm_request\n"
+        f"asked = warm_request(pathlib.Path({str(stubs)!r}), 'a', ['0'])\n"
+        "local = Local(1); local.submit(asked, ()); local.turn()"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 60
+    while not ((stubs / "pid").exists() and (stubs / "pid").read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    starter.kill()
+    starter.wait()
+    assert dies(int((stubs / "pid").read_text()))

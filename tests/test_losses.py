@@ -24,7 +24,6 @@ from transformers import (
 from alt_hpc.errors import InputError
 from alt_hpc.lm.blocks import train_top
 from alt_hpc.stages.optimise import set_dropout
-from alt_hpc.training import losses
 from alt_hpc.training.examples import Example, FeaturePair, Pair, Siblings, move
 from alt_hpc.training.losses import alt_loss, feature_loss, pair_loss, sft_loss
 from alt_hpc.training.reference import share_trunk
@@ -89,7 +88,7 @@ def _plain(model: Any, reference: Any, examples: list[Example]) -> dict[str, Ten
 @pytest.mark.parametrize("chunk", [512, 3])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_alt_loss(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CHUNK", chunk)
+    monkeypatch.setattr("alt_hpc.training.examples.CHUNK", chunk)
     model, reference = _model(name), _model(name, seed=1)
     batch = Example.batch(EXAMPLES, most=9)
     assert batch.chunks == -(-9 // chunk)

@@ -1,4 +1,4 @@
-"""The paper's core: ranks, quantiles, selection, and the words that go by them."""
+"""The paper's core: quantiles, selection, and the words that go by them."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ def finite_best_first(rewards: list[float]) -> list[int]:
 
 
 @given(REWARDS, Q)
-def test_quantile_is_the_share_of_generations_ranked_before(rewards: list[float], q: int) -> None:
+def test_quantile_is_the_share_of_generations_before_it(rewards: list[float], q: int) -> None:
     order = finite_best_first(rewards)
     expected: list[int | None] = [None] * len(rewards)
     if len(order) >= q:
-        for rank, i in enumerate(order):
-            share = Fraction(rank, len(order))  # of generations ranked before this one
+        for place, i in enumerate(order):
+            share = Fraction(place, len(order))  # of generations before this one
             expected[i] = max(k for k in range(q) if Fraction(k, q) <= share)
     assert feedback.quantiles(rewards, q) == expected
 
 
 @given(REWARDS, Q)
-def test_the_authors_cut_gives_the_remainder_to_the_last_quantile(
+def test_the_authors_way_gives_the_remainder_to_the_last_quantile(
     rewards: list[float], q: int
 ) -> None:
     order = finite_best_first(rewards)
-    cut = feedback.quantiles(rewards, q, remainder="last")
+    found = feedback.quantiles(rewards, q, remainder="last")
     if len(order) < q:
-        assert cut == [None] * len(rewards)
+        assert found == [None] * len(rewards)
         return
     size = len(order) // q
     parts = [order[k * size : (k + 1) * size] for k in range(q - 1)] + [order[(q - 1) * size :]]
-    assert [[i for i, c in enumerate(cut) if c == k] for k in range(q)] == [
+    assert [[i for i, c in enumerate(found) if c == k] for k in range(q)] == [
         sorted(part) for part in parts
     ]
 
@@ -70,9 +70,9 @@ def test_the_authors_cut_gives_the_remainder_to_the_last_quantile(
 def test_a_better_quantile_never_holds_a_lower_reward(
     rewards: list[float], q: int, remainder: str
 ) -> None:
-    cut = feedback.quantiles(rewards, q, remainder)
-    for a, quantile_a in enumerate(cut):
-        for b, quantile_b in enumerate(cut):
+    found = feedback.quantiles(rewards, q, remainder)
+    for a, quantile_a in enumerate(found):
+        for b, quantile_b in enumerate(found):
             if quantile_a is not None and quantile_b is not None and quantile_a < quantile_b:
                 assert rewards[a] >= rewards[b]
                 assert rewards[a] > rewards[b] or a < b  # equal rewards: by index
@@ -82,10 +82,10 @@ def test_a_better_quantile_never_holds_a_lower_reward(
 def test_spread_sizes_differ_by_at_most_one_and_only_finite_rewards_count(
     rewards: list[float], q: int
 ) -> None:
-    cut = feedback.quantiles(rewards, q)
-    if any(c is not None for c in cut):
-        assert [c is None for c in cut] == [not math.isfinite(r) for r in rewards]
-        sizes = Counter(c for c in cut if c is not None)
+    found = feedback.quantiles(rewards, q)
+    if any(c is not None for c in found):
+        assert [c is None for c in found] == [not math.isfinite(r) for r in rewards]
+        sizes = Counter(c for c in found if c is not None)
         assert sorted(sizes) == list(range(q))  # none is empty
         assert max(sizes.values()) - min(sizes.values()) <= 1
 
@@ -99,7 +99,7 @@ def test_the_papers_96_generations() -> None:
     assert feedback.quantiles(rewards, 5)[rewards.index(0.0)] == 4
 
 
-def test_infinite_reward_is_set_aside_not_ranked_best() -> None:
+def test_infinite_reward_is_set_aside_and_not_the_best() -> None:
     assert feedback.quantiles([math.inf, 1.0, math.nan, 2.0, -math.inf], 2) == [
         None,
         1,
@@ -109,33 +109,33 @@ def test_infinite_reward_is_set_aside_not_ranked_best() -> None:
     ]
 
 
-CUT = st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 4)), st.booleans()), max_size=40)
+MEMBERS = st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 4)), st.booleans()), max_size=40)
 
 
-@given(CUT, st.integers(1, 5), st.integers(0, 2**31))
+@given(MEMBERS, st.integers(1, 5), st.integers(0, 2**31))
 def test_selection_keeps_the_asked_number_of_each_quantile_finished_ones_first(
     members: list[tuple[int | None, bool]], keep: int, seed: int
 ) -> None:
-    cut, finished = [c for c, _ in members], [f for _, f in members]
-    chosen = feedback.select(cut, finished, keep, np.random.default_rng(seed))
+    found, finished = [c for c, _ in members], [f for _, f in members]
+    chosen = feedback.select(found, finished, keep, np.random.default_rng(seed))
     assert len(set(chosen)) == len(chosen)
     for quantile in range(5):
-        ours = [i for i in chosen if cut[i] == quantile]
-        everyone = [i for i, c in enumerate(cut) if c == quantile]
+        ours = [i for i in chosen if found[i] == quantile]
+        everyone = [i for i, c in enumerate(found) if c == quantile]
         assert len(ours) == min(keep, len(everyone))
         ended = sum(finished[i] for i in everyone)
         assert sum(finished[i] for i in ours) == min(ended, len(ours))
-    assert all(cut[i] is not None for i in chosen)
-    assert chosen == feedback.select(cut, finished, keep, np.random.default_rng(seed))
+    assert all(found[i] is not None for i in chosen)
+    assert chosen == feedback.select(found, finished, keep, np.random.default_rng(seed))
 
 
 def test_selection_is_uniform() -> None:
-    cut, finished = [0] * 6 + [1] * 2, [True] * 4 + [False] * 4
+    found, finished = [0] * 6 + [1] * 2, [True] * 4 + [False] * 4
     rng = np.random.default_rng(11)
     draws, counts = 6000, Counter[tuple[int, ...]]()
     for _ in range(draws):
-        chosen = feedback.select(cut, finished, 2, rng)
-        counts[tuple(sorted(i for i in chosen if cut[i] == 0))] += 1
+        chosen = feedback.select(found, finished, 2, rng)
+        counts[tuple(sorted(i for i in chosen if found[i] == 0))] += 1
     assert len(counts) == 6  # the pairs of the four that ended
     chi_square = sum((n - draws / 6) ** 2 / (draws / 6) for n in counts.values())
     assert chi_square < 20.5  # 5 degrees of freedom, p = 0.001
@@ -145,14 +145,16 @@ SCORES = st.lists(st.lists(st.floats(-9, 9), min_size=1, max_size=6), min_size=1
 
 
 @given(SCORES, Q)
-def test_quarks_cut_is_over_the_pool_of_all_prompts(rewards: list[list[float]], q: int) -> None:
+def test_quarks_quantiles_are_over_the_pool_of_all_prompts(
+    rewards: list[list[float]], q: int
+) -> None:
     """Then a row alone says nothing, and the labels of an iteration come from all its rows."""
     scores = [{"rewards": row} for row in rewards]
     method = Words(quantiles=q, texts=list("abcdefg"[:q]), pool="iteration")
     assert {method.label(row) for row in scores} == {None}
     labels = list(method.labels(scores))
-    cut = [c for label in labels for c in label.quantiles]
-    assert cut == feedback.quantiles([r for row in rewards for r in row], q)
+    found = [c for label in labels for c in label.quantiles]
+    assert found == feedback.quantiles([r for row in rewards for r in row], q)
     assert [len(label.quantiles) for label in labels] == [len(row) for row in rewards]
 
 

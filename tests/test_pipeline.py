@@ -62,13 +62,13 @@ def test_a_score_row_says_what_was_decided_and_no_more(tiny_config: Path, tmp_pa
     assert all(len(row["feedback"]) == len(row["rewards"]) for row in decided)
     labels = list(RunFolder(tmp_path / "pool").config().method.labels(pool))
     best = [
-        r for row, label in zip(pool, labels, strict=True) for r, q in _cut(row, label) if not q
+        r for row, label in zip(pool, labels, strict=True) for r, q in _both(row, label) if not q
     ]
-    rest = [r for row, label in zip(pool, labels, strict=True) for r, q in _cut(row, label) if q]
+    rest = [r for row, label in zip(pool, labels, strict=True) for r, q in _both(row, label) if q]
     assert min(best) >= max(rest)
 
 
-def _cut(row: dict[str, Any], label: Label) -> list[tuple[float, int | None]]:
+def _both(row: dict[str, Any], label: Label) -> list[tuple[float, int | None]]:
     return list(zip(row["rewards"], label.quantiles, strict=True))
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alt_hpc.config import Cluster, Config, Data, Policy, Source
+from alt_hpc.config.schema import Cluster, Config, Data, Policy, Source
 from alt_hpc.graph import OWN, VALID, Graph, Piece, Shard, Sharding, cut
 from alt_hpc.plan import (
     UNBEGUN,
@@ -21,11 +21,10 @@ from alt_hpc.plan import (
     Plan,
     State,
     Submission,
-    attempts,
     current_iteration,
-    failed_on,
     is_whole,
     plan,
+    tries,
 )
 from alt_hpc.rewards.model import Settings as Reward
 
@@ -219,11 +218,11 @@ def test_a_time_limit_met_again_and_again_counts_only_without_progress() -> None
     piece = Piece(1, "sample", 0)
     for state in ("STOPPED", "TIMEOUT"):
         more = [Outcome(state, (f"n{i}",), saved) for i, saved in enumerate((24, 44, 64))]
-        assert attempts(tried((0,), *more), piece) == 0
-        assert failed_on(tried((0,), *more), piece) == ()
+        assert tries(tried((0,), *more), piece).counted == 0
+        assert tries(tried((0,), *more), piece).nodes == ()
         none = [Outcome(state, ("n1",), 0)] * 2
-        assert attempts(tried((0,), *none), piece) == 2
-    assert failed_on(tried((0,), Outcome("TIMEOUT", ("n1",), 0)), piece) == ("n1",)
+        assert tries(tried((0,), *none), piece).counted == 2
+    assert tries(tried((0,), Outcome("TIMEOUT", ("n1",), 0)), piece).nodes == ("n1",)
 
 
 def test_missing_shards_alone_are_submitted_again_and_pair_by_the_same_list() -> None:
@@ -491,9 +490,9 @@ def test_preemption_and_a_dead_node_do_not_count_while_more_and_more_is_safe() -
     piece = Piece(1, "sample", 0)
     preempted = [Outcome("PREEMPTED", ("n1",), saved) for saved in (0, 2, 7)]
     dead = [Outcome("NODE_FAIL", ("n2",), 3)] * 4
-    assert attempts(tried((0,), *preempted), piece) == 0
-    assert attempts(tried((0,), *dead), piece) == 3  # only the first left more than before
-    assert attempts(tried((0,), failed, unknown, *preempted), piece) == 3
+    assert tries(tried((0,), *preempted), piece).counted == 0
+    assert tries(tried((0,), *dead), piece).counted == 3  # only the first left more than before
+    assert tries(tried((0,), failed, unknown, *preempted), piece).counted == 3
 
 
 def test_a_retry_keeps_away_from_the_nodes_on_which_that_shard_failed() -> None:
@@ -539,8 +538,8 @@ def test_a_shard_that_its_task_never_came_to_has_all_its_tries() -> None:
     failed, unbegun = Outcome("FAILED", ("n1",)), Outcome(UNBEGUN, ("n1",))
     piece = Piece(1, "sample", 0)
     state = tried((0,), failed, unbegun, unbegun, failed)
-    assert attempts(state, piece) == 2
-    assert failed_on(tried((0,), unbegun), piece) == ()
+    assert tries(state, piece).counted == 2
+    assert tries(tried((0,), unbegun), piece).nodes == ()
 
 
 def test_a_score_that_never_ran_does_not_count_for_any_shard_of_its_element() -> None:
@@ -549,8 +548,8 @@ def test_a_score_that_never_ran_does_not_count_for_any_shard_of_its_element() ->
     score = Job("score", 1, 1, (0, 1), dict.fromkeys(sample.pieces, 1), pack=2)
     state = State(begun(config, 1), submissions=(submitted(sample), submitted(score)))
     state = done(state, Piece(1, "sample", 0))  # then the task died: no shard 1
-    assert attempts(state, Piece(1, "sample", 1)) == 1
-    assert [attempts(state, piece) for piece in score.pieces] == [0, 0]
+    assert tries(state, Piece(1, "sample", 1)).counted == 1
+    assert [tries(state, piece).counted for piece in score.pieces] == [0, 0]
 
 
 def test_an_unpaired_score_array_cancelled_for_one_sample_does_not_count() -> None:
@@ -563,7 +562,7 @@ def test_an_unpaired_score_array_cancelled_for_one_sample_does_not_count() -> No
     first = Piece(1, "score", 0)
     ends = {"cancelled": Outcome("CANCELLED"), "failed": Outcome("FAILED", ("n1",))}
     counted = {
-        how: attempts(replace(state, outcomes={(score.key, first): end}), first)
+        how: tries(replace(state, outcomes={(score.key, first): end}), first).counted
         for how, end in ends.items()
     }
     assert counted == {"cancelled": 0, "failed": 1}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
@@ -26,9 +25,8 @@ EOT = "<|endoftext|>"
 TLDR = tldr.Settings()
 
 
-def _load(folder: Path, settings: Settings | None = None, **named: Any) -> RewardModel:
-    given = {"domain": TLDR, "max_new_tokens": 48, **named}
-    return load_reward_model(folder, settings or Settings(), CPU, **given)
+def _load(folder: Path, settings: Settings | None = None, **named: Path) -> RewardModel:
+    return load_reward_model(settings or Settings(), TLDR, 48, {"model": folder, **named}, CPU)
 
 
 def _trunk(folder: Path) -> Trunk:

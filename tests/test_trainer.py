@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from alt_hpc.errors import InputError, TrainingDiverged
 from alt_hpc.interrupt import Interrupted
 from alt_hpc.lm.blocks import train_top
+from alt_hpc.process import for_a_task
 from alt_hpc.run.checkpoints import Checkpoints
 from alt_hpc.training import deepspeed, examples
 from alt_hpc.training.examples import Example, FeaturePair, Pair
@@ -194,16 +194,16 @@ if __name__ == "__main__":
 def _start(folder: Path, world: int, jobs: list[dict[str, Any]]) -> list[subprocess.Popen[bytes]]:
     folder.mkdir(exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    common = os.environ | {
+    common = {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
-        "WORLD_SIZE": str(world),
         "OMPI_COMM_WORLD_LOCAL_RANK": "7",  # as srun with PMIx would leave behind
     }
+    start = f"{folder} {time.time()}"
     return [
         subprocess.Popen(
             [sys.executable, __file__, str(folder)],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=for_a_task(rank, world, rank, start) | common,
             stdout=(folder / f"log-{rank}").open("ab"),
             stderr=subprocess.STDOUT,
         )

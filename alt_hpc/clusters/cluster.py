@@ -15,7 +15,7 @@ from alt_hpc.plan import Dependency, Limits
 class Task(Protocol):
     """What one element of a job does, in each of its processes (`task.StageTask`).
 
-    Slurm carries the object itself, pickled by submitit; `local` starts its command.
+    Slurm carries the object itself, pickled by submitit, and calls it; `local` starts its command.
     """
 
     @property
@@ -24,13 +24,9 @@ class Task(Protocol):
     @property
     def iteration(self) -> int: ...
 
-    def __call__(self) -> None:
-        """Do it, in a process that a cluster has started."""
-        ...
+    def __call__(self) -> None: ...
 
-    def command(self) -> list[str]:
-        """What stands behind `python` in the command that does it."""
-        ...
+    def command(self) -> list[str]: ...  # what stands behind `python` in the command that does it
 
 
 @dataclass(frozen=True)
@@ -115,37 +111,24 @@ class Asked:
     job: str | None  # None: the submitting process died before it knew
 
 
-class Cluster(Protocol):
+class Cluster:
     """What the controller needs of a cluster. It raises `QueueUnknown` where it cannot answer."""
 
     def limits(self, common: ClusterConfig, controllers: Path) -> Limits:
         """What it takes now of this user, beside the controllers whose script lies there."""
-        ...
-
-    def submit(self, request: Request, after: Sequence[Dependency]) -> str:
-        """Queue a job whose dependencies name jobs or elements (`12`, `12_3`); returns its id."""
-        ...
-
-    def look(self, asked: Sequence[Asked]) -> dict[str, dict[int, Seen]]:
-        """Elements of jobs by their keys and indices; nothing of those that it does not know."""
-        ...
-
-    def cancel(self, *elements: str) -> None:
-        """End jobs or elements."""
-        ...
-
-
-class Unseen:
-    """A cluster that cannot be asked from here: Slurm's defaults, and an empty queue."""
-
-    def limits(self, common: ClusterConfig, controllers: Path) -> Limits:
         return Limits()
 
     def submit(self, request: Request, after: Sequence[Dependency]) -> str:
+        """Queue a job whose dependencies name jobs or elements (`12`, `12_3`); returns its id."""
         raise SubmissionRefused("there is no cluster here")
 
     def look(self, asked: Sequence[Asked]) -> dict[str, dict[int, Seen]]:
+        """Elements of jobs by their keys and indices; nothing of those that it does not know."""
         return {}
 
     def cancel(self, *elements: str) -> None:
-        """Nothing is there to be ended."""
+        """End jobs or elements."""
+
+
+class Unseen(Cluster):
+    """A cluster that cannot be asked from here: Slurm's defaults, and an empty queue."""

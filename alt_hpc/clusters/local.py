@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from alt_hpc import process
-from alt_hpc.clusters.cluster import ENDED, Asked, Request, Seen, Task
-from alt_hpc.clusters.warm import Parent
+from alt_hpc.clusters.cluster import ENDED, Asked, Cluster, Request, Seen, Task
+from alt_hpc.clusters.warm import Child, Parent
 from alt_hpc.config import Cluster as ClusterConfig
 from alt_hpc.plan import Dependency, Limits
 from alt_hpc.run.layout import task_log
@@ -23,14 +22,25 @@ from alt_hpc.run.layout import task_log
 POLL_S = 0.1
 
 
-class Running(Protocol):
-    """A process that was started here, in a session of its own."""
+class Spawned(subprocess.Popen[bytes]):
+    """A process with an interpreter and a session of its own."""
 
-    def poll(self) -> int | None:
-        """Its exit status, once it has ended."""
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+        with log.open("ab") as output:
+            super().__init__(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def end(self) -> None:
         """Kill it and whatever it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
 
 
 @dataclass
@@ -41,7 +51,7 @@ class Element:
     index: int
     request: Request
     state: str = "PENDING"
-    processes: list[Running] = field(default_factory=list)
+    processes: list[Spawned | Child] = field(default_factory=list)
 
     @property
     def task(self) -> Task:
@@ -55,7 +65,7 @@ class Element:
         self.state = state
 
 
-class Local:
+class Local(Cluster):
     """Runs at most `slots` processes at once: what training waits for goes first, then by age.
 
     A job that waits for others is not taken: it is planned again when they have ended.
@@ -75,19 +85,15 @@ class Local:
         """Queue a job; `turn` runs it."""
         assert not after
         self.jobs += 1
-        count = len(request.tasks)
-        names = [f"{self.jobs}_{i}" for i in range(count)] if count > 1 else [str(self.jobs)]
-        self.elements += [Element(name, i, request) for i, name in enumerate(names)]
-        return str(self.jobs)
+        job, indices = str(self.jobs), range(len(request.tasks))
+        ids = [f"{job}_{i}" for i in indices] if len(indices) > 1 else [job]
+        self.elements += [Element(ids[i], i, request) for i in indices]
+        return job
 
     def look(self, asked: Sequence[Asked]) -> dict[str, dict[int, Seen]]:
         """What this process has submitted: it alone knows its jobs."""
-        found: dict[str, dict[int, Seen]] = {one.key: {} for one in asked}
-        for element in self.elements:
-            if element.request.key in found:
-                seen = Seen(element.id, element.state)
-                found[element.request.key][element.index] = seen
-        return found
+        seen = [(e.request.key, e.index, Seen(e.id, e.state)) for e in self.elements]
+        return {one.key: {i: now for key, i, now in seen if key == one.key} for one in asked}
 
     def cancel(self, *elements: str) -> None:
         """End some of them."""
@@ -106,9 +112,8 @@ class Local:
         try:
             while True:
                 self._start()
-                running = self.running()
-                ended = [element for element in running if self._has_ended(element)]
-                if ended or not running:
+                ended = [element for element in self.running() if self._has_ended(element)]
+                if ended or all(element.state in ENDED for element in self.elements):
                     return ended
                 tick()
                 time.sleep(POLL_S)
@@ -124,9 +129,9 @@ class Local:
 
     def _has_ended(self, element: Element) -> bool:
         codes = [started.poll() for started in element.processes]
-        if any(code not in (None, 0) for code in codes):
+        if any(codes):
             element.end("FAILED")  # one dead rank ends the others, as srun --kill-on-bad-exit does
-        elif all(code == 0 for code in codes):
+        elif None not in codes:
             element.state = "COMPLETED"
         return element.state in ENDED
 
@@ -135,52 +140,29 @@ class Local:
         waiting = [e for e in self.elements if e.state == "PENDING"]
         for element in sorted(waiting, key=lambda e: e.request.side):
             busy += self._width(element)
-            if busy > self.slots:
+            parent = self._parent(element.request)
+            if busy > self.slots or (parent and parent.imports()):
                 return  # a wide job is not overtaken for ever
-            self._launch(element)
+            self._launch(element, parent)
 
     def _width(self, element: Element) -> int:
         return min(element.request.ranks, self.slots)
 
-    def _launch(self, element: Element) -> None:
-        request = element.request
+    def _parent(self, request: Request) -> Parent | None:
+        """What tasks like these are forked from as long as it lives, if from anything."""
+        if not request.warm or request.stage.python or process.has_gpu():
+            return None
+        self.warm = self.warm or Parent(request.threads, request.code)
+        return self.warm
+
+    def _launch(self, element: Element, parent: Parent | None) -> None:
+        request, command = element.request, element.task.command()
+        plain = [request.stage.python or sys.executable, *command]
         start = f"local-{os.getpid()}-{element.id}"
         for rank in range(request.ranks):
             local = rank % request.stage.tasks_per_node
             about = process.for_a_task(rank, request.ranks, local, start, request.code)
             log = task_log(request.folder, element.id, rank)
-            element.processes.append(self._process(request, element.task.command(), about, log))
+            forks = parent and parent.lives() and parent.fork(command, about, log)
+            element.processes.append(forks or Spawned(plain, about, log))
         element.state = "RUNNING"
-
-    def _process(
-        self, request: Request, command: list[str], environment: dict[str, str], log: Path
-    ) -> Running:
-        if request.warm and request.stage.python is None and not process.has_gpu():
-            if self.warm is None:
-                self.warm = Parent(request.threads, environment)
-            if self.warm.lives():
-                return self.warm.fork(command, environment, log)
-        return Spawned([request.stage.python or sys.executable, *command], environment, log)
-
-
-class Spawned:
-    """A process with an interpreter of its own."""
-
-    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def poll(self) -> int | None:
-        return self.process.poll()
-
-    def end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()

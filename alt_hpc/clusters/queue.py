@@ -13,8 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from alt_hpc import process
 from alt_hpc.clusters.cluster import QueueUnknown, Seen
@@ -32,12 +32,8 @@ class UnknownJob(QueueUnknown):
 def client(*command: str, patience: Sequence[float] = ()) -> str:
     """What a client of Slurm prints on stdout; asked again after each wait of `patience`.
 
-    Raises
-    ------
-    UnknownJob
-        There is no such job (any more).
-    QueueUnknown
-        No answer: it failed, took too long, or printed an error though its exit status is 0.
+    UnknownJob where there is no such job (any more); QueueUnknown where it failed, took too long,
+    or printed an error though its exit status is 0.
     """
     for wait in patience:
         try:
@@ -64,21 +60,12 @@ def call(
 ) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of a client; bytes that are no UTF-8 are replaced.
 
-    `text` is its stdin; `decided` are the options of sbatch that the config decides.
-
-    Raises
-    ------
-    QueueUnknown
-        It cannot be started, or took too long.
+    `text` is its stdin; `decided` are the options of sbatch that the config decides. QueueUnknown
+    where it cannot be started, or takes too long.
     """
+    about: dict[str, Any] = {"env": process.for_slurm(decided), "timeout": CLIENT_TIMEOUT_S}
     try:
-        done = subprocess.run(
-            command,
-            input=text.encode(),
-            capture_output=True,
-            timeout=CLIENT_TIMEOUT_S,
-            env=process.for_slurm(decided),
-        )
+        done = subprocess.run(command, input=text.encode(), capture_output=True, **about)
     except subprocess.TimeoutExpired as error:
         raise QueueUnknown(f"{command[0]}: no answer within {CLIENT_TIMEOUT_S} s") from error
     except OSError as error:
@@ -89,8 +76,7 @@ def call(
 
 def job_id(out: str) -> str | None:
     """The id in an answer of `sbatch --parsable`, whatever is printed around it."""
-    found = JOB_ID.findall(out)
-    return found[-1] if found else None
+    return next(reversed(JOB_ID.findall(out)), None)
 
 
 def telling(text: str) -> str:
@@ -101,16 +87,11 @@ def telling(text: str) -> str:
     return told[0].removeprefix("sbatch: ").removeprefix("error: ") if told else ""
 
 
-# ---------------------------------------------------------------------- jobs
-
-
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """A job in Slurm's memory, as far as `squeue` lists it."""
 
     id: str
     state: str
-    reason: str
     script: Path
 
 
@@ -119,17 +100,20 @@ def show(job: str, folder: Path, patience: Sequence[float] = ()) -> dict[int, Se
 
     Empty where Slurm knows no such job, or gave its id to a job of somebody else since.
     """
-    found: dict[int, Seen] = {}
     try:
         text = client("scontrol", "--all", "show", "job", job, patience=patience)
     except UnknownJob:
-        return found
+        return {}
+    found: dict[int, Seen] = {}
     for block in text.split("\n\n"):
         facts = dict(re.findall(r"(\w+)=(\S+)", block))
         script = re.search(r"^ *Command=(.+)$", block, re.MULTILINE)
         if "JobState" not in facts or script is None or not _within(Path(script[1]), folder):
             continue
-        ids = _elements(facts)
+        ids = {0: facts["JobId"]}
+        if "ArrayTaskId" in facts:  # such as 0-3,7%2
+            indices = map(int, _numbers(facts["ArrayTaskId"].partition("%")[0]))
+            ids = {index: f"{facts['ArrayJobId']}_{index}" for index in indices}
         nodes = hostnames(facts.get("NodeList", ""))
         for index, name in ids.items():
             found[index] = Seen(name, facts["JobState"], nodes, facts.get("Reason", ""))
@@ -138,13 +122,10 @@ def show(job: str, folder: Path, patience: Sequence[float] = ()) -> dict[int, Se
 
 def mine(patience: Sequence[float] = ()) -> list[Job]:
     """My jobs that have not ended, an array once or more, in partitions hidden or not."""
-    command = ("squeue", "--noheader", "--all", f"--user={os.getuid()}", "--format=%A|%T|%r|%o")
-    rows = [line.split("|", 3) for line in client(*command, patience=patience).splitlines()]
-    return [
-        Job(row[0].strip(), row[1], row[2], Path(row[3].strip()))
-        for row in rows
-        if len(row) == 4 and row[0].strip().isdigit()
-    ]
+    command = ("squeue", "--noheader", "--all", f"--user={os.getuid()}", "--format=%A|%T|%o")
+    rows = [line.split("|", 2) for line in client(*command, patience=patience).splitlines()]
+    rows = [row for row in rows if len(row) == 3 and row[0].strip().isdigit()]
+    return [Job(job.strip(), state, Path(script.strip())) for job, state, script in rows]
 
 
 def running_from(folder: Path, jobs: Iterable[Job]) -> list[Job]:
@@ -157,24 +138,6 @@ def _within(script: Path, folder: Path) -> bool:
         return script.parent == folder or script.parent.samefile(folder)
     except OSError:
         return False
-
-
-def _elements(facts: dict[str, str]) -> dict[int, str]:
-    """Index -> id of the elements that a block of `scontrol show job` is about."""
-    if "ArrayTaskId" not in facts:
-        return {0: facts["JobId"]}
-    array = facts["ArrayJobId"]
-    return {index: f"{array}_{index}" for index in _indices(facts["ArrayTaskId"])}
-
-
-def _indices(text: str) -> list[int]:
-    """Indices of an array expression such as `0-3,7%2`."""
-    found: list[int] = []
-    for part in text.partition("%")[0].split(","):
-        first, _, last = part.partition("-")
-        if first.isdigit():
-            found += range(int(first), int(last or first) + 1)
-    return found
 
 
 def hostnames(listed: str) -> tuple[str, ...]:
@@ -190,8 +153,13 @@ def _expanded(part: str) -> list[str]:
     if not bracket:
         return [part]
     ranges, _, after = rest.partition("]")
-    numbers = []
-    for piece in ranges.split(","):
-        first, _, last = piece.partition("-")
-        numbers += [f"{n:0{len(first)}d}" for n in range(int(first), int(last or first) + 1)]
-    return [f"{before}{number}{tail}" for number in numbers for tail in _expanded(after)]
+    return [f"{before}{n}{tail}" for n in _numbers(ranges) for tail in _expanded(after)]
+
+
+def _numbers(ranges: str) -> list[str]:
+    """The numbers of `0-3,07`, each as wide as its range has it."""
+    found = []
+    for first, _, last in (part.partition("-") for part in ranges.split(",")):
+        if first.isdigit():
+            found += [f"{n:0{len(first)}d}" for n in range(int(first), int(last or first) + 1)]
+    return found

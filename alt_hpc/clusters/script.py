@@ -37,10 +37,7 @@ LIMITED = ("limit", "job violates accounting", "temporarily unable to accept")
 def script(request: Request, after: Sequence[Dependency]) -> str:
     """The sbatch script byte for byte as `Slurm.submit` would hand it over; needs no Slurm."""
     executor = Executor(request, after)
-    if len(request.tasks) > 1:
-        executor.parameters["map_count"] = len(request.tasks)
-    text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
-    return text
+    return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
 class Executor(SlurmExecutor):
@@ -50,79 +47,66 @@ class Executor(SlurmExecutor):
     had without srun, as `alt-hpc plan` may run anywhere.
     """
 
-    def __init__(
-        self, request: Request, after: Sequence[Dependency], exclude: Sequence[str] = ()
-    ) -> None:
-        super().__init__(
-            folder=request.folder, python=shlex.quote(request.stage.python or sys.executable)
-        )
+    def __init__(self, request: Request, after: Sequence[Dependency], *exclude: str) -> None:
+        python = shlex.quote(request.stage.python or sys.executable)
+        super().__init__(folder=request.folder, python=python)
         self.request = request
-        asked = _parameters(request, after, exclude)
-        self.update_parameters(**{k: v for k, v in asked.items() if v is not None})
+        self.update_parameters(**_parameters(request, after, *exclude))
+        if len(request.tasks) > 1:
+            self.parameters["map_count"] = len(request.tasks)
 
     @classmethod
     def affinity(cls) -> int:
-        return 2
+        return 2  # not -1, as without srun
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         text: str = super()._make_submission_file_text(command, uid)
         for option, value in given(self.request.common, self.request.stage).items():
             if value is False:
-                text = re.sub(
-                    rf"^#SBATCH --{re.escape(option)}(=.*)?\n", "", text, flags=re.MULTILINE
-                )
+                text = re.sub(rf"(?m)^#SBATCH --{re.escape(option)}(=.*)?\n", "", text)
         return text
 
     def _internal_process_submissions(self, delayed_submissions: list[Any]) -> list[Any]:
-        """submitit hands an array to a plain executor of its own, which knows nothing of these."""
+        """submitit would hand an array to an executor of its own, which knows none of this."""
         if len(delayed_submissions) == 1:
             return list(super()._internal_process_submissions(delayed_submissions))
         pickles = [self.request.folder / f"{uuid.uuid4().hex}.pkl" for _ in delayed_submissions]
         for submission, file in zip(delayed_submissions, pickles, strict=True):
             submission.set_timeout(self.parameters["time"], self.max_num_timeout)
             submission.dump(file)
-        self.parameters["map_count"] = len(delayed_submissions)
         first = self._submit_command(self._submitit_command_str)
-        jobs = [
-            self.job_class(self.folder, f"{first.job_id}_{index}", list(range(first.num_tasks)))
-            for index in range(len(delayed_submissions))
-        ]
-        for job, file in zip(jobs, pickles, strict=True):
+        for index, file in enumerate(pickles):
+            job = self.job_class(self.folder, f"{first.job_id}_{index}", [0])
             job.paths.move_temporary_file(file, "submitted_pickle")
-        return jobs
+        return [first]
 
     def _submit_command(self, command: str) -> Any:
         uid = uuid.uuid4().hex
         file = self.request.folder / f".submission_file_{uid}.sh"
         file.write_text(self._make_submission_file_text(command, uid))
         job_id = sbatch([str(file)], decided(self.request.common, self.request.stage))
-        job = self.job_class(
-            folder=self.folder, job_id=job_id, tasks=list(range(self._num_tasks()))
-        )
+        job = self.job_class(self.folder, job_id, list(range(self._num_tasks())))
         job.paths.move_temporary_file(file, "submission_file", keep_as_symlink=True)
         return job
 
 
-def _parameters(
-    request: Request, after: Sequence[Dependency], exclude: Sequence[str]
-) -> dict[str, Any]:
-    """What submitit is told; None: nothing."""
+def _parameters(request: Request, after: Sequence[Dependency], *exclude: str) -> dict[str, Any]:
+    """What submitit is told."""
     stage, common = request.stage, request.common
     asked = given(common, stage)
-    cpus = stage.cpus or request.threads
-    minutes = minutes_of("", stage, common)
+    cpus, minutes = stage.cpus or request.threads, stage.minutes or common.minutes
     container = [f"--container-image={stage.container}"] if stage.container else []
-    kill = "yes" if after and common.kill_invalid_dependencies else None
-    further: dict[str, Any] = {
+    further = {
         "requeue": True,
-        "mem": megabytes(stage.mem_gb) if stage.mem_gb else None,
+        "mem": _megabytes(stage.mem_gb) if stage.mem_gb else None,
         "exclude": ",".join(exclude) or None,
-        "kill-on-invalid-dep": kill,
+        "kill-on-invalid-dep": "yes" if after and common.kill_invalid_dependencies else None,
         "dependency": ",".join(f"{d.kind}:{d.target}" for d in after) or None,
         "nice": NICE if request.side else None,
         **{k: v for k, v in asked.items() if v is not False and k != "comment"},
     }
-    return {
+    parameters = {
+        **_account(common, stage),
         "job_name": request.name,
         "comment": _comment(request.run_id, request.key, asked),
         "time": minutes,
@@ -130,9 +114,6 @@ def _parameters(
         "ntasks_per_node": stage.tasks_per_node,
         "cpus_per_task": cpus,
         "gpus_per_node": stage.gpus * stage.tasks_per_node or None,
-        "partition": stage.partition or common.partition,
-        "account": common.account,
-        "qos": common.qos,
         "signal_delay_s": min(90, 6 * minutes),
         "array_parallelism": stage.parallel,
         "stderr_to_stdout": True,
@@ -141,6 +122,13 @@ def _parameters(
         "srun_args": [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1", *container],
         "additional_parameters": {k: v for k, v in further.items() if v is not None},
     }
+    return {k: v for k, v in parameters.items() if v is not None}
+
+
+def _account(common: ClusterConfig, stage: StageCluster) -> dict[str, str | None]:
+    """On whose account a job runs, and where."""
+    partition = stage.partition or common.partition
+    return {"partition": partition, "account": common.account, "qos": common.qos}
 
 
 def imports(code: Path) -> list[str]:
@@ -160,20 +148,15 @@ def controller_options(run: str, run_id: str, common: ClusterConfig) -> list[str
     asked = given(common, stage)
     options: dict[str, Any] = {
         "job-name": f"{run}-controller-{run_id[-6:]}",
-        "time": minutes_of("controller", stage, common),
+        "time": stage.minutes or CONTROLLER_MINUTES,
         "cpus-per-task": stage.cpus or 1,
-        "mem": megabytes(stage.mem_gb or 1),
-        "partition": stage.partition or common.partition,
-        "account": common.account,
-        "qos": common.qos,
+        "mem": _megabytes(stage.mem_gb or 1),
+        **_account(common, stage),
         **asked,
-        "comment": _comment(run_id, "controller", asked) if asked.get("comment", True) else False,
+        "comment": _comment(run_id, "controller", asked) if asked.get("comment", True) else None,
     }
-    return [
-        f"--{key}" if value is True else f"--{key}={value}"
-        for key, value in options.items()
-        if value is not None and value is not False
-    ]
+    told = {k: v for k, v in options.items() if v is not None and v is not False}
+    return [f"--{key}" if value is True else f"--{key}={value}" for key, value in told.items()]
 
 
 def given(common: ClusterConfig, stage: StageCluster) -> dict[str, Any]:
@@ -183,20 +166,12 @@ def given(common: ClusterConfig, stage: StageCluster) -> dict[str, Any]:
 
 def decided(common: ClusterConfig, stage: StageCluster) -> set[str]:
     """The options of sbatch that the config decides, so that no variable may."""
-    named = {"partition": stage.partition or common.partition}
-    named |= {"account": common.account, "qos": common.qos}
-    further = {key.replace("-", "_") for key in given(common, stage)}
-    return {name for name, value in named.items() if value} | further
+    named = {name for name, value in _account(common, stage).items() if value}
+    return named | {key.replace("-", "_") for key in given(common, stage)}
 
 
-def minutes_of(key: str, stage: StageCluster, common: ClusterConfig) -> int:
-    """The time limit of a stage's tasks, or of the controller, by its key in the config."""
-    return stage.minutes or (CONTROLLER_MINUTES if key == "controller" else common.minutes)
-
-
-def megabytes(gigabytes: float) -> str:
-    """Slurm takes whole numbers only."""
-    return f"{max(1, round(gigabytes * 1024))}M"
+def _megabytes(gigabytes: float) -> str:
+    return f"{max(1, round(gigabytes * 1024))}M"  # Slurm takes whole numbers only
 
 
 def _comment(run_id: str, key: str, asked: Mapping[str, Any]) -> str:
@@ -208,8 +183,8 @@ def _comment(run_id: str, key: str, asked: Mapping[str, Any]) -> str:
 def sbatch(arguments: Sequence[str], decided: Collection[str]) -> str:
     """The id of a new job.
 
-    SubmissionRefused where Slurm would not take it, did not answer, or answered with no id; its
-    kind is told by sbatch's words: they are all that there is.
+    SubmissionRefused where Slurm would not take it, did not answer, or gave no id; its kind is told
+    by sbatch's words: they are all that there is.
     """
     try:
         status, out, err = queue.call(["sbatch", "--parsable", *arguments], decided)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from alt_hpc import process
 from alt_hpc.clusters import queue, script
-from alt_hpc.clusters.cluster import Asked, QueueUnknown, Request, Seen
+from alt_hpc.clusters.cluster import Asked, Cluster, QueueUnknown, Request, Seen
 from alt_hpc.config import Cluster as ClusterConfig
 from alt_hpc.errors import InputError
 from alt_hpc.plan import Dependency, Limits
@@ -27,7 +27,7 @@ def available() -> bool:
     return all(shutil.which(name) for name in ("sbatch", "squeue", "scontrol", "srun"))
 
 
-class Slurm:
+class Slurm(Cluster):
     """The Slurm cluster that SLURM_CONF (or the site's default) names.
 
     With `patience` (seconds) a question that gets no answer is asked again after each wait.
@@ -45,15 +45,12 @@ class Slurm:
         return queue.client(*command, patience=self.patience)
 
     def _settings(self) -> dict[str, str]:
-        """slurmctld's configuration."""
         text = self._ask("scontrol", "show", "config")
         return dict(re.findall(r"^(\w+)\s*=\s*(\S+)", text, re.MULTILINE))
 
     def name(self) -> str:
         """The cluster that answers."""
         return self._settings().get("ClusterName", "")
-
-    # ------------------------------------------------------------------ what it takes
 
     def limits(self, common: ClusterConfig, controllers: Path) -> Limits:
         """What Slurm says that it takes: MaxArraySize, MaxJobCount, and this user's own limits.
@@ -78,24 +75,22 @@ class Slurm:
 
     def _submit_limits(self, account: str | None, qos: str | None) -> list[int]:
         """How many jobs this user may have in the queue, by association and QOS (slurmdbd)."""
+
+        def table(*what: str, form: str) -> list[list[str]]:
+            asked = ("sacctmgr", "--noheader", "--parsable2", "show", *what, f"format={form}")
+            rows = [line.split("|") for line in self._ask(*asked).splitlines()]
+            return [row for row in rows if len(row) == form.count(",") + 1]
+
         me = f"user={getpass.getuser()}"
-        own = self._table("assoc", me, form="Account,MaxSubmitJobs,DefaultQOS")
-        named = {row[0]: row[1] for row in self._table("qos", form="Name,MaxSubmitJobsPerUser")}
+        own = table("assoc", me, form="Account,MaxSubmitJobs,DefaultQOS")
+        named = dict(table("qos", form="Name,MaxSubmitJobsPerUser"))
         mine = [row for row in own if account in (None, row[0])]
-        limits = [row[1] for row in mine]
-        limits += [named.get(qos or row[2] or "normal", "") for row in mine]
+        limits = [n for row in mine for n in (row[1], named.get(qos or row[2] or "normal", ""))]
         return [int(limit) for limit in limits if limit.isdigit()]
-
-    def _table(self, *what: str, form: str) -> list[list[str]]:
-        asked = ("sacctmgr", "--noheader", "--parsable2", "show", *what, f"format={form}")
-        rows = [line.split("|") for line in self._ask(*asked).splitlines()]
-        return [row for row in rows if len(row) == form.count(",") + 1]
-
-    # ------------------------------------------------------------------ jobs
 
     def submit(self, request: Request, after: Sequence[Dependency]) -> str:
         """One sbatch: an array through submitit, or a plain job for a single element."""
-        executor = script.Executor(request, after, self._sparable(request))
+        executor = script.Executor(request, after, *self._sparable(request))
         jobs = executor.map_array(operator.call, request.tasks)
         return str(jobs[0].job_id).partition("_")[0]
 
@@ -120,14 +115,12 @@ class Slurm:
 
         Elements that have started are jobs of their own in Slurm's list: each tells of itself.
         """
-        lost = any(one.job is None for one in asked)
-        unknown = queue.mine(self.patience) if lost else []
-        found: dict[str, dict[int, Seen]] = {}
+        mine = [] if all(one.job for one in asked) else queue.mine(self.patience)
+        found: dict[str, dict[int, Seen]] = {one.key: {} for one in asked}
         for one in asked:
-            jobs = {one.job} if one.job else {j.id for j in queue.running_from(one.folder, unknown)}
+            jobs = {one.job} if one.job else {j.id for j in queue.running_from(one.folder, mine)}
             for job in jobs:
-                if elements := queue.show(job, one.folder, self.patience):
-                    found.setdefault(one.key, {}).update(elements)
+                found[one.key] |= queue.show(job, one.folder, self.patience)
         return found
 
     def release(self, job: str) -> None:
@@ -140,21 +133,18 @@ class Slurm:
             with contextlib.suppress(queue.UnknownJob):
                 self._ask("scancel", element)
 
-    # ------------------------------------------------------------------ the controller's own job
-
     def submit_controller(
         self, batch: Path, log: Path, run: str, run_id: str, common: ClusterConfig, after: str
     ) -> str:
         """Queue a controller: `singleton` under a name of its own, so that one runs at a time."""
-        flags = script.controller_options(run, run_id, common)
-        flags += [f"--output={log}", "--open-mode=append"]
-        flags += [f"--dependency={','.join(filter(None, [after, 'singleton']))}"]
-        return script.sbatch([*flags, str(batch)], script.decided(common, common.controller))
+        flags = [f"--output={log}", "--open-mode=append"]
+        flags += [f"--dependency={','.join(filter(None, [after, 'singleton']))}", str(batch)]
+        options = script.controller_options(run, run_id, common)
+        return script.sbatch(options + flags, script.decided(common, common.controller))
 
     def controllers(self, folder: Path) -> dict[str, str]:
         """Controllers in the queue whose script lies in this folder: job id -> state."""
-        jobs = queue.running_from(folder, queue.mine(self.patience))
-        return {job.id: job.state for job in jobs}
+        return {j.id: j.state for j in queue.running_from(folder, queue.mine(self.patience))}
 
     def depend(self, job: str, dependency: str) -> None:
         """Change what a pending job waits for."""
@@ -164,31 +154,29 @@ class Slurm:
         """Keep a pending job from starting for a while."""
         self._ask("scontrol", "update", f"JobId={job}", f"StartTime=now+{minutes}minutes")
 
-    # ------------------------------------------------------------------ checks before submitting
-
     def check(self, common: ClusterConfig) -> None:
-        """Stop with one sentence on what no job of the run could be given.
+        """Stop at an unknown partition, or more nodes or time than one gives.
 
-        An unknown partition, more nodes or more time than a partition gives (a site may take such
-        a job and never start it).
+        A site may take such a job and never start it.
         """
         known, first = self._partitions()
         for name, stage in common.stages().items():
             own = f"cluster.{name}"
             named = stage.partition or common.partition or process.wish("partition") or first or ""
             partitions = named.split(",")  # Slurm takes the one that can start the job first
-            for partition in partitions:
-                if partition not in known:
-                    raise InputError(
-                        f"no partition '{partition}' here (there are: {', '.join(known)})",
-                        f"{own}.partition" if stage.partition else "cluster.partition",
-                    )
-            nodes = max(known[partition][0] for partition in partitions)
+            if unknown := [partition for partition in partitions if partition not in known]:
+                raise InputError(
+                    f"no partition '{unknown[0]}' here (there are: {', '.join(known)})",
+                    f"{own}.partition" if stage.partition else "cluster.partition",
+                )
+            nodes, most = map(
+                max, zip(*(known[partition] for partition in partitions), strict=True)
+            )
             if stage.nodes > nodes:
                 problem = f"{stage.nodes} nodes asked of partition '{named}', which has {nodes}"
                 raise InputError(problem, f"{own}.nodes")
-            most = max(known[partition][1] for partition in partitions)
-            minutes = script.minutes_of(name, stage, common)
+            default = script.CONTROLLER_MINUTES if name == "controller" else common.minutes
+            minutes = stage.minutes or default
             if minutes > most:
                 raise InputError(
                     f"{minutes} minutes asked of partition '{named}', which gives {most:g}",
@@ -203,20 +191,15 @@ class Slurm:
             text = self._ask("sinfo", "--noheader", "--all", "--format=%P|%D|%l")
         except QueueUnknown as error:
             raise InputError(f"Slurm does not answer: {error}") from error
-        for line in text.splitlines():
-            name, *numbers = line.split("|")
-            if len(numbers) != 2 or not numbers[0].strip().isdigit():
-                continue  # a greeting
-            first = name.rstrip("*") if name.endswith("*") else first
-            name = name.rstrip("*")
-            nodes, _ = found.get(name, (0, 0.0))
-            found[name] = nodes + int(numbers[0]), _minutes(numbers[1].strip())
+        form = r"^([^|\n]+?)(\*?)\|[ \t]*(\d+)[ \t]*\|([^|\n]*)$"  # which no greeting has
+        for name, star, nodes, limit in re.findall(form, text, re.MULTILINE):
+            first = name if star else first
+            found[name] = found.get(name, (0,))[0] + int(nodes), _minutes(limit.strip())
         return found, first
 
     def test(self, request: Request, field: str) -> None:
         """Ask Slurm itself whether it would take such a job (`sbatch --test-only`)."""
-        decided = script.decided(request.common, request.stage)
-        text = script.script(request, ())
+        decided, text = script.decided(request.common, request.stage), script.script(request, ())
         try:
             status, _, said = queue.call(["sbatch", "--test-only"], decided, text)
         except QueueUnknown as error:
@@ -230,9 +213,8 @@ def _minutes(text: str) -> float:
     """Slurm's `1-02:30:00`, `30:00` or `infinite` in minutes."""
     days, _, rest = text.rpartition("-")
     parts = rest.split(":")
-    if not all(part.isdigit() for part in parts) or (days and not days.isdigit()):
+    if not all(part.isdigit() for part in [days or "0", *parts]):
         return float("inf")
-    hours, minutes, seconds = ([0, 0, 0] + [int(part) for part in parts])[-3:]
-    if days and len(parts) < 3:  # days-hours[:minutes]
-        hours, minutes, seconds = (*(int(part) for part in parts), 0, 0)[:3]
+    numbers = [int(part) for part in parts]  # behind days they begin with the hours
+    hours, minutes, seconds = [*numbers, 0, 0][:3] if days else [0, 0, *numbers][-3:]
     return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60

@@ -2,6 +2,6 @@
 
 import json
 
-from alt_hpc.config.schema import json_schema
+from alt_hpc.config import Config
 
-print(json.dumps(json_schema(), indent=1))
+print(json.dumps(Config.model_json_schema(), indent=1))

@@ -6,57 +6,40 @@ import functools
 import operator
 from collections.abc import Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, create_model
 
 from alt_hpc import graph
-from alt_hpc.domains import DOMAINS
-from alt_hpc.engines import ENGINES
-from alt_hpc.methods import METHODS
-from alt_hpc.rewards import REWARDS
-from alt_hpc.settings import (
-    BelowOne,
-    Count,
-    Dtype,
-    Natural,
-    Positive,
-    Settings,
-    Share,
-    digest,
-)
+from alt_hpc.domains import DOMAINS, Domain
+from alt_hpc.engines import ENGINES, Engine
+from alt_hpc.methods import METHODS, Method
+from alt_hpc.rewards import REWARDS, Reward
+from alt_hpc.settings import BelowOne, Count, Dtype, Natural, Positive, Settings, Share, digest
 from alt_hpc.training.settings import PolicyTraining, RewardModelTraining, Sft
 
 # What may change when a run is submitted again: no training depends on it.
 FREE = ("run", "iterations", "keep", "cluster", graph.EVALUATE, graph.MEASURE)
+SbatchValue = str | int | bool
 
 
 def _one_of(kinds: Mapping[str, ModuleType], default: str) -> Any:
     """The type of a section with a `kind:`; its settings stand in the kind's own file."""
     if len(kinds) == 1:
         return kinds[default].Settings
+
+    def kind_of(value: Any) -> str:
+        has = value.get if isinstance(value, dict) else functools.partial(getattr, value)
+        return str(has("kind", default))
+
     tagged = [Annotated[module.Settings, Tag(kind)] for kind, module in kinds.items()]
-
-    def kind_of(value: Any) -> Any:
-        if isinstance(value, dict):
-            return value.get("kind", default)
-        return getattr(value, "kind", None)
-
     union: Any = functools.reduce(operator.or_, tagged)
     return Annotated[union, Discriminator(kind_of)]
 
 
-if TYPE_CHECKING:
-    from alt_hpc.domains import Domain as OneDomain
-    from alt_hpc.engines import Engine as OneEngine
-    from alt_hpc.methods import Method as OneMethod
-    from alt_hpc.rewards import Reward as OneReward
-else:
-    OneDomain, OneMethod = _one_of(DOMAINS, "tldr"), _one_of(METHODS, "words")
-    OneReward, OneEngine = _one_of(REWARDS, "model"), _one_of(ENGINES, "exact")
-
-
-SbatchValue = str | int | bool
+if not TYPE_CHECKING:  # what pydantic reads: a section is one of its kinds
+    Domain, Method = _one_of(DOMAINS, "tldr"), _one_of(METHODS, "words")
+    Reward, Engine = _one_of(REWARDS, "model"), _one_of(ENGINES, "exact")
 
 
 class Policy(Settings):
@@ -154,7 +137,7 @@ class Evaluate(Settings):
 class Measure(Settings):
     """What answers are measured with."""
 
-    reward: OneReward | None = None
+    reward: Reward | None = None
     """Default: `reward`, which the policy was trained for."""
 
 
@@ -183,7 +166,7 @@ class StageCluster(Settings):
     """Any further sbatch option; false leaves out one that we would set."""
 
 
-class _Cluster(Settings):
+class Cluster(Settings):
     """Where and how jobs run. Free: it may change whenever a run is submitted again."""
 
     backend: Literal["local", "slurm"] = "local"
@@ -205,27 +188,19 @@ class _Cluster(Settings):
 
     def stage(self, name: str) -> StageCluster:
         """Settings of a stage by its name (`reward-model` is the key `reward_model`)."""
-        settings: StageCluster = getattr(self, graph.STAGES[name].key)
-        return settings
+        return self.stages()[graph.STAGES[name].key]
 
     def stages(self) -> dict[str, StageCluster]:
         """Settings of the controller and of every stage, by their keys."""
-        keys = ["controller", *(stage.key for stage in graph.STAGES.values())]
-        return {key: getattr(self, key) for key in keys}
+        return {key: value for key, value in self if isinstance(value, StageCluster)}
 
 
-if TYPE_CHECKING:
-    Cluster = _Cluster
-else:
-    Cluster = create_model(
-        "Cluster",
-        __base__=_Cluster,
-        __doc__=_Cluster.__doc__,
-        **{s.key: (StageCluster, StageCluster()) for s in graph.STAGES.values()},
-    )
+if not TYPE_CHECKING:  # what pydantic reads: a key for each stage
+    _keys = {stage.key: (StageCluster, StageCluster()) for stage in graph.STAGES.values()}
+    Cluster = create_model("Cluster", __base__=Cluster, __doc__=Cluster.__doc__, **_keys)
 
 
-class Config(Settings):
+class Config(Settings, title="alt_hpc"):
     """A whole run.
 
     Everything but `FREE` decides content that training depends on: it is *frozen* at the first
@@ -242,10 +217,10 @@ class Config(Settings):
     """CPU threads of a task: part of what decides content bit for bit."""
     keep: Count = 2
     """Last policies kept on disk, beside the best one and any still in use."""
-    domain: OneDomain = Field(DOMAINS["tldr"].Settings())
-    method: OneMethod = Field(METHODS["words"].Settings())
-    reward: OneReward = Field(REWARDS["model"].Settings())
-    engine: OneEngine = Field(ENGINES["exact"].Settings())
+    domain: Domain = Field(DOMAINS["tldr"].Settings())
+    method: Method = Field(METHODS["words"].Settings())
+    reward: Reward = Field(REWARDS["model"].Settings())
+    engine: Engine = Field(ENGINES["exact"].Settings())
     sft: Sft | None = None
     reward_model: RewardModelTraining | None = None
     sample: Sample = Field(Sample())
@@ -254,15 +229,13 @@ class Config(Settings):
     measure: Measure = Field(Measure())
     cluster: Cluster = Field(Cluster())
 
-    FREE: ClassVar[tuple[str, ...]] = FREE
-
     def values(self) -> dict[str, Any]:
         """All of it, as plain JSON values."""
         return self.model_dump(mode="json")
 
     def frozen(self) -> dict[str, Any]:
         """What decides content that training depends on, as plain JSON values."""
-        return {key: value for key, value in self.values().items() if key not in self.FREE}
+        return {key: value for key, value in self.values().items() if key not in FREE}
 
     def fingerprint(self) -> str:
         """sha256 (hex) of `frozen`."""
@@ -274,11 +247,6 @@ class Config(Settings):
         return self.evaluate.max_new_tokens or self.sample.max_new_tokens
 
     @property
-    def measured_by(self) -> OneReward:
+    def measured_by(self) -> Reward:
         """The reward that evaluations are measured with."""
         return self.measure.reward or self.reward
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of a config, for editors."""
-    return {**Config.model_json_schema(), "title": "alt_hpc"}

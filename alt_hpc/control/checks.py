@@ -1,4 +1,4 @@
-"""What jobs would refuse of models and DeepSpeed JSONs is refused here, before anything is queued.
+"""What jobs would refuse of models is refused here, before anything is queued.
 
 Every weight is there and finite, every tokenizer too; and what engines, rewards and training would
 refuse in their jobs is asked of a model without memory.
@@ -23,7 +23,6 @@ from alt_hpc.errors import InputError, blaming
 from alt_hpc.lm import check, load, tokens
 from alt_hpc.lm.blocks import train_top
 from alt_hpc.run.models import key
-from alt_hpc.training import deepspeed as checking
 from alt_hpc.training import losses
 from alt_hpc.training.settings import Training
 
@@ -48,67 +47,36 @@ def models(config: Config, found: Places, fresh: Places) -> None:
     for name, external in config.evaluate.policies.items():
         if external.model in fresh:
             with blaming(f"evaluate.policies.{name}.model"):
-                _check_external(config, name, found)
+                place = found[external.model]
+                tokenizer = _check_answers(config, place, found, external.tokenizer, "")
+                context = tokens.context_length(load.config(place), config.policy.max_length)
+                taken = len(tokens.text_ids(tokenizer, external.ask.removesuffix("{prompt}")))
+                if taken + config.evaluated_tokens >= context:
+                    raise InputError(f"{place}: no room for a prompt: it reads {context} tokens")
 
 
 def _check_policy(config: Config, found: Places) -> None:
-    policy, field = config.policy, named.start(config)
+    """What the policy is given and writes fits into its context, and it can be trained."""
+    policy, new = config.policy, config.sample.max_new_tokens
     place = found[policy.model or policy.base or ""]
-    with blaming(field):
-        check.weights(place)
-    shape = load.config(place)
-    _check_context(config, shape)
-    with blaming("policy.tokenizer" if policy.tokenizer else field):
-        home = found[key(policy.tokenizer, whole=False)] if policy.tokenizer else place
-        tokenizer = load.tokenizer(home)
-    with blaming(field):
-        _check_ends(place, tokenizer)
-        config.engine.check(place)
+    with blaming(named.start(config)):
+        named_by = "policy.tokenizer" if policy.tokenizer else ""
+        tokenizer = _check_answers(config, place, found, policy.tokenizer, named_by)
         check.decodable(place)  # `measure` reads answers with it, whatever the engine
+        shape = load.config(place)
         losses.check(load.empty(shape, AutoModelForCausalLM))
         for section in rules.trainings():
-            settings: Any = getattr(config, section)
+            settings: Training | None = getattr(config, section)
             if settings is not None and section != "reward_model":
                 _check_trained(shape, AutoModelForCausalLM, settings)
-    _check_feedback(config, shape, tokenizer)
-
-
-def _check_external(config: Config, name: str, found: Places) -> None:
-    external = config.evaluate.policies[name]
-    place = found[external.model]
-    check.weights(place)
-    home = found[key(external.tokenizer, whole=False)] if external.tokenizer else place
-    tokenizer = load.tokenizer(home)
-    _check_ends(place, tokenizer)
-    config.engine.check(place)
-    context = tokens.context_length(load.config(place), unknown=config.policy.max_length)
-    taken = len(tokens.text_ids(tokenizer, external.ask.removesuffix("{prompt}")))
-    if taken + config.evaluated_tokens >= context:
-        raise InputError(f"{place}: no room for a prompt: it reads {context} tokens")
-
-
-def _check_ends(place: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    if not tokens.all_ends(place, tokenizer):
-        raise InputError(f"{place}: neither model nor tokenizer names a token that ends a text")
-
-
-def _check_context(config: Config, shape: PretrainedConfig) -> None:
-    """What the policy is given and writes fits into its context."""
-    asked, new = config.policy.max_length, config.sample.max_new_tokens
-    context = tokens.context_length(shape, unknown=asked)
-    if asked is not None and asked > context:
-        raise InputError(f"{asked}, but the model reads {context} tokens", "policy.max_length")
+    context = tokens.context_length(shape, policy.max_length)
+    if policy.max_length is not None and policy.max_length > context:
+        problem = f"{policy.max_length}, but the model reads {context} tokens"
+        raise InputError(problem, "policy.max_length")
     if new >= context:
         problem = f"no room for a prompt: the model reads {context} tokens"
         raise InputError(problem, "sample.max_new_tokens")
-
-
-def _check_feedback(
-    config: Config, shape: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Feedback leaves room for a prompt behind it."""
-    context = config.policy.max_length or tokens.context_length(shape)
-    room = context - config.sample.max_new_tokens
+    room = (policy.max_length or context) - new
     for feedback in config.method.widest:
         taken = len(tokens.text_ids(tokenizer, config.domain.before(feedback)))
         if taken >= room:
@@ -119,18 +87,22 @@ def _check_feedback(
             )
 
 
+def _check_answers(
+    config: Config, place: Path, found: Places, tokenizer: str | None, field: str
+) -> PreTrainedTokenizerBase:
+    """A model that writes answers: its weights, engine and tokenizer; returns that.
+
+    `tokenizer` is a name that stands in the config's `field`, where it has not its own.
+    """
+    check.weights(place)
+    with blaming(field):
+        loaded = load.tokenizer(found[key(tokenizer, whole=False)] if tokenizer else place)
+    if not tokens.all_ends(place, loaded):
+        raise InputError(f"{place}: neither model nor tokenizer names a token that ends a text")
+    config.engine.check(place)
+    return loaded
+
+
 def _check_trained(shape: PretrainedConfig, auto: Any, settings: Training) -> None:
     """The blocks that are to be trained can be found."""
     train_top(load.empty(shape, auto), settings.trained_blocks, settings.trains_embeddings)
-
-
-def deepspeed(config: Config, given: Mapping[str, dict[str, object]]) -> None:
-    """Raise InputError where training would refuse a DeepSpeed JSON; `given` by their paths."""
-    for name in rules.trainings():
-        training = getattr(config, name)
-        if training is not None and training.deepspeed is not None:
-            with blaming(f"{name}.deepspeed"):
-                try:
-                    checking.check(given[training.deepspeed])
-                except InputError as error:
-                    raise InputError(f"{training.deepspeed}: {error}") from error

@@ -4,29 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from alt_hpc.config import Config
 from alt_hpc.errors import blaming
-from alt_hpc.rewards import Reward
+from alt_hpc.rewards import Named, Reward
 from alt_hpc.run import models
 from alt_hpc.run.folder import RunFolder
-
-# What imports torch is imported where a model is new: a run that exists has none.
-
-
-@dataclass(frozen=True)
-class Named:
-    """A model that a config names; not whole: only its configuration and tokenizer are used."""
-
-    field: str
-    name: str
-    whole: bool = True
-
-    @property
-    def key(self) -> str:
-        return models.key(self.name, whole=self.whole)
 
 
 def places(config: Config, run: RunFolder | None = None) -> dict[str, Path]:
@@ -35,39 +19,39 @@ def places(config: Config, run: RunFolder | None = None) -> dict[str, Path]:
     Downloaded where needed. Those that the run knows must have the bytes that they had. InputError
     where a model is nowhere, broken, changed, or not to be used for what it is named for.
     """
-    known = models.known(run) if run is not None else {}
-    found = dict(known)
-    for one in named(config):
-        with blaming(one.field):
-            if one.key not in found:
-                from alt_hpc.lm.fetch import fetch
-
-                found[one.key] = fetch(one.name, whole=one.whole).absolute()
-            elif run is not None and one.key in known:
+    known = models.known(run) if run else {}
+    fresh: dict[str, Path] = {}
+    for field, one in named(config):
+        key = models.key(one.name, whole=one.whole)
+        with blaming(field):
+            if run and key in known:
                 models.place(run, one.name, whole=one.whole)
-                _tell_if_moved(one, known[one.key])
-    fresh = {key: place for key, place in found.items() if key not in known}
+                _tell_if_moved(field, one, known[key])
+            elif key not in fresh:
+                from alt_hpc.lm.fetch import fetch  # a run that exists has no use for torch
+
+                fresh[key] = fetch(one.name, whole=one.whole).absolute()
     if fresh:
         from alt_hpc.control import checks
 
-        checks.models(config, found, fresh)
+        checks.models(config, known | fresh, fresh)
     return fresh
 
 
-def named(config: Config) -> Iterator[Named]:
-    """All models that a config names, whole ones first."""
+def named(config: Config) -> Iterator[tuple[str, Named]]:
+    """All models that a config names, behind the field that names each; whole ones first."""
     policy = config.policy
-    yield Named(start(config), policy.model or policy.base or "")
+    yield start(config), Named(policy.model or policy.base or "")
     for section, reward in rewards(config).items():
         for key, one in reward.named().items():
-            yield Named(f"{section}.{key}", one.name, one.whole)
+            yield f"{section}.{key}", one
     for name, external in config.evaluate.policies.items():
         field = f"evaluate.policies.{name}"
-        yield Named(f"{field}.model", external.model)
+        yield f"{field}.model", Named(external.model)
         if external.tokenizer:
-            yield Named(f"{field}.tokenizer", external.tokenizer, whole=False)
+            yield f"{field}.tokenizer", Named(external.tokenizer, whole=False)
     if policy.tokenizer:
-        yield Named("policy.tokenizer", policy.tokenizer, whole=False)
+        yield "policy.tokenizer", Named(policy.tokenizer, whole=False)
 
 
 def start(config: Config) -> str:
@@ -81,12 +65,11 @@ def rewards(config: Config) -> dict[str, Reward]:
     return {"reward": config.reward, **measured}
 
 
-def _tell_if_moved(one: Named, place: Path) -> None:
+def _tell_if_moved(field: str, one: Named, place: Path) -> None:
     """Say that the hub has another version by now; the run goes on with its own."""
     began, now = models.revision(place), models.newest(place)
     if now and now != began:
-        print(
-            f"{one.field}: {one.name} has moved on to {now[:12]}; the run goes on with"
-            f" {began[:12]}, which it began with",
-            file=sys.stderr,
+        words = (
+            f"has moved on to {now[:12]}; the run goes on with {began[:12]}, which it began with"
         )
+        print(f"{field}: {one.name} {words}", file=sys.stderr)

@@ -7,17 +7,17 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from alt_hpc.clusters import queue
-from alt_hpc.clusters.cluster import QueueUnknown, SubmissionRefused
+from alt_hpc.clusters.cluster import QueueUnknown
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm
 from alt_hpc.config import Config, rules
 from alt_hpc.control import chain, named, status
 from alt_hpc.control.step import finish, looked, request, scripts, step
 from alt_hpc.data import frozen, texts
-from alt_hpc.errors import InputError
+from alt_hpc.errors import InputError, blaming
 from alt_hpc.graph import STAGES
 from alt_hpc.plan import Job
 from alt_hpc.report import text
@@ -25,7 +25,7 @@ from alt_hpc.run import code, models
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Submit
 
-ZERO2: dict[str, object] = {  # configs/deepspeed/zero2.json, which an installation has not
+ZERO2: dict[str, Any] = {  # configs/deepspeed/zero2.json, which an installation has not
     "zero_optimization": {
         "stage": 2,
         "overlap_comm": True,
@@ -39,88 +39,51 @@ ZERO2: dict[str, object] = {  # configs/deepspeed/zero2.json, which an installat
 
 def submit(config: Config, wait: bool = False, accept_packages: bool = False) -> int:
     """Check a config, freeze its data and models, and queue the first controller on Slurm."""
-    config = _on("slurm", config)
-    slurm = _slurm()
+    slurm = Slurm()
+    queue.mine()  # or slurmctld does not answer
     slurm.check(config.cluster)
     if set("%\\") & set(config.run):
-        raise InputError(
-            f"{config.run}: Slurm reads % and \\ in paths of logs; choose another", "run"
-        )
-    folder = prepare(config)
+        problem = f"{config.run}: Slurm reads % and \\ in paths of logs; choose another"
+        raise InputError(problem, "run")
+    folder = prepare(config, "slurm")
     chain.check_cluster(folder, slurm)
-    _test_jobs(folder, slurm)
-    waiting = slurm.controllers(scripts(folder))
-    if waiting:
-        print(f"{folder.path}: goes on already (controller {', '.join(waiting)} is in the queue)")
-        return status.follow(folder) if wait else 0
-    if accept_packages:
-        code.accept_packages(folder)
-    folder.reopen()
-    folder.journal.record(Submit(who=_who(), cluster=slurm.name()))
-    try:
-        if config.cluster.chain == "presubmitted":
-            job = chain.presubmit(folder, slurm)
-        else:
-            job = chain.queue_controller(folder, slurm, "")
-    except SubmissionRefused as error:
-        raise InputError(f"Slurm refused the controller: {error}", "cluster.controller") from error
-    print(
-        f"submitted controller {job} of run {folder.path}\n"
-        f"  squeue --me\n"
-        f"  alt-hpc status {folder.path}\n"
-        f"  tensorboard --logdir {folder.layout.tensorboard}"
-    )
+    for name in dict.fromkeys([*folder.graph().stages(0), *folder.graph().stages(1)]):
+        asked = request(folder, folder.config(), Job(name, 1, 0, (0,)))  # which Slurm itself judges
+        slurm.test(asked, f"cluster.{STAGES[name].key}")
+    if waiting := ", ".join(slurm.controllers(scripts(folder))):
+        print(f"{folder.path}: goes on already (controller {waiting} is in the queue)")
+    else:
+        _begin(folder, accept_packages, slurm.name())
+        print(
+            f"submitted controller {chain.begin(folder, slurm)} of run {folder.path}\n"
+            f"  squeue --me\n"
+            f"  alt-hpc status {folder.path}\n"
+            f"  tensorboard --logdir {folder.layout.tensorboard}"
+        )
     return status.follow(folder) if wait else 0
 
 
-def _slurm() -> Slurm:
-    try:
-        slurm = Slurm()
-        queue.mine()  # or slurmctld does not answer
-        return slurm
-    except QueueUnknown as error:
-        raise InputError(f"Slurm does not answer: {error}") from error
+def prepare(config: Config, backend: str = "") -> RunFolder:
+    """Everything that can be found wrong now is (InputError); then data and settings are frozen.
 
-
-def prepare(config: Config) -> RunFolder:
-    """Everything that can be found wrong now is; then data and settings are frozen.
-
-    To a run that exists is added what is new: sets and policies to be evaluated.
-
-    Raises
-    ------
-    InputError
-        One sentence; see `errors`.
+    To a run that exists is added what is new: sets and policies to be evaluated. `backend` is what
+    the command says.
     """
-    config = absolute(config)
+    cluster = config.cluster.model_copy(update={"backend": backend or config.cluster.backend})
+    config = absolute(config).model_copy(update={"cluster": cluster})
     folder = RunFolder.create(config)
     fresh = not folder.exists()
     try:
-        deepspeed = deepspeed_settings(config) if fresh else {}
+        deepspeed = _deepspeed(config) if fresh else {}
         frozen.freeze(config, folder)
         found = named.places(config, None if fresh else folder)
-        if fresh:
-            from alt_hpc.control import checks
-
-            checks.deepspeed(config, deepspeed)
-        code.freeze(folder)
-        models.freeze(folder, found)
+        code.keep(folder)
+        models.record(folder, found)
     except BaseException:
-        if fresh:
-            folder.abandon()
+        folder.abandon()
         raise
     folder.freeze(config, deepspeed)
     return folder
-
-
-def _who() -> str:
-    return os.environ.get("USER", str(os.getuid()))
-
-
-def _on(backend: Literal["local", "slurm"], config: Config) -> Config:
-    """The config with the backend that the command says."""
-    cluster = config.cluster.model_copy(update={"backend": backend})
-    return config.model_copy(update={"cluster": cluster})
 
 
 def absolute(config: Config) -> Config:
@@ -132,29 +95,36 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={"run": str(place)})
 
 
-def deepspeed_settings(config: Config) -> dict[str, dict[str, object]]:
+def _deepspeed(config: Config) -> dict[str, dict[str, Any]]:
     """The DeepSpeed JSONs that the config names: path -> content; "" stands for none."""
-    found: dict[str, dict[str, object]] = {"": ZERO2}
+    found = {"": ZERO2}
     for name in rules.trainings():
-        training = getattr(config, name)
-        if training is not None and training.deepspeed is not None:
-            found[training.deepspeed] = read_deepspeed(training.deepspeed, f"{name}.deepspeed")
+        path = getattr(getattr(config, name), "deepspeed", None)
+        if path is not None:
+            with blaming(f"{name}.deepspeed"):
+                found[path] = _read_deepspeed(path)
     return found
 
 
-def read_deepspeed(path: str, field: str) -> dict[str, object]:
-    """A DeepSpeed JSON file."""
+def _read_deepspeed(path: str) -> dict[str, Any]:
+    """A DeepSpeed JSON that training would not refuse."""
+    from alt_hpc.training.deepspeed import check
+
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise InputError("expected a JSON object")
+        check(value)
+        return value
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})", field) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text", field) from error
+        problem = f": cannot be read ({error.strerror})"
+    except UnicodeDecodeError:
+        problem = ": not UTF-8 text"
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})", field) from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object", field)
-    return value
+        problem = f":{error.lineno}: not valid JSON ({error.msg})"
+    except InputError as error:
+        problem = f": {error}"
+    raise InputError(path + problem)
 
 
 def fetch(config: Config) -> None:
@@ -171,80 +141,56 @@ def cancel(folder: RunFolder) -> int:
 
     It looks again until it finds nothing more: a controller may have been at work.
     """
-    slurm = _slurm()
+    slurm = Slurm()
+    queue.mine()  # or slurmctld does not answer
     ended: set[str] = set()
     try:
         chain.check_cluster(folder, slurm)
-        while found := _in_the_queue(folder, slurm) - ended:
+        while found := {*slurm.controllers(scripts(folder)), *looked(folder, slurm)} - ended:
             slurm.cancel(*dict.fromkeys(element.partition("_")[0] for element in sorted(found)))
             ended |= found
     except QueueUnknown as error:
         raise InputError(f"not known whether all was cancelled: {error}; try again") from error
-    count = len(ended)
-    if not count:
-        print(f"{folder.path}: nothing was found to cancel")
-        return 0
-    folder.end("STOPPED", "cancelled; submit again to go on")
-    tasks = "1 task" if count == 1 else f"{count} tasks"
-    print(f"{folder.path}: {tasks} cancelled; submit again to go on")
+    if ended:
+        folder.end("STOPPED", "cancelled; submit again to go on")
+    tasks = "1 task" if len(ended) == 1 else f"{len(ended)} tasks"
+    said = f"{tasks} cancelled; submit again to go on" if ended else "nothing was found to cancel"
+    print(f"{folder.path}: {said}")
     return 0
-
-
-def _in_the_queue(folder: RunFolder, slurm: Slurm) -> set[str]:
-    """Ids of a run's controllers and elements that have not ended."""
-    controllers = slurm.controllers(scripts(folder))
-    return {*controllers, *(element.id for _, element in looked(folder, slurm))}
-
-
-def _test_jobs(folder: RunFolder, slurm: Slurm) -> None:
-    """Let Slurm itself judge what each stage asks for, before anything is queued."""
-    config = folder.config()
-    made = {*folder.graph().stages(0), *folder.graph().stages(1)}
-    for name, stage in STAGES.items():
-        if name in made:
-            asked = request(folder, config, Job(name, 1, 0, (0,)))
-            slurm.test(asked, f"cluster.{stage.key}")
-
-
-# ---------------------------------------------------------------------- local
 
 
 def run(config: Config, accept_packages: bool = False) -> int:
     """Run everything on this machine, with progress and the final table on stdout."""
-    folder = prepare(_on("local", config))
-    if accept_packages:
-        code.accept_packages(folder)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    try:
-        with folder.only_one():
-            return _run(config, folder)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _run(config: Config, folder: RunFolder) -> int:
-    folder.reopen()
-    folder.journal.record(Submit(who=_who()))
-    local = Local(config.cluster.slots)
+    folder, local = prepare(config, "local"), Local(config.cluster.slots)
     screen = status.Screen(folder, local)
-    try:
-        while True:
-            done = step(folder, local)
-            if done.plan.finished or done.plan.stop:
-                break
-            screen.tell(local.turn(screen.tick))
-    except KeyboardInterrupt:
-        print(f"\nstopped; run the same command again to go on ({folder.path})", file=sys.stderr)
-        return 130
-    finally:
-        local.end_all()
-    if done.plan.stop:
-        sentence = f"stopped: {done.plan.stop}; logs are in {folder.layout.jobs}"
-        folder.end("STOPPED", sentence)
-        print(sentence, file=sys.stderr)
-        return 1
-    folder.end("FINISHED", finish(done.plan))
-    print("\n" + text.summary(folder), flush=True)
-    for why in done.plan.given_up.values():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    with folder.only_one():
+        try:
+            _begin(folder, accept_packages)
+            while not ((todo := step(folder, local).plan).finished or todo.stop):
+                screen.tell(local.turn(screen.tick))
+        except KeyboardInterrupt:
+            words = f"stopped; run the same command again to go on ({folder.path})"
+            print(f"\n{words}", file=sys.stderr)
+            return 130
+        finally:
+            local.end_all()
+        if todo.stop:
+            sentence = f"stopped: {todo.stop}; logs are in {folder.layout.jobs}"
+            folder.end("STOPPED", sentence)
+            print(sentence, file=sys.stderr)
+            return 1
+        folder.end("FINISHED", finish(todo))
+    print("\n" + text.last_words(folder), flush=True)
+    for why in todo.given_up.values():
         print(why, file=sys.stderr)
     return 0
+
+
+def _begin(folder: RunFolder, accept_packages: bool, cluster: str = "") -> None:
+    """A person submits: how the run ended, and what was tried, no longer holds."""
+    if accept_packages:
+        code.accept_packages(folder)
+    folder.reopen()
+    who = os.environ.get("USER", str(os.getuid()))
+    folder.journal.record(Submit(who=who, cluster=cluster))

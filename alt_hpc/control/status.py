@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from alt_hpc.clusters.cluster import NEVER, QueueUnknown
+from alt_hpc.clusters.cluster import ENDED, NEVER, QueueUnknown
 from alt_hpc.clusters.local import Element, Local
 from alt_hpc.clusters.slurm import Slurm, available
 from alt_hpc.control import chain
 from alt_hpc.control.step import looked, scripts
 from alt_hpc.errors import InputError
-from alt_hpc.graph import Piece
 from alt_hpc.report import text
 from alt_hpc.run import progress
 from alt_hpc.run.folder import RunFolder
@@ -20,85 +20,71 @@ from alt_hpc.run.layout import task_log
 
 EVERY_S = 5.0
 DEAD_LOOKS = 3  # in a row without a controller in the queue: the run goes on no more
+LOCAL_DEAD = "nothing runs it here: run the same command again to go on"
+SLURM_DEAD = "no controller is in the queue: submit again to go on"
 
 
+@dataclass
 class Screen:
     """Prints a line per running stage every few seconds, and one when a stage ends."""
 
-    def __init__(self, folder: RunFolder, local: Local) -> None:
-        self.folder = folder
-        self.local = local
-        self.shown = time.monotonic()
+    folder: RunFolder
+    local: Local
+    shown: float = field(default_factory=time.monotonic)
 
     def tick(self) -> None:
-        if time.monotonic() - self.shown < EVERY_S:
-            return
-        self.shown = time.monotonic()
-        running = {(e.task.iteration, e.task.stage) for e in self.local.running()}
-        for iteration, stage in sorted(running):
-            print(line(self.folder, iteration, stage), flush=True)
+        if time.monotonic() - self.shown >= EVERY_S:
+            self.shown = time.monotonic()
+            for iteration, stage in sorted(_stages(self.local.running())):
+                print(line(self.folder, iteration, stage), flush=True)
 
     def tell(self, ended: Iterable[Element]) -> None:
         """Tell of elements that failed, and of stages that are whole now."""
-        for element in ended:
-            task = element.task
-            name = f"{task.stage} {task.iteration}"
-            pieces = self.folder.graph().of(task.iteration, task.stage)
-            if element.state == "FAILED":
-                log = task_log(element.request.folder, element.id, 0)
-                print(f"{name}: task {element.index} failed; see {log}", file=sys.stderr)
-            elif all(self.folder.manifests.get(piece) for piece in pieces):
-                print(f"{name}: done", flush=True)
+        for e in (e for e in ended if e.state == "FAILED"):
+            words = f"{e.task.stage} {e.task.iteration}: task {e.index} failed; see"
+            print(words, task_log(e.request.folder, e.id, 0), file=sys.stderr)
+        going = _stages(e for e in self.local.elements if e.state not in ENDED)
+        for iteration, stage in sorted(_stages(ended) - going):
+            if all(map(self.folder.manifests.get, self.folder.graph().of(iteration, stage))):
+                print(f"{stage} {iteration}: done", flush=True)
+
+
+def _stages(elements: Iterable[Element]) -> set[tuple[int, str]]:
+    return {(e.task.iteration, e.task.stage) for e in elements}
 
 
 def line(folder: RunFolder, iteration: int, stage: str, silent: str = "starting") -> str:
     """`sample 1   shards 1/2   37/48 prompts   2.1 prompts/s   about 0:05 left`."""
     pieces = folder.graph().of(iteration, stage)
-    count = len(pieces)
-    whole = sum(folder.manifests.get(piece) is not None for piece in pieces)
+    count, whole = len(pieces), sum(folder.manifests.get(piece) is not None for piece in pieces)
     words = f"{stage} {iteration}".ljust(16) + f"shards {whole}/{count}".ljust(16)
     found = [told for piece in pieces if (told := progress.read(folder, piece))]
     if not found:
         return words + ("whole" if whole == count else silent)
-    done, total = sum(p["done"] for p in found), sum(p["total"] for p in found)
+    unit, done = found[0]["unit"], sum(p["done"] for p in found)
     spent = max(p["at"] for p in found) - min(p["started"] for p in found)
-    rate = done / spent if spent > 0 and done else 0.0
-    total = round(total * count / len(found))
-    words += f"{done}/{total} {found[0]['unit']}".ljust(22)
-    if not rate:
+    total = round(sum(p["total"] for p in found) * count / len(found))
+    words += f"{done}/{total} {unit}".ljust(22)
+    if spent <= 0 or not done:
         return words
-    left = max(0, round((total - done) / rate))
-    return (
-        words
-        + f"{rate:.2f} {found[0]['unit']}/s".ljust(20)
-        + f"about {left // 60}:{left % 60:02d} left"
-    )
+    left = max(0, round((total - done) * spent / done))
+    return f"{words}{f'{done / spent:.2f} {unit}/s':20}about {left // 60}:{left % 60:02d} left"
 
 
 def status(folder: RunFolder) -> str:
-    """Every stage of every iteration begun, and how the run ended if it has."""
-    lines = [f"run {folder.path}"]
-    graph = folder.graph()
+    """Every stage of every iteration begun, and how the run ended or goes on."""
+    lines, graph = [f"run {folder.path}"], folder.graph()
     for k in graph.shardings:
         for stage in graph.stages(k):
             lines.append(line(folder, k, stage, "not started"))
             lines += [f"  {lag}" for lag in progress.laggards(folder, k, stage)]
-    lines += [f"{piece}: {why}" for piece, why in _final(folder).items()]
-    ended = folder.ended()
-    lines.append(f"{ended[0]}: {ended[1]}" if ended else _going(folder))
-    return "\n".join(lines)
-
-
-def _final(folder: RunFolder) -> dict[Piece, str]:
-    """What is not tried again since a person last submitted, and why."""
     submissions, counted_from = folder.journal.submissions()
     keys = {submission.key for submission in submissions[counted_from:]}
-    ends = folder.journal.outcomes()
-    return {piece: e.sentence for (key, piece), e in ends.items() if key in keys and e.sentence}
-
-
-LOCAL_DEAD = "nothing runs it here: run the same command again to go on"
-SLURM_DEAD = "no controller is in the queue: submit again to go on"
+    ends = [(p, end) for (key, p), end in folder.journal.outcomes().items() if key in keys]
+    final = {piece: end.sentence for piece, end in ends if end.sentence}
+    lines += [f"{piece}: {why}" for piece, why in final.items()]
+    ended = folder.ended()
+    return "\n".join([*lines, ": ".join(ended) if ended else _going(folder)])
 
 
 def _going(folder: RunFolder) -> str:
@@ -110,23 +96,20 @@ def _going(folder: RunFolder) -> str:
     slurm = Slurm()
     try:
         chain.check_cluster(folder, slurm)
-        queued = slurm.controllers(scripts(folder))
-        elements = looked(folder, slurm)
+        queued, elements = slurm.controllers(scripts(folder)), looked(folder, slurm)
     except (QueueUnknown, InputError) as error:
         return f"not known whether it goes on ({error})"
-    held = chain.held(elements)
-    if held:
+    if held := chain.held(elements.values()):
         return f"held by Slurm: scontrol release {' '.join(held)}"
     words = [
-        f"{element.id} can never start: {NEVER[element.reason]} ({element.reason})"
-        for _, element in elements
+        f"{key} can never start: {NEVER[element.reason]} ({element.reason})"
+        for key, element in elements.items()
         if element.never
     ]
     if queued:
         return "\n".join([*words, f"goes on (controller {', '.join(queued)})"])
-    if elements:
-        left = ", ".join(dict.fromkeys(element.id.partition("_")[0] for _, element in elements))
-        words.append(f"jobs of it are in the queue still ({left})")
+    jobs = ", ".join(dict.fromkeys(element.partition("_")[0] for element in elements))
+    words += [f"jobs of it are in the queue still ({jobs})"] if jobs else []
     return "\n".join([*words, SLURM_DEAD])
 
 
@@ -140,9 +123,8 @@ def follow(folder: RunFolder) -> int:
         shown = now
         dead = dead + 1 if now.endswith(SLURM_DEAD) else 0
         time.sleep(EVERY_S)
-    print(text.summary(RunFolder(folder.path)))
+    print(text.last_words(RunFolder(folder.path)))
     how, sentence = folder.ended() or ("STOPPED", SLURM_DEAD)
-    if how == "FINISHED":
-        return 0
-    print(sentence, file=sys.stderr)
-    return 1
+    if how == "STOPPED":
+        print(sentence, file=sys.stderr)
+    return int(how == "STOPPED")

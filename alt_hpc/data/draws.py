@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 
@@ -23,43 +24,37 @@ def begin(run: RunFolder, iteration: int) -> None:
     planned = sharding(run, iteration)
     if run.graph().shardings.get(iteration) == planned:
         return
-    config = run.config()
-    total = rows.count(run, "prompts-train")
-    rng = np.random.default_rng([config.seed, iteration])
-    count = config.sample.prompts if iteration else 0
-    drawn = rng.choice(total, size=count, replace=config.sample.replacement)
+    seed, sample = run.config().seed, run.config().sample
+    rng, total = np.random.default_rng([seed, iteration]), rows.count(run, "prompts-train")
+    drawn = rng.choice(total, sample.prompts if iteration else 0, sample.replacement)
     run.begin(iteration, {"rows": drawn.tolist()}, planned)
 
 
 def sharding(run: RunFolder, iteration: int) -> Sharding:
     """How an iteration that begins now is cut; one that has begun keeps what fits still."""
-    config = run.config()
-    begun = run.graph().shardings.get(iteration)
+    config, begun = run.config(), run.graph().shardings.get(iteration)
     shards = [Shard(*about) for about in run.draw(iteration)[EVALUATE]] if begun else []
-    asked = set()
+    asked: dict[Shard, None] = {}  # a set in order
     for policy, name in evaluated(config, iteration, shards):
-        for shard in _covering(shards, policy, name, posts(run, name), config):
-            if shard not in shards:
-                shards.append(shard)
-            asked.add(shard)
+        asked |= dict.fromkeys(_covering(shards, policy, name, posts(run, name), config))
+    kept = [shard if shard in asked else None for shard in dict.fromkeys([*shards, *asked])]
     count = config.sample.prompts if iteration else 0
     sample = cut(count, config.sample.group, config.cluster.stage(SAMPLE).shards)
-    kept = tuple(shard if shard in asked else None for shard in shards)
-    return Sharding(begun.sample if begun else sample, kept)
+    return Sharding(begun.sample if begun else sample, tuple(kept))
 
 
-def evaluated(config: Config, iteration: int, begun: Sequence[Shard]) -> list[tuple[str, str]]:
+def evaluated(config: Config, iteration: int, begun: Iterable[Shard]) -> list[tuple[str, str]]:
     """Policies and sets that are evaluated with an iteration.
 
     Validation posts with each; all sets, and the policies that the run did not make, at 0 and at
     the end. What was the end when an iteration began stays evaluated.
     """
     further = [*([TEST] if config.evaluate.test_prompts else []), *config.evaluate.sets]
+    if iteration not in (0, config.iterations):
+        before = {shard.set for shard in begun}
+        further = [name for name in further if name in before]
     policies = [OWN, *(config.evaluate.policies if iteration == 0 else [])]
-    ends = iteration in (0, config.iterations)
-    before = {shard.set for shard in begun}
-    sets = [VALID, *(name for name in further if ends or name in before)]
-    return [(policy, name) for policy in policies for name in sets]
+    return [(policy, name) for policy in policies for name in [VALID, *further]]
 
 
 def posts(run: RunFolder, name: str) -> int:
@@ -69,26 +64,25 @@ def posts(run: RunFolder, name: str) -> int:
     place = frozen.of_set(config, name)
     if rows.is_frozen(run, place):
         found = rows.count(run, place)
-        return min(found, asked or found)
-    if asked:  # only a plan is asked for, before anything has been frozen
+    elif asked:  # only a plan is asked for, before anything has been frozen
         return asked
-    (one,) = [one for one in frozen.wanted(config) if one.name == place]
-    found = sum(1 for _ in texts.read(one.source, one.split, one.columns, one.field))
-    return min(found, one.limit or found)
+    else:
+        (one,) = [one for one in frozen.wanted(config) if one.name == place]
+        wanted = texts.read(one.source, one.split, one.columns, one.field)
+        found = sum(1 for _ in islice(wanted, one.limit))
+    return min(found, asked or found)
 
 
 def _covering(
-    begun: Sequence[Shard], policy: str, name: str, count: int, config: Config
+    begun: Iterable[Shard], policy: str, name: str, count: int, config: Config
 ) -> list[Shard]:
     """Shards for the first `count` rows of a set: those begun, as far as they go, and new ones."""
-    chosen: list[Shard] = []
-    at = 0
     mine = {s.start: s for s in begun if (s.policy, s.set) == (policy, name) and s.end <= count}
+    chosen, at = [], 0
     while at in mine:
         chosen.append(mine[at])
         at = mine[at].end
-    asked = config.cluster.stage(EVALUATE).shards
-    rest = cut(count - at, config.evaluate.group, asked)
+    rest = cut(count - at, config.evaluate.group, config.cluster.stage(EVALUATE).shards)
     return chosen + [Shard(policy, name, at + start, at + end) for start, end in rest]
 
 

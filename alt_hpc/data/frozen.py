@@ -28,34 +28,23 @@ class Wanted:
 
 def wanted(config: Config) -> Iterator[Wanted]:
     """All rows of text that a config uses."""
-    prompts, comparisons = config.data.prompts, config.data.comparisons
+    prompts, pairs, field = config.data.prompts, config.data.comparisons, "data.prompts"
+    one, pair = ("prompt",), ("prompt", "chosen", "rejected")
     label = ("label",) if config.sft is not None and config.policy.model is None else ()
-    one, field = ("prompt",), "data.prompts"
     yield Wanted("prompts-train", prompts, "train", (*one, *label), field, prompts.limit)
     yield Wanted("prompts-valid", prompts, "valid", one, field, prompts.valid_limit)
     if config.evaluate.test_prompts:
         yield Wanted("prompts-test", prompts, "test", one, field)
-    if comparisons is not None and config.reward.trained:
-        pair, field = ("prompt", "chosen", "rejected"), "data.comparisons"
-        limit = {"train": comparisons.limit, "valid": comparisons.valid_limit}
-        for split in ("train", "valid"):
-            yield Wanted(f"comparisons-{split}", comparisons, split, pair, field, limit[split])
-    for name, held_out in config.evaluate.sets.items():
-        yield Wanted(
-            of_set(config, name),
-            held_out,
-            "split",
-            one,
-            f"evaluate.sets.{name}",
-            held_out.prompts,
-        )
+    if pairs is not None and config.reward.trained:
+        for split, limit in (("train", pairs.limit), ("valid", pairs.valid_limit)):
+            yield Wanted(f"comparisons-{split}", pairs, split, pair, "data.comparisons", limit)
+    for key, held_out in config.evaluate.sets.items():
+        name, field = of_set(config, key), f"evaluate.sets.{key}"
+        yield Wanted(name, held_out, "split", one, field, held_out.prompts)
 
 
 def of_set(config: Config, name: str) -> str:
-    """What the rows of a held-out set are called in the run folder.
-
-    A further set bears a digest of its settings: it may be given others later.
-    """
+    """What a set's rows are called in a run; a further set may be given other settings later."""
     if name in config.evaluate.sets:
         return f"set-{name}-{digest(config.evaluate.sets[name].model_dump())[:8]}"
     return f"prompts-{name}"
@@ -64,22 +53,14 @@ def of_set(config: Config, name: str) -> str:
 def freeze(config: Config, run: RunFolder) -> None:
     """Write the rows that a run uses into its folder, once; to a run that exists, what is new.
 
-    Raises
-    ------
-    InputError
-        Missing file or data set, missing column, a row that is not text, bad JSON (file and line),
-        no rows.
+    InputError, with file and line, where there is none, a column is missing, a row is no text.
     """
     for one in wanted(config):
-        if run.exists() and rows.is_frozen(run, one.name):
-            continue
-        found = texts.read(one.source, one.split, one.columns, one.field)
-        examples = map(config.domain.example, found)
-        rows.freeze(run, one.name, islice(examples, one.limit))
-    count = rows.count(run, "prompts-train")
-    if not config.sample.replacement and count < config.sample.prompts:
-        raise InputError(
-            f"{config.sample.prompts} prompts cannot be drawn without replacement from"
-            f" {count} rows",
-            "sample.prompts",
-        )
+        if not (run.exists() and rows.is_frozen(run, one.name)):
+            found = texts.read(one.source, one.split, one.columns, one.field)
+            examples = map(config.domain.example, found)
+            rows.freeze(run, one.name, islice(examples, one.limit))
+    asked, count = config.sample.prompts, rows.count(run, "prompts-train")
+    if not config.sample.replacement and count < asked:
+        problem = f"{asked} prompts cannot be drawn without replacement from {count} rows"
+        raise InputError(problem, "sample.prompts")

@@ -1,7 +1,4 @@
-"""Domains: how an example becomes text, and where feedback stands in it. A kind is one file.
-
-`DOMAINS` is the table of them; a module's `Settings` is the domain.
-"""
+"""The table of domains; a kind is one file, whose `Settings` is the domain."""
 
 from types import ModuleType
 

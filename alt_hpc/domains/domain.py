@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING
 from alt_hpc.settings import Settings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 # (token ids, how many tokens of the prompt were left out: 0 where it fits)
 Fitted = tuple[list[int], int]
 
 
 class Domain(Settings):
-    """A domain's settings, and its texts.
-
-    A prompt stays raw text in every file of a run: here alone feedback comes to it.
-    """
+    """Settings and texts. A prompt is raw text in every file of a run: feedback comes only here."""
 
     kind: str
 
@@ -37,19 +34,17 @@ class Domain(Settings):
         """What is written behind a prompt: the text of a label."""
         return f" {label.strip()}"
 
-    def fit(
-        self, tokenizer: PreTrainedTokenizerBase, before: str, prompt: str, room: int
-    ) -> Fitted:
+    def fit(self, tokenizer: Tokenizer, before: str, prompt: str, room: int) -> Fitted:
         """Token ids of `before` + prompt, at most `room` of them (at least 1): shortened."""
         raise NotImplementedError
 
     def conditioned(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Tokenizer,
         feedback: str | None,
         prompt: str,
         room: int,
-        widest: Sequence[str] = (),
+        widest: Sequence[str],
     ) -> Fitted:
         """Token ids of a prompt asked with feedback, at most `room` of them.
 
@@ -60,6 +55,6 @@ class Domain(Settings):
         if len(ids) + max([0, *(len(other.encode()) for other in others)]) < room:
             return ids, lost  # a token is a byte at least: it fits behind all of them
         most = max([lost, *(self.fit(tokenizer, other, prompt, room)[1] for other in others)])
-        if lost == most:
-            return ids, lost
-        return self.fit(tokenizer, mine, prompt, len(ids) - (most - lost))
+        if most > lost:
+            ids, lost = self.fit(tokenizer, mine, prompt, len(ids) - (most - lost))
+        return ids, lost

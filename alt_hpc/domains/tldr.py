@@ -9,7 +9,7 @@ from alt_hpc.domains.domain import Domain, Fitted
 from alt_hpc.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 TLDR = "TL;DR:"
 
@@ -28,15 +28,12 @@ class Settings(Domain):
             raise InputError("must end in {prompt}", "domain.template")
 
     def example(self, row: Mapping[str, str]) -> dict[str, str]:
-        """Where all summaries begin with `TL;DR:` (the comparisons on the hub), it ends the prompt.
-
-        So it does when summaries are scored. A prompt without summaries stays as it is.
-        """
-        sides = [side for side in ("label", "chosen", "rejected") if side in row]
-        if not sides or not all(row[side].lstrip().startswith(TLDR) for side in sides):
+        """A `TL;DR:` that begins all summaries (comparisons on the hub) ends the prompt instead."""
+        sides = {side: text.lstrip() for side, text in row.items() if side != "prompt"}
+        if not sides or not all(text.startswith(TLDR) for text in sides.values()):
             return dict(row)
-        bare = {side: row[side].lstrip().removeprefix(TLDR) for side in sides}
-        return {"prompt": row["prompt"].rstrip().removesuffix(TLDR).rstrip() + "\n" + TLDR, **bare}
+        prompt = row["prompt"].rstrip().removesuffix(TLDR).rstrip() + "\n" + TLDR
+        return {"prompt": prompt} | {side: t.removeprefix(TLDR) for side, t in sides.items()}
 
     def before(self, feedback: str | None) -> str:
         """The prompt is put behind, never formatted or parsed back: it may contain anything."""
@@ -44,9 +41,7 @@ class Settings(Domain):
             return ""
         return self.template.removesuffix("{prompt}").replace("{feedback}", feedback)
 
-    def fit(
-        self, tokenizer: PreTrainedTokenizerBase, before: str, prompt: str, room: int
-    ) -> Fitted:
+    def fit(self, tokenizer: Tokenizer, before: str, prompt: str, room: int) -> Fitted:
         r"""What does not fit is lost from the end of the post; title and last line stay.
 
         That is everything up to the first `\nPOST:`, and the tail from the last newline on. Where

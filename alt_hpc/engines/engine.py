@@ -38,35 +38,19 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Model:
-    """The policy that generates.
-
-    Attributes
-    ----------
-    ends
-        Token ids that end a generation.
-    context
-        The most tokens that a prompt and its generation have together.
-    device
-        Where to compute. vLLM finds that out by itself.
-    """
+    """The policy that generates."""
 
     place: Path
     dtype: str
-    ends: tuple[int, ...]
-    context: int
-    device: torch.device
+    ends: tuple[int, ...]  # token ids that end a generation
+    context: int  # the most tokens that a prompt and its generation have together
+    device: torch.device  # where to compute; vLLM finds that out by itself
 
 
 class Generator(Protocol):
-    """An engine with a policy loaded.
+    """An engine with a policy loaded."""
 
-    Attributes
-    ----------
-    together
-        Prompts of a group: what is kept, or lost, at once.
-    """
-
-    together: int
+    together: int  # prompts of a group: what is kept, or lost, at once
 
     def sample(self, groups: Iterable[Sequence[Ask]]) -> Iterator[list[list[Generation]]]:
         """The answers to each prompt of each group, in order, as a stream."""

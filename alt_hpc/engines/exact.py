@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -34,23 +35,13 @@ class Generator:
     def __init__(self, model: Model, decoding: Decoding) -> None:
         from alt_hpc.lm import load
 
-        self.model = load.policy(model.place, model.dtype, model.device)
-        self.ends = model.ends
-        self.decoding = decoding
-        self.together = decoding.group
+        self.policy = load.policy(model.place, model.dtype, model.device)
+        self.how = dataclasses.asdict(decoding) | {"eos": model.ends}  # as `generate` calls it
+        self.together, self.answers = self.how.pop("group"), self.how.pop("answers")
 
     def sample(self, groups: Iterable[Sequence[Ask]]) -> Iterator[list[list[Generation]]]:
         from alt_hpc.lm.decode import generate
 
         for group in groups:
-            yield generate(
-                self.model,
-                [ask.ids for ask in group],
-                self.decoding.answers,
-                [ask.seed for ask in group],
-                temperature=self.decoding.temperature,
-                top_p=self.decoding.top_p,
-                max_new_tokens=self.decoding.max_new_tokens,
-                eos=self.ends,
-                silent=self.decoding.silent,
-            )
+            ids, seeds = [ask.ids for ask in group], [ask.seed for ask in group]
+            yield generate(self.policy, ids, self.answers, seeds, **self.how)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import functools
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from alt_hpc.engines.engine import Ask, Decoding, Engine, Model
 from alt_hpc.errors import InputError
@@ -36,16 +38,14 @@ class Settings(Engine):
 
 
 class Generator:
-    """vLLM: n generations are one request, prefix caching on. As many prompts as a prompt group has
-    are in flight at any time, each kept as it is done, so that the batch never runs empty and a
-    killed task loses no more than a group. Seeds are per prompt (generation i takes seed + i), but
-    as vLLM batches continuously, equality across shardings is not promised.
+    """vLLM: n generations are one request (generation i takes seed + i), prefix caching on.
 
-    Goal: throughput on a GPU. The CPU build serves to test this without one. Measured with it, on
-    2 cores with AVX-512 that others used too (SmolLM2-135M, bfloat16, 2 threads): imports 8 s and
-    engine start 15 s, once per task (52 s the first time, its files not yet in memory); then 280
-    tokens/s at best, 16 generations of a 179-token prompt at once, but 7 to 75 beside busier
-    neighbours: OpenMP threads wait for one another.
+    As many prompts as a prompt group has are in flight, each kept as it is done: the batch never
+    runs empty, and a killed task loses no more than a group. It is for GPUs; the CPU build serves
+    to test it. Measured with that on 2 shared cores with AVX-512 (SmolLM2-135M, bfloat16, 2
+    threads): 8 s to import and 15 s to start, once per task (52 s the first time, its files not
+    yet in memory); then 280 tokens/s at best, 16 generations of a 179-token prompt at once, but 7
+    to 75 beside busier neighbours: OpenMP threads wait for one another.
     """
 
     def __init__(self, model: Model, decoding: Decoding) -> None:
@@ -59,8 +59,7 @@ class Generator:
                 f"engine.kind: vllm is not installed in {sys.prefix} ({error}); let"
                 " cluster.sample.python and cluster.evaluate.python name an environment that has it"
             ) from error
-        self.vllm = vllm
-        self.together, self.in_flight = 1, decoding.group
+        self.together, self.in_flight, self.ends = 1, decoding.group, model.ends
         on_cpu = vllm.platforms.current_platform.is_cpu()
         self.engine = vllm.LLM(
             model=str(model.place),
@@ -70,55 +69,50 @@ class Generator:
             generation_config="vllm",  # not the folder's: top_k or penalties there are not ours
             enable_prefix_caching=True,
             enforce_eager=on_cpu,  # compiling takes minutes
-            # A seeded request whose prompt is cut into chunks ends vLLM 0.32 on a CPU
+            # A seeded request whose prompt comes in chunks ends vLLM 0.32 on a CPU
             # ("CPU Generator does not use offset").
             enable_chunked_prefill=not on_cpu,
             disable_log_stats=True,
             use_tqdm_on_load=False,
         ).llm_engine
-        self.settings: dict[str, Any] = {
-            "n": decoding.answers,
-            "temperature": decoding.temperature,
-            "top_p": decoding.top_p,
-            "max_tokens": decoding.max_new_tokens,
-            "logit_bias": dict.fromkeys(decoding.silent, _NEVER) or None,
-            "ignore_eos": True,  # vLLM's own idea of it; ours are the stop tokens
-            "stop_token_ids": list(model.ends),
-            "detokenize": False,
-            "output_kind": vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
-        }
-        self.ends = model.ends
-        self.entered = 0  # requests, ever
+        self.prompt = vllm.TokensPrompt
+        self.parameters = functools.partial(
+            vllm.SamplingParams,
+            n=decoding.answers,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            max_tokens=decoding.max_new_tokens,
+            logit_bias=dict.fromkeys(decoding.silent, _NEVER) or None,
+            ignore_eos=True,  # vLLM's own idea of it; ours are the stop tokens
+            stop_token_ids=list(model.ends),
+            detokenize=False,
+            output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+        )
+        self.names = map(str, itertools.count())  # of requests
         self.answers: dict[str, list[Generation]] = {}  # not yet asked for, by request
 
     def sample(self, groups: Iterable[Sequence[Ask]]) -> Iterator[list[list[Generation]]]:
         ahead: collections.deque[list[str]] = collections.deque()
         for group in groups:
-            ahead.append([self._enter(ask.ids, ask.seed) for ask in group])
+            ahead.append([self._enter(ask) for ask in group])
             if len(ahead) == self.in_flight:
                 yield self._answers(ahead.popleft())
-        while ahead:
-            yield self._answers(ahead.popleft())
+        yield from map(self._answers, ahead)
 
-    def _enter(self, ids: list[int], seed: int) -> str:
+    def _enter(self, ask: Ask) -> str:
         """The name of a new request."""
-        name, self.entered = str(self.entered), self.entered + 1
-        settings = self.vllm.SamplingParams(**self.settings, seed=seed)
-        self.engine.add_request(name, self.vllm.TokensPrompt(prompt_token_ids=ids), settings)
+        name, prompt = next(self.names), self.prompt(prompt_token_ids=ask.ids)
+        self.engine.add_request(name, prompt, self.parameters(seed=ask.seed))
         return name
 
     def _answers(self, requests: list[str]) -> list[list[Generation]]:
-        """Work until all these requests are answered."""
-        while not all(name in self.answers for name in requests):
-            for answer in self.engine.step():
-                if answer.finished:
-                    found = [self._generation(one.token_ids) for one in answer.outputs]
-                    self.answers[answer.request_id] = found
-        return [self.answers.pop(name) for name in requests]
-
-    def _generation(self, token_ids: Sequence[int]) -> Generation:
-        """vLLM keeps a stop token in the ids, as we do."""
+        """Work until all these requests are answered. vLLM keeps a stop token, as we do."""
         from alt_hpc.lm.decode import Generation
 
-        ids = [int(i) for i in token_ids]
-        return Generation(ids, "eos" if ids[-1] in self.ends else "limit")
+        while not self.answers.keys() >= set(requests):
+            for answer in filter(lambda one: one.finished, self.engine.step()):
+                made = [list(map(int, one.token_ids)) for one in answer.outputs]
+                self.answers[answer.request_id] = [
+                    Generation(ids, "eos" if ids[-1] in self.ends else "limit") for ids in made
+                ]
+        return [self.answers.pop(name) for name in requests]

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+_Both = tuple[Tensor, Tensor]  # keys and values [rows, heads, slots, size]
 
 
 def passing(model: PreTrainedModel, cache: Cache | None) -> Mapping[str, Any]:
@@ -32,11 +34,6 @@ def is_plain(cache: Cache | None) -> bool:
     return cache is not None and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def is_plain_for(shape: PretrainedConfig) -> bool:
-    """Whether the cache of such a model is."""
-    return is_plain(DynamicCache(config=shape))
-
-
 def strange(cache: Cache | None) -> str | None:
     """What a cache holds that answers to a prompt cannot share, if anything."""
     if type(cache) is not DynamicCache:
@@ -50,18 +47,12 @@ class _Fork(DynamicLayer):
 
     def __init__(self, prompt: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.is_initialized = True
-        self.prompt = prompt
+        self.keys, self.values = prompt.keys, prompt.values
+        self.is_initialized = prompt.is_initialized
 
-    def get_seq_length(self) -> int:
-        length: int = self.prompt.get_seq_length()
-        return length
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        rows = len(key_states)
-        keys, values = (s.expand(rows, -1, -1, -1) for s in (self.prompt.keys, self.prompt.values))
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> _Both:
+        past: Any = self.keys, self.values
+        keys, values = (states.expand(len(key_states), -1, -1, -1) for states in past)
         return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
 
 
@@ -83,9 +74,7 @@ class _Slots(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.length
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> _Both:
         start, self.length = self.length, self.length + key_states.shape[2]
         self.all_keys[:, :, start : self.length] = key_states
         self.all_values[:, :, start : self.length] = value_states

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from alt_hpc.errors import InputError, said
@@ -23,21 +17,23 @@ from alt_hpc.lm.fetch import weight_files
 def weights(folder: Path) -> None:
     """Raise InputError unless every weight of the architecture is there, whole and finite.
 
-    The files are memory-mapped and read one tensor at a time. Tied weights may be absent, and
-    the prefix of the base model too (`gpt2` on the hub is written without `transformer.`).
+    The files are memory-mapped. Tied weights may be absent, and the prefix of the base model too
+    (`gpt2` on the hub is written without `transformer.`).
     """
     shape, files = load.config(folder), weight_files(folder)
     found: dict[str, tuple[Path, tuple[int, ...]]] = {}
     for file in files:
-        for name, tensor in _tensors(file):
+        for name, tensor in sorted(load.tensors(file).items()):
             found[name] = (file, tuple(tensor.shape))
             finite(file, name, tensor)
-    model = load.empty(shape, _architecture(shape))
+    auto: Any = AutoModelForCausalLM
+    if (getattr(shape, "architectures", None) or [""])[0].endswith("ForSequenceClassification"):
+        auto = AutoModelForSequenceClassification
+    model = load.empty(shape, auto)
     if get_model_conversion_mapping(model, add_legacy=False):
         return  # the file's names differ from the model's: loading compares them
     for name, expected in load.shapes(model).items():
-        short = name.removeprefix(model.base_model_prefix + ".")
-        key = name if name in found else short
+        key = name if name in found else name.removeprefix(model.base_model_prefix + ".")
         if key not in found:
             raise InputError(f"{files[0]}: the weight {name} is missing")
         file, given = found[key]
@@ -49,25 +45,6 @@ def finite(file: Path, name: str, tensor: torch.Tensor) -> None:
     """Raise InputError where a weight of a file is not finite."""
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise InputError(f"{file}: the weight {name} is not finite everywhere")
-
-
-def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and tensor of everything in a weight file, mapped rather than read at once."""
-    if file.suffix != ".safetensors":
-        yield from sorted(load.pickled(file).items())
-        return
-    problem = f"{file}: the weights cannot be read"
-    with load.blaming(problem), safe_open(file, framework="pt") as source:
-        for name in sorted(source.keys()):
-            yield name, source.get_tensor(name)
-
-
-def _architecture(shape: PretrainedConfig) -> Any:
-    """The `AutoModel...` class that a folder's config was written by."""
-    written = (getattr(shape, "architectures", None) or [""])[0]
-    if written.endswith("ForSequenceClassification"):
-        return AutoModelForSequenceClassification
-    return AutoModelForCausalLM
 
 
 def decodable(folder: Path) -> None:

@@ -9,10 +9,11 @@ copies the cache, and a generation that has ended leaves the batch by asking no 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,14 +21,13 @@ from transformers import PreTrainedModel
 
 from alt_hpc.errors import InputError
 from alt_hpc.lm import cache
-from alt_hpc.lm.prefix import batch, prefill, side_by_side
+from alt_hpc.lm.prefix import ALL, NOBODY, padded, prefill, side_by_side, sight
 
 log = logging.getLogger(__name__)
 
 # Generations in one sequence: more of them share more, and step over more of each other's tokens.
 ABREAST = 16
 _TOP = 1024  # tokens that nearly always hold the top-p set; sorting a whole vocabulary is slow
-_PAD, _PROMPT = -2, -1  # owners of the cache slots that no generation owns
 
 
 @dataclass(frozen=True)
@@ -51,36 +51,19 @@ def generate(
     eos: Collection[int],
     silent: Sequence[int] = (),
 ) -> list[list[Generation]]:
-    """Sample n generations for each prompt of a group.
+    """Sample n generations for each prompt (at least one token id) of a group.
 
-    Parameters
-    ----------
-    prompts
-        Token ids, at least one each.
-    seeds
-        One per prompt: its generations draw [n, max_new_tokens] uniforms from it up front, so
-        that no prompt depends on its neighbours' randomness.
-    temperature
-        0 is greedy decoding (then n must be 1).
-    top_p
-        Tokens come from the smallest set whose probability (softmax of logits / temperature, in
-        float32) reaches top_p; of equally probable tokens the smaller id counts first.
-    eos, silent
-        Token ids that end a generation, and those that are never sampled.
-
-    Returns
-    -------
-    The n generations of each prompt.
-
-    Raises
-    ------
-    InputError
-        The model's logits are not numbers.
+    A prompt's generations draw [n, max_new_tokens] uniforms from its seed up front, so that no
+    prompt depends on its neighbours' randomness. Temperature 0 is greedy decoding (then n must be
+    1). Tokens come from the smallest set whose probability (softmax of logits / temperature, in
+    float32) reaches top_p; of equally probable tokens the smaller id counts first. `eos` are token
+    ids that end a generation, `silent` those that are never sampled. InputError where the model's
+    logits are not numbers.
     """
     if temperature == 0 and n != 1:
         raise ValueError("greedy decoding gives one generation per prompt")
     groups: list[slice] = [slice(None)]
-    decoder: Callable[..., _Decoder] = _SideBySide
+    decoder: type[_SideBySide | _OneByOne] = _SideBySide
     if not side_by_side(model.config):
         log.warning("%s: prompts are decoded one at a time", model.config.model_type)
         groups, decoder = [slice(i, i + 1) for i in range(len(prompts))], _OneByOne
@@ -93,18 +76,8 @@ def generate(
     return [generations[i : i + n] for i in range(0, len(generations), n)]
 
 
-class _Decoder(Protocol):
-    """A batch of live sequences: n of each prompt, in the prompts' order."""
-
-    first: Tensor  # logits of each one's first token [live, vocabulary]
-
-    def append(self, keep: list[int], tokens: list[int]) -> Tensor:
-        """Keep these live sequences, append a token to each; logits [len(keep), vocabulary]."""
-        ...
-
-
 def _decode(
-    sequences: _Decoder,
+    sequences: _SideBySide | _OneByOne,
     draws: Tensor,
     pick: Callable[[Tensor, Tensor], list[int]],
     ends: frozenset[int],
@@ -123,9 +96,6 @@ def _decode(
             break
         logits = sequences.append(keep, [tokens[i] for i in keep])
     return out
-
-
-# --- choosing a token -------------------------------------------------------------------------
 
 
 def _uniforms(seed: int, n: int, tokens: int) -> Tensor:
@@ -175,72 +145,47 @@ def _largest(probabilities: Tensor, top: int) -> tuple[Tensor, Tensor]:
     return values, ids.gather(-1, order)
 
 
-# --- decoding a batch -------------------------------------------------------------------------
-
-
 class _SideBySide:
-    """Up to ABREAST generations of a prompt share one row of the batch: see the module's text.
-
-    Attributes
-    ----------
-    places
-        Row of each live sequence, and its number among the generations of its row.
-    owners
-        Whose token each cache slot of a row holds [rows, slots].
-    positions
-        Next position in each row [rows]: the same for all of a row's generations.
-    """
+    """Live sequences, n of each prompt, in order; up to ABREAST of a prompt share one row."""
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], n: int, room: int) -> None:
         self.model = model
         logits, caches = zip(*(prefill(model, ids) for ids in prompts), strict=True)
-        self.first = torch.cat(logits).repeat_interleave(n, dim=0)
+        self.first = torch.cat(logits).repeat_interleave(n, dim=0)  # [live, vocabulary]
         rows = -(-n // ABREAST)  # of a prompt
         abreast = -(-n // rows)
         self.cache = cache.slots(caches, rows, room * abreast)
         numbers = [(p, g) for p in range(len(prompts)) for g in range(n)]
+        # Row of each live sequence, and its number among the generations of its row.
         self.places = [(p * rows + g // abreast, g % abreast) for p, g in numbers]
         lengths = torch.tensor([len(ids) for ids in prompts], device=model.device)
+        # Next position in each row [rows]: the same for all of a row's generations.
         self.positions = lengths.repeat_interleave(rows)
         slots = torch.arange(int(lengths.max()), device=model.device)
         padding = slots < slots.shape[0] - self.positions[:, None]
-        self.owners = torch.where(padding, _PAD, _PROMPT)
+        self.owners = torch.where(padding, NOBODY, ALL)  # of each cache slot [rows, slots]
 
     def append(self, keep: list[int], tokens: list[int]) -> Tensor:
+        """Keep these live sequences, append a token to each; logits [len(keep), vocabulary]."""
         self.places = [self.places[i] for i in keep]
         self._drop_rows()
-        rows, columns = self._columns()
+        rows, numbers = map(list, zip(*self.places, strict=True))
+        # A row's live sequences ask in its first columns: no gaps.
+        columns = [i for _, row in itertools.groupby(rows) for i, _ in enumerate(row)]
         shape = (len(self.positions), max(columns) + 1)
         ids = self.positions.new_zeros(shape)
-        owners = self.positions.new_full(shape, _PAD)
+        owners = self.positions.new_full(shape, NOBODY)
         ids[rows, columns] = torch.tensor(tokens, device=ids.device)
-        owners[rows, columns] = torch.tensor([g for _, g in self.places], device=ids.device)
+        owners[rows, columns] = torch.tensor(numbers, device=ids.device)
         self.owners = torch.cat([self.owners, owners], dim=1)
-        logits = self.model(
+        logits: Tensor = self.model(
             input_ids=ids,
             position_ids=self.positions[:, None].expand(shape),
-            attention_mask=self._mask(owners),
+            attention_mask=sight(owners, self.owners, self.model.dtype),
             **cache.passing(self.model, self.cache),
         ).logits
         self.positions = self.positions + 1
-        chosen: Tensor = logits[rows, columns]
-        return chosen
-
-    def _columns(self) -> tuple[list[int], list[int]]:
-        """Where in the batch [rows, columns] each live sequence asks: no gaps in a row."""
-        used: dict[int, int] = {}
-        columns = []
-        for row, _ in self.places:
-            columns.append(used.get(row, 0))
-            used[row] = columns[-1] + 1
-        return [row for row, _ in self.places], columns
-
-    def _mask(self, owners: Tensor) -> Tensor:
-        """What each asking column may see, as scores to add [rows, 1, columns, slots]."""
-        own = self.owners[:, None, :] == owners[:, :, None]
-        seen = own | (self.owners == _PROMPT)[:, None, :]
-        mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
-        return mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[:, None]
+        return logits[rows, columns]
 
     def _drop_rows(self) -> None:
         """Leave rows without live sequences out, once they are a quarter: it copies the cache."""
@@ -255,7 +200,7 @@ class _SideBySide:
 
 
 class _OneByOne:
-    """The n generations of one prompt, as any architecture with a cache can decode them."""
+    """As `_SideBySide`, of one prompt: any architecture with a cache can decode it so."""
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], n: int, room: int) -> None:
         (prompt,) = prompts
@@ -268,6 +213,6 @@ class _OneByOne:
         if len(keep) < self.live:
             self.live = len(keep)
             self.cache.batch_select_indices(torch.tensor(keep, device=self.model.device))
-        ids = batch([[token] for token in tokens], self.model)
+        ids = padded([[token] for token in tokens], self.model.device)
         logits: Tensor = self.model(input_ids=ids, **cache.passing(self.model, self.cache)).logits
         return logits[:, -1]

@@ -25,11 +25,7 @@ def fetch(name: str, *, whole: bool = True) -> Path:
 
     `name` is a folder, or a hub name `organisation/model`, which is looked for in the local
     Hugging Face cache, then on the hub. Not `whole`: configuration and tokenizer are enough.
-
-    Raises
-    ------
-    InputError
-        The folder holds no weights, or the model can be had nowhere.
+    InputError where the folder holds no weights, or the model can be had nowhere.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -41,7 +37,7 @@ def fetch(name: str, *, whole: bool = True) -> Path:
     why = unreachable()
     if why is None:
         try:
-            return _download(name, whole)
+            return _checked(_downloaded(name, whole), whole)
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             why = said(error)
     raise InputError(
@@ -58,17 +54,15 @@ def _checked(folder: Path, whole: bool) -> Path:
     return folder
 
 
-def _download(name: str, whole: bool) -> Path:
+def _downloaded(name: str, whole: bool) -> Path:
     """A model's root files, and its weights in one format only."""
-    wanted = list(_SMALL_FILES)
+    wanted = [*_SMALL_FILES]
     if whole:
         files = HfApi().list_repo_files(name)
         safe = any(file.endswith(".safetensors") and "/" not in file for file in files)
         wanted.append("*.safetensors" if safe else "pytorch_model*.bin")
     print(f"getting {name} from {constants.ENDPOINT}...", flush=True)
-    return _checked(
-        Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns="*/*")), whole
-    )
+    return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns="*/*"))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -78,23 +72,22 @@ def weight_files(folder: Path) -> list[Path]:
     one that the index names is missing.
     """
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        files = sorted(folder.glob(pattern))
-        for index in sorted(folder.glob(pattern + ".index.json"))[:1]:
-            files = [folder / name for name in _named(index)]
-            for file in files:
-                if not file.is_file():
-                    raise InputError(f"{file}: named by {index.name}, but missing")
+        indices = sorted(folder.glob(pattern + ".index.json"))
+        files = _named(indices[0]) if indices else sorted(folder.glob(pattern))
         if files:
             return files
     raise InputError(f"{folder}: no model weights here (*.safetensors or pytorch_model*.bin)")
 
 
-def _named(index: Path) -> list[str]:
-    """The files that an index of weights names, sorted."""
+def _named(index: Path) -> list[Path]:
     weights = read_json(index).get("weight_map")
     if not isinstance(weights, dict) or not all(isinstance(n, str) for n in weights.values()):
         raise InputError(f"{index}: weight_map must say which file holds each weight")
-    return sorted(set(weights.values()))
+    files = [index.parent / name for name in sorted(set(weights.values()))]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file}: named by {index.name}, but missing")
+    return files
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -106,9 +99,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object")
     return value
-
-
-# --- the hub ----------------------------------------------------------------------------------
 
 
 def unreachable() -> str | None:

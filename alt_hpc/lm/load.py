@@ -9,18 +9,11 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from alt_hpc.errors import InputError, said
-from alt_hpc.lm import cpu
 from alt_hpc.lm.fetch import weight_files
 
 transformers.utils.logging.disable_progress_bar()  # jobs write to log files
@@ -30,7 +23,7 @@ _HERE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 @contextlib.contextmanager
-def blaming(problem: str) -> Iterator[None]:
+def _blaming(problem: str) -> Iterator[None]:
     """Whatever a broken folder makes transformers, torch or pickle raise is wrong input."""
     try:
         yield
@@ -40,15 +33,15 @@ def blaming(problem: str) -> Iterator[None]:
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder; InputError where it has none."""
-    with blaming(f"{folder}: no tokenizer can be loaded from here"):
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **_HERE)
+    with _blaming(f"{folder}: no tokenizer can be loaded from here"):
+        found: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder, **_HERE)
     return found
 
 
 def config(folder: Path) -> PretrainedConfig:
     """The `config.json` of a folder; InputError where it has none that transformers knows."""
-    with blaming(f"{folder}/config.json: no model configuration"):
-        found: PretrainedConfig = AutoConfig.from_pretrained(folder, **_HERE)
+    with _blaming(f"{folder}/config.json: no model configuration"):
+        found: PretrainedConfig = transformers.AutoConfig.from_pretrained(folder, **_HERE)
     return found
 
 
@@ -58,7 +51,7 @@ def policy(folder: Path, dtype: str, device: torch.device) -> PreTrainedModel:
     `dtype` is `float32`, `bfloat16` or `float16`. InputError where configuration or weights are
     missing or of the wrong shape (transformers would fill those with random numbers).
     """
-    return whole(AutoModelForCausalLM, folder, dtype, device)
+    return whole(transformers.AutoModelForCausalLM, folder, dtype, device)
 
 
 def whole(
@@ -70,17 +63,14 @@ def whole(
     shape: PretrainedConfig | None = None,
     new: Collection[str] = (),
 ) -> PreTrainedModel:
-    """As `policy`, for any of transformers' `AutoModel...` classes.
+    """As `policy`, for any `AutoModel...`; with a `shape` of its own, weights may be `new`.
 
-    With another config than the folder's (`shape`), weights that the folder cannot have may be
-    `new`. Attention is left to transformers: sdpa where the architecture has it (GPT-J has not).
+    Attention is left to transformers: sdpa where the architecture has it (GPT-J has not).
     """
-    shape = shape or config(folder)
+    given: dict[str, Any] = {"config": shape or config(folder), "dtype": getattr(torch, dtype)}
     file = weight_files(folder)[0]
-    with blaming(f"{file}: the weights cannot be loaded"):
-        model, info = auto.from_pretrained(
-            folder, config=shape, dtype=getattr(torch, dtype), output_loading_info=True, **_HERE
-        )
+    with _blaming(f"{file}: the weights cannot be loaded"):
+        model, info = auto.from_pretrained(folder, output_loading_info=True, **given, **_HERE)
     if missing := set(info["missing_keys"]) - set(new):
         raise InputError(f"{file}: the weight {min(missing)} is missing")
     return ready(model, device)
@@ -88,8 +78,6 @@ def whole(
 
 def ready(model: Any, device: torch.device) -> PreTrainedModel:
     """The model on its device, in evaluation mode, its weights not to be trained."""
-    if device.type == "cpu":
-        cpu.keep_freed_memory()
     moved: PreTrainedModel = model.to(device).eval().requires_grad_(False)
     return moved
 
@@ -98,28 +86,27 @@ def empty(shape: PretrainedConfig, auto: Any, dtype: str = "float32") -> PreTrai
     """The model of a config without memory for its weights."""
     kind = auto.__name__.removeprefix("AutoModelFor")
     problem = f"{shape.name_or_path}/config.json: no {kind} can be made of it"
-    with blaming(problem), torch.device("meta"):
+    with _blaming(problem), torch.device("meta"):
         model: PreTrainedModel = auto.from_config(shape, dtype=getattr(torch, dtype))
     return model
 
 
+def _tied(model: PreTrainedModel) -> Collection[str]:
+    return getattr(model, "all_tied_weights_keys", {})
+
+
 def shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights that a checkpoint must hold: a tied one may be absent."""
-    tied = getattr(model, "all_tied_weights_keys", {})
-    return {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied}
+    return {n: tuple(t.shape) for n, t in model.state_dict().items() if n not in _tied(model)}
 
 
 def assembled(
     auto: Any, shape: PretrainedConfig, weights: Mapping[str, Tensor], dtype: str, folder: Path
 ) -> PreTrainedModel:
-    """A model made of given weights, without initialising others first.
-
-    InputError where a weight is missing, unknown or of the wrong shape.
-    """
+    """A model made of weights; InputError where one is missing, unknown or of the wrong shape."""
     model = empty(shape, auto, dtype)
     expected = shapes(model)
-    tied = getattr(model, "all_tied_weights_keys", {})
-    for name in expected.keys() ^ (weights.keys() - tied.keys()):
+    for name in expected.keys() ^ (weights.keys() - set(_tied(model))):
         problem = "missing" if name in expected else "unknown to this architecture"
         raise InputError(f"{folder}: the weight {name} is {problem}")
     for name, wanted in expected.items():
@@ -128,15 +115,14 @@ def assembled(
             raise InputError(f"{folder}: the weight {name} has shape {given}, not {wanted}")
     exact = getattr(torch, dtype)
     kept = {name: weights[name].detach().to("cpu", exact).contiguous() for name in expected}
-    made: PreTrainedModel = type(model).from_pretrained(
-        None, config=shape, state_dict=kept, dtype=exact
-    )
-    return made
+    return type(model).from_pretrained(None, config=shape, state_dict=kept, dtype=exact)
 
 
-def pickled(file: Path) -> dict[str, Tensor]:
-    """The tensors of a `.bin` file, memory-mapped; nothing else is unpickled."""
-    with blaming(f"{file}: the weights cannot be read"):
+def tensors(file: Path) -> dict[str, Tensor]:
+    """All of a weight file by its names, memory-mapped; nothing but tensors is unpickled."""
+    with _blaming(f"{file}: the weights cannot be read"):
+        if file.suffix == ".safetensors":
+            return load_file(file)
         state = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise InputError(f"{file}: the weights cannot be read (not a mapping of names to tensors)")

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
 
 from alt_hpc.lm import cache
 
 # Architectures known (and tested) to take 4-D masks and free positions. Others have one prompt
 # at a time: GPT-Neo, for one, lays a local mask of its own over whatever it is given.
 SIDE_BY_SIDE = frozenset({"gpt2", "gpt_neox", "gptj", "llama", "mistral", "qwen2", "qwen3"})
+NOBODY, ALL = -2, -1  # owners of padding and of the prompt; answers are numbered from 0
 
 
 def side_by_side(shape: PretrainedConfig) -> bool:
     """Whether such a model can have several answers to a prompt in one row of a batch."""
-    known = shape.model_type in SIDE_BY_SIDE and cache.is_plain_for(shape)
+    known = shape.model_type in SIDE_BY_SIDE and cache.is_plain(DynamicCache(config=shape))
     return known and shape._attn_implementation in ("sdpa", "eager")
 
 
-def batch(rows: list[list[int]], model: PreTrainedModel) -> Tensor:
+def sight(owners: Tensor, slots: Tensor, dtype: torch.dtype, *, causal: bool = False) -> Tensor:
+    """What each token sees, as scores to add [rows, 1, tokens, slots]: the prompt and its own.
+
+    `owners` [rows, tokens] says whose each is, `slots` [rows, slots] whose is what it may see.
+    """
+    seen = (slots[:, None, :] == owners[:, :, None]) | (slots == ALL)[:, None, :]
+    seen = seen.tril() if causal else seen
+    scores = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return scores.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def padded(rows: Sequence[list[int]], device: torch.device | None = None) -> Tensor:
     """Rows of token ids as one tensor, padded on the right with 0."""
     width = max(map(len, rows))
-    return torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
+    return torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
 
 
 def prefill(model: PreTrainedModel, ids: list[int]) -> tuple[Tensor, Cache]:
     """Logits of the token after a prompt [1, vocabulary], and the prompt's cache."""
-    out = model(input_ids=batch([ids], model), use_cache=True, logits_to_keep=1)
+    out = model(input_ids=padded([ids], model.device), use_cache=True, logits_to_keep=1)
     kept = cache.of(out)
     assert kept is not None  # `check.decodable`
     return out.logits[:, -1], kept
@@ -39,66 +50,37 @@ def prefill(model: PreTrainedModel, ids: list[int]) -> tuple[Tensor, Cache]:
 def outputs(
     model: PreTrainedModel, prefix: list[int], continuations: list[list[int]], budget: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """The model's output at each continuation's tokens, the prefix being computed once.
+    """The output of a causal language model, or of its trunk, behind one prefix (may be empty).
 
+    Yields which continuation (of at least one token), in an order of our choosing, and at its
+    tokens the logits [length, vocabulary], or a trunk's last hidden states [length, hidden].
     Continuations are computed together up to `budget` tokens, those of like length, padded on the
     right, where nothing real can see it.
-
-    Parameters
-    ----------
-    model
-        A causal language model, or the trunk of one.
-    prefix
-        Token ids; may be empty.
-    continuations
-        Token ids, at least one each.
-
-    Yields
-    ------
-    index
-        Which continuation, in an order of our choosing.
-    output
-        Logits [length, vocabulary], or of a trunk the last hidden states [length, hidden].
     """
     order = sorted(range(len(continuations)), key=lambda i: len(continuations[i]))
-    kept = (
-        cache.of(model.base_model(input_ids=batch([prefix], model), use_cache=True))
-        if prefix
-        else None
-    )
+    kept, device = None, model.device
+    if prefix:
+        kept = cache.of(model.base_model(input_ids=padded([prefix], device), use_cache=True))
     if prefix and not cache.is_plain(kept):
         for i in order:
-            out = model(input_ids=batch([prefix + continuations[i]], model), use_cache=False)[0]
-            yield i, out[0, len(prefix) :]
+            ids = padded([prefix + continuations[i]], device)
+            yield i, model(input_ids=ids, use_cache=False)[0][0, len(prefix) :]
         return
-    for chosen in _within(budget, order, [len(ids) for ids in continuations]):
-        ids = batch([continuations[i] for i in chosen], model)
+    while order:  # by growing length: those that fit together stand first
+        most = sum(n * len(continuations[i]) <= budget for n, i in enumerate(order, 1)) or 1
+        chosen, order = order[:most], order[most:]
+        ids = padded([continuations[i] for i in chosen], device)
         fork = None if kept is None else cache.fork(kept)
         out = model(input_ids=ids, **cache.passing(model, fork))[0]
         for row, i in enumerate(chosen):
             yield i, out[row, : len(continuations[i])]
 
 
-def _within(budget: int, order: list[int], lengths: list[int]) -> Iterator[list[int]]:
-    """`order` (by growing length) in batches whose padded size is within the budget."""
-    chosen: list[int] = []
-    for i in order:
-        if chosen and (len(chosen) + 1) * lengths[i] > budget:
-            yield chosen
-            chosen = []
-        chosen.append(i)
-    if chosen:
-        yield chosen
-
-
 @torch.no_grad()
 def continuation_logprobs(
     model: PreTrainedModel, prompt: list[int], continuations: list[list[int]]
 ) -> list[list[float]]:
-    """Natural log-probability of each continuation's tokens after the prompt (at least 1 token).
-
-    An empty continuation gives an empty list.
-    """
+    """Natural log-probability of each token of each continuation; only these may be empty."""
     found: list[list[float]] = [[] for _ in continuations]
     asked = [i for i, continuation in enumerate(continuations) if continuation]
     # The prompt's last token goes with the continuation: it predicts the first one.

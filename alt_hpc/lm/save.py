@@ -6,14 +6,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import transformers
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from alt_hpc.lm import load
 
@@ -28,15 +23,15 @@ def policy(
     ends: Sequence[int],
     silent: Sequence[int] = (),
 ) -> None:
-    """Write a causal language model of these weights (a tied one may be absent), stored as `dtype`.
+    """Write a causal language model, stored as `dtype`; InputError as `load.assembled`.
 
     `card` is the text of README.md; `ends` are the token ids that end a generation, `silent` those
-    that are never generated. InputError where a weight is missing, unknown or of the wrong shape.
+    that are never generated.
     """
     shape = type(shape).from_dict(shape.to_dict())
-    model = load.assembled(AutoModelForCausalLM, shape, weights, dtype, folder)
+    model = load.assembled(transformers.AutoModelForCausalLM, shape, weights, dtype, folder)
     pad = tokenizer.pad_token_id
-    model.generation_config = GenerationConfig(
+    model.generation_config = transformers.GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=ends[0] if len(ends) == 1 else list(ends),
         pad_token_id=ends[0] if pad is None and ends else pad,
@@ -49,7 +44,6 @@ def whole(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str
 ) -> None:
     """Write model, tokenizer and model card."""
-    folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -11,15 +11,12 @@ from alt_hpc.errors import InputError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-_ANCHOR = ":"  # see continuation_ids
-
 
 def all_ends(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Every token that ends a generation of a folder's model, ascending.
 
-    The tokenizer's, those of config.json, and those of generation_config.json (of chat models
-    often several). Ids beyond the vocabulary are left out: small models inherit those of their
-    big relatives.
+    The tokenizer's and those of config.json and generation_config.json (of chat models several).
+    Ids beyond the vocabulary are left out: small models inherit those of their big relatives.
     """
     from alt_hpc.lm import fetch, load
 
@@ -33,30 +30,23 @@ def all_ends(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...
 
 
 def context_length(shape: PretrainedConfig, unknown: int | None = None) -> int:
-    """The most tokens that a model can see at once; where its config does not say, `unknown`.
-
-    InputError where nothing says.
-    """
+    """The most tokens that a model sees at once; else `unknown`; InputError where nothing says."""
     text = shape.get_text_config()
-    for name in ("max_position_embeddings", "n_positions"):
-        length = getattr(text, name, None)
+    given = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions")]
+    for length in (*given, unknown):
         if isinstance(length, int):
             return length
-    if unknown is None:
-        raise InputError(
-            f"{shape.name_or_path or shape.model_type}: config.json names no context length"
-            " (max_position_embeddings): set policy.max_length"
-        )
-    return unknown
+    raise InputError(
+        f"{shape.name_or_path or shape.model_type}: config.json names no context length"
+        " (max_position_embeddings): set policy.max_length"
+    )
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a text that begins a sequence: with BOS where the tokenizer adds one, no EOS."""
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     bos = tokenizer.bos_token_id
-    if bos is not None and tokenizer.encode("")[:1] == [bos]:
-        return [bos, *ids]
-    return ids
+    return [bos, *ids] if bos is not None and tokenizer.encode("")[:1] == [bos] else ids
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -65,11 +55,10 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
     Tokenised behind a colon, as prompts end in one: some tokenizers put a space in front of
     whatever begins a text.
     """
-    anchor: list[int] = tokenizer.encode(_ANCHOR, add_special_tokens=False)
-    ids: list[int] = tokenizer.encode(_ANCHOR + text, add_special_tokens=False)
-    if ids[: len(anchor)] == anchor:
-        return ids[len(anchor) :]
-    return list(tokenizer.encode(text, add_special_tokens=False))  # the colon was merged
+    colon, ids = (tokenizer.encode(t, add_special_tokens=False) for t in (":", ":" + text))
+    if ids[: len(colon)] != colon:  # the two were merged
+        return list(tokenizer.encode(text, add_special_tokens=False))
+    return list(ids[len(colon) :])
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: Collection[int]) -> str:

@@ -1,13 +1,10 @@
-"""Methods: how scored generations become training data and conditioning. A kind is one file.
-
-`METHODS` is the table of them; a module's `Settings` is the method.
-"""
+"""Methods: scored generations become training data. A kind is one file and one row."""
 
 from types import ModuleType
 
 from alt_hpc.methods import words
 from alt_hpc.methods.method import Label, LossView, Method
 
-METHODS: dict[str, ModuleType] = {"words": words}
+METHODS: dict[str, ModuleType] = {"words": words}  # a module's `Settings` is the method
 
 __all__ = ["METHODS", "Label", "LossView", "Method"]

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from alt_hpc.settings import Settings
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Row = Mapping[str, Any]
@@ -35,15 +36,13 @@ class LossView:
 class Method(Settings):
     """A method's settings, and what it decides. Pure, but for `prepare`.
 
-    The defaults here are those of most methods: a kind states `levels`, `ask`, `label`, `select`.
+    The defaults are those of most methods: a kind states what raises NotImplementedError here.
     """
 
     kind: str
 
     def check(self) -> None:
         """Raise InputError, with its field, where its settings contradict each other."""
-
-    # ------------------------------------------------------------------ the words
 
     @property
     def levels(self) -> Sequence[str]:
@@ -60,13 +59,6 @@ class Method(Settings):
         """How many generations of a prompt are trained on with the same feedback, at most."""
         raise NotImplementedError
 
-    @property
-    def fewest(self) -> int:
-        """How many generations a prompt must have, for each level to get one."""
-        return len(self.levels)
-
-    # ------------------------------------------------------------------ what is asked for
-
     def sources(self, iteration: int) -> tuple[str, ...]:
         """Stages of the iteration before whose rows `ask` reads when this one is sampled."""
         return ()
@@ -76,35 +68,24 @@ class Method(Settings):
         return ("plain", "best", "worst")
 
     def ask(self, how: Asking, row: Row, earlier: Sequence[Row] = ()) -> str | None:
-        """The feedback to ask with for a prompt; None: the prompt as it is.
-
-        `earlier` are the rows of `sources`.
-        """
+        """The feedback to ask with for a prompt; None: as it is. `earlier`: rows of `sources`."""
         raise NotImplementedError
 
-    # ------------------------------------------------------------------ what is learned
-
     def label(self, row: Row) -> Label | None:
-        """Quantile and feedback of each generation of a scored row.
-
-        None where that is not decided prompt by prompt: then `labels` decides over the iteration.
-        """
+        """Of a scored row; None where `labels` decides over the iteration, not prompt by prompt."""
         raise NotImplementedError
 
     def labels(self, rows: Iterable[Row]) -> Iterator[Label]:
-        """The label of each of an iteration's scored rows: what training and reports go by."""
-        for row in rows:
-            yield Label(row["quantiles"], row["feedback"])
+        """Of each of an iteration's scored rows: what training and reports go by."""
+        return (Label(row["quantiles"], row["feedback"]) for row in rows)
 
     def select(self, label: Label, finished: Sequence[bool], rng: np.random.Generator) -> list[int]:
-        """Indices of the generations that are trained on."""
+        """Indices of the generations that are trained on; `finished`: those that ended by EOS."""
         raise NotImplementedError
 
     def learned(self, generation: Row, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
         """Token ids that are learned of a selected generation: those that were sampled."""
         return list(generation["ids"])
-
-    # ------------------------------------------------------------------ the model
 
     def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Change a policy before it is trained (new tokens, say). Called again on its successor."""

@@ -1,25 +1,26 @@
-"""words: ALT-RM. Rewards are ranked per prompt, each quantile has a word (arXiv 2407.16970)."""
+"""words: ALT-RM. Rewards are put in order, each quantile has a word (arXiv 2407.16970)."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from alt_hpc.errors import InputError
-from alt_hpc.methods import quantiles as ranking
+from alt_hpc.methods import quantiles as paper
 from alt_hpc.methods.method import Asking, Label, Method, Row
 from alt_hpc.settings import LARGEST, Count
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
 
 class Settings(Method):
-    """The words, best first, and how generations are ranked into their quantiles."""
+    """The words, best first, and how generations come into their quantiles."""
 
     kind: Literal["words"] = "words"
     quantiles: Annotated[int, Field(ge=2, le=LARGEST)] = 5
@@ -27,7 +28,7 @@ class Settings(Method):
     remainder: Literal["spread", "last"] = "spread"
     """Where the remainder of n / quantiles goes; "last": the authors' code."""
     pool: Literal["prompt", "iteration"] = "prompt"
-    """What is ranked together; "iteration": the original Quark."""
+    """What is put in order together; "iteration": the original Quark."""
     per_quantile: Count = 2
     """Generations kept of each quantile for training."""
     append_eos: bool = False
@@ -55,42 +56,33 @@ class Settings(Method):
         return {"plain": None, "best": self.texts[0], "worst": self.texts[-1]}[how]
 
     def label(self, row: Row) -> Label | None:
-        if self.pool == "iteration":
-            return None
-        return self._named(self._cut(_rewards(row)))
+        return None if self.pool == "iteration" else next(self._labels([row]))
 
     def labels(self, rows: Iterable[Row]) -> Iterator[Label]:
-        if self.pool == "prompt":
-            yield from super().labels(rows)
-            return
-        pool = [_rewards(row) for row in rows]
-        flat = iter(self._cut([reward for rewards in pool for reward in rewards]))
+        return super().labels(rows) if self.pool == "prompt" else self._labels(rows)
+
+    def _labels(self, rows: Iterable[Row]) -> Iterator[Label]:
+        """Of prompts whose generations are put in order together."""
+        pool = [[math.nan if r is None else r for r in row["rewards"]] for row in rows]
+        together = list(itertools.chain(*pool))
+        found = iter(paper.quantiles(together, self.quantiles, self.remainder))
         for rewards in pool:
-            yield self._named([next(flat) for _ in rewards])
+            mine = list(itertools.islice(found, len(rewards)))
+            yield Label(mine, [None if q is None else self.texts[q] for q in mine])
 
     def select(self, label: Label, finished: Sequence[bool], rng: np.random.Generator) -> list[int]:
-        return ranking.select(label.quantiles, finished, self.per_quantile, rng)
+        return paper.select(label.quantiles, finished, self.per_quantile, rng)
 
     def learned(self, generation: Row, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
         """The sampled ids; with `append_eos` what the authors train on (METHOD of their code).
 
         That is ` ` + the stripped text, tokenised again, and an EOS, but where the text does not
-        end in `.`, `?` or `!` and has exactly `limit` tokens: then it was cut off.
+        end in `.`, `?` or `!` and has exactly `limit` tokens: then it has lost its end.
         """
         if not self.append_eos:
             return super().learned(generation, tokenizer, limit)
         text = str(generation["text"]).strip()
         ids: list[int] = tokenizer.encode(" " + text, add_special_tokens=False)
-        cut_off = not text.endswith((".", "?", "!")) and len(ids) == limit
+        whole = text.endswith((".", "?", "!")) or len(ids) != limit
         end: Any = tokenizer.eos_token_id
-        return ids if cut_off else [*ids, end]
-
-    def _cut(self, rewards: Sequence[float]) -> list[int | None]:
-        return ranking.quantiles(rewards, self.quantiles, self.remainder)
-
-    def _named(self, cut: Sequence[int | None]) -> Label:
-        return Label(cut, [None if q is None else self.texts[q] for q in cut])
-
-
-def _rewards(row: Row) -> list[float]:
-    return [math.nan if reward is None else reward for reward in row["rewards"]]
+        return [*ids, end] if whole else ids

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from alt_hpc.graph import TRAIN, VALID, Piece
@@ -11,8 +11,10 @@ from alt_hpc.run.files import read_lines, replacing
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.layout import METRICS_FILE
 
+Reports = dict[int, dict[str, Any]]
 
-def write(folder: RunFolder, iteration: int, found: dict[int, dict[str, Any]]) -> None:
+
+def write(folder: RunFolder, iteration: int, found: Reports) -> None:
     """One point a quantity for an iteration, and again for later ones among the reports `found`.
 
     The new session purges everything from `iteration` on, so that a report made again leaves
@@ -36,8 +38,8 @@ def _points(writer: Any, k: int, report: dict[str, Any], texts: Sequence[str]) -
     for stage, durations in report["stages"].items():
         for name, value in durations.items():
             writer.add_scalar(f"stages/{stage}_{name}", value, k)
-    for stage, count in report["cut"].items():
-        writer.add_scalar(f"prompts/cut_{stage}", count, k)
+    for stage, count in report["shortened"].items():
+        writer.add_scalar(f"prompts/shortened_{stage}", count, k)
     if "set_aside" in report:
         writer.add_scalar("prompts/set_aside", report["set_aside"], k)
     for quantile, shape in enumerate(report.get("quantiles", [])):
@@ -51,7 +53,7 @@ def _points(writer: Any, k: int, report: dict[str, Any], texts: Sequence[str]) -
         writer.add_text(f"samples/{number}", text, k)
 
 
-def draw(folder: RunFolder, found: dict[int, dict[str, Any]]) -> None:
+def draw(folder: RunFolder, found: Reports) -> None:
     """Draw reward, perplexity, length and training loss of the reports into `curves.png`."""
     import matplotlib
 
@@ -59,11 +61,12 @@ def draw(folder: RunFolder, found: dict[int, dict[str, Any]]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
-    _curve(folder, axes[0][0], found, "reward", "mean reward")
-    _curve(folder, axes[0][1], found, "perplexity", "perplexity under the starting policy")
-    _curve(folder, axes[1][0], found, "length", "mean length (tokens)")
-    steps = list(_training(folder))
-    axes[1][1].plot([s["step"] for s in steps], [s["loss"] for s in steps], color="tab:purple")
+    sets = {k: report["evaluation"].get(VALID, {}) for k, report in found.items()}
+    _curve(folder, axes[0][0], sets, "reward", "mean reward")
+    _curve(folder, axes[0][1], sets, "perplexity", "perplexity under the starting policy")
+    _curve(folder, axes[1][0], sets, "length", "mean length (tokens)")
+    losses = _losses(folder)
+    axes[1][1].plot(range(1, len(losses) + 1), losses, color="tab:purple")
     axes[1][1].set(title="training loss", xlabel="optimiser step")
     figure.suptitle(f"{folder.path.name}: held-out posts (valid)")
     with replacing(folder.layout.curves) as fresh:
@@ -71,32 +74,24 @@ def draw(folder: RunFolder, found: dict[int, dict[str, Any]]) -> None:
     pyplot.close(figure)
 
 
-def _curve(folder: RunFolder, axis: Any, found: dict[int, Any], name: str, title: str) -> None:
-    colours = {"best": "tab:blue", "worst": "tab:red", "plain": "tab:grey"}
-    for variant, colour in colours.items():
-        sets = {k: report["evaluation"].get(VALID, {}) for k, report in found.items()}
-        points = [(k, by[variant]) for k, by in sets.items() if variant in by]
-        points = [(k, measures) for k, measures in points if measures[name] is not None]
-        xs, ys = [k for k, _ in points], [measures[name] for _, measures in points]
-        axis.plot(xs, ys, marker="o", label=asked(folder, variant), color=colour)
+def _curve(folder: RunFolder, axis: Any, sets: Reports, name: str, title: str) -> None:
+    for variant, colour in {"best": "tab:blue", "worst": "tab:red", "plain": "tab:grey"}.items():
+        points = {k: by[variant] for k, by in sets.items() if variant in by}
+        points = {k: point for k, point in points.items() if point[name] is not None}
+        ys = [point[name] for point in points.values()]
+        axis.plot([*points], ys, marker="o", label=asked(folder, variant), color=colour)
         if name == "reward":
-            errors = [1.96 * (measures["reward_error"] or 0) for _, measures in points]
-            low = [y - e for y, e in zip(ys, errors, strict=True)]
-            high = [y + e for y, e in zip(ys, errors, strict=True)]
-            axis.fill_between(xs, low, high, color=colour, alpha=0.12)
+            errors = [1.96 * (point["reward_error"] or 0) for point in points.values()]
+            low, high = ([y + s * e for y, e in zip(ys, errors, strict=True)] for s in (-1, 1))
+            axis.fill_between([*points], low, high, color=colour, alpha=0.12)
     axis.set(title=title, xlabel="iteration")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(fontsize=8)
 
 
-def _training(folder: RunFolder) -> Iterator[dict[str, Any]]:
-    """Training metrics of all iterations, their steps counted through."""
-    offset = 0
-    for k in sorted(folder.graph().shardings):
-        manifest = folder.manifests.get(Piece(k, TRAIN)) if k else None
-        if manifest is None:
-            continue
-        path = folder.manifests.folder(Piece(k, TRAIN), manifest) / METRICS_FILE
-        for row in read_lines(path):
-            yield {**row, "step": offset + row["step"]}
-        offset += manifest.facts["steps"]
+def _losses(folder: RunFolder) -> list[float]:
+    """Of every optimiser step of all iterations."""
+    trained = [Piece(k, TRAIN) for k in sorted(folder.graph().shardings)]
+    whole = [(piece, folder.manifests.get(piece)) for piece in trained]
+    places = [folder.manifests.folder(piece, made) for piece, made in whole if made]
+    return [row["loss"] for place in places for row in read_lines(place / METRICS_FILE)]

@@ -15,49 +15,40 @@ def distinct(texts: Iterable[str], n: int) -> float:
     """distinct-n: different n-grams of space-split words, over all words."""
     words = [text.split() for text in texts]
     grams = {tuple(w[i : i + n]) for w in words for i in range(len(w) - n + 1)}
-    total = sum(len(w) for w in words)
-    return len(grams) / total if total else 0.0
+    return len(grams) / max(sum(map(len, words)), 1)
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, float | int | None]:
     """Means over the rows of one set and variant; None where nothing is finite."""
     rewards = [row["reward"] for row in rows if row["reward"] is not None]
-    perplexities = [row["perplexity"] for row in rows if row["perplexity"] is not None]
+    texts = [row["text"] for row in rows]
     return {
         "rows": len(rows),
         "reward": _mean(rewards),
         "reward_error": _error(rewards),
-        "perplexity": _mean(perplexities),
+        "perplexity": _mean([p for row in rows if (p := row["perplexity"]) is not None]),
         "length": _mean([row["length"] for row in rows]),
         "truncated": _mean([row["ended"] == "limit" for row in rows]),
-        "distinct_1": distinct((row["text"] for row in rows), 1),
-        "distinct_2": distinct((row["text"] for row in rows), 2),
+        "distinct_1": distinct(texts, 1),
+        "distinct_2": distinct(texts, 2),
     }
 
 
 def paired(before: Sequence[Row], after: Sequence[Row]) -> tuple[float, float, int]:
-    """Mean difference of rewards on the same posts, half its 95 % interval, and the posts.
-
-    The interval is 1.96 standard errors of the paired differences.
-    """
+    """Mean difference of rewards on the same posts, 1.96 standard errors of it, how many posts."""
     first = {(row["set"], row["row"]): row["reward"] for row in before}
     pairs = [(first.get((row["set"], row["row"])), row["reward"]) for row in after]
     differences = [b - a for a, b in pairs if a is not None and b is not None]
-    mean = _mean(differences)
     error = _error(differences)
-    return (mean or 0.0), 1.96 * (math.nan if error is None else error), len(differences)
+    return _mean(differences) or 0.0, math.nan if error is None else 1.96 * error, len(differences)
 
 
 def by_quantile(
-    rewards: Iterable[Sequence[float | None]], cuts: Iterable[Sequence[int | None]], q: int
+    rewards: Iterable[Sequence[float | None]], found: Iterable[Sequence[int | None]], q: int
 ) -> list[list[float]]:
-    """Rewards of all generations of each quantile."""
-    found: list[list[float]] = [[] for _ in range(q)]
-    for row, cut in zip(rewards, cuts, strict=True):
-        for reward, quantile in zip(row, cut, strict=True):
-            if reward is not None and quantile is not None:
-                found[quantile].append(reward)
-    return found
+    """Rewards of all generations of each of q quantiles, given prompt by prompt with theirs."""
+    pairs = [pair for both in zip(rewards, found, strict=True) for pair in zip(*both, strict=True)]
+    return [[r for r, of in pairs if of == quantile and r is not None] for quantile in range(q)]
 
 
 def histogram(values: Sequence[float], bins: int = 30) -> dict[str, Any]:

@@ -10,13 +10,9 @@ from alt_hpc.run.folder import RunFolder
 
 
 def reports(folder: RunFolder) -> dict[int, dict[str, Any]]:
-    """The reports of all iterations that have one."""
-    found = {}
-    for k in sorted(folder.graph().shardings):
-        manifest = folder.manifests.get(Piece(k, REPORT))
-        if manifest is not None:
-            found[k] = manifest.facts["report"]
-    return found
+    """The reports of all iterations that have one, in order."""
+    found = {k: folder.manifests.get(Piece(k, REPORT)) for k in sorted(folder.graph().shardings)}
+    return {k: manifest.facts[REPORT] for k, manifest in found.items() if manifest is not None}
 
 
 def best_iteration(folder: RunFolder) -> int | None:
@@ -29,13 +25,11 @@ def best_iteration(folder: RunFolder) -> int | None:
 
 def evaluated(folder: RunFolder, iteration: int) -> list[dict[str, Any]]:
     """What was evaluated with an iteration: an answer and its measures a row."""
-    answers = rows_of.of_stage(folder, iteration, EVALUATE)
-    measures = rows_of.of_stage(folder, iteration, MEASURE)
-    return [one | two for one, two in zip(answers, measures, strict=True)]
+    two = [rows_of.of_stage(folder, iteration, stage) for stage in (EVALUATE, MEASURE)]
+    return [answer | measures for answer, measures in zip(*two, strict=True)]
 
 
 def rows(folder: RunFolder, iteration: int, variant: str, name: str) -> list[dict[str, Any]]:
     """Answers of the run's policy to a set, asked in one way."""
     wanted = {"policy": OWN, "variant": variant, "set": name}
-    found = evaluated(folder, iteration)
-    return [row for row in found if all(row[key] == value for key, value in wanted.items())]
+    return [row for row in evaluated(folder, iteration) if wanted.items() <= row.items()]

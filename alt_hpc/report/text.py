@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from alt_hpc.graph import TEST, VALID
@@ -18,32 +18,25 @@ COLUMNS = ("iteration", "prompted with", "reward", "perplexity", "length", "trun
 def table(folder: RunFolder, found: dict[int, dict[str, Any]]) -> str:
     """One row per iteration (and kind of prompt) for each set, as a Markdown table.
 
-    `found` are the reports of the iterations; below the table, what was cut or set aside.
+    `found` are the reports of the iterations; below the table, what was shortened or set aside.
     """
     parts = []
     for split in dict.fromkeys(name for r in found.values() for name in r["evaluation"]):
         lines = list(_lines(folder, found, split))
-        if lines:
-            posts = max(int(line[6]) for line in lines)
-            parts.append(
-                f"{split}, {posts} held-out posts\n\n" + _markdown([line[:6] for line in lines])
-            )
+        posts = max(one["rows"] for _, _, one in lines)
+        cells = _markdown([COLUMNS, *(_cells(*line) for line in lines)])
+        parts.append(f"{split}, {posts} held-out posts\n\n{cells}")
     return "\n\n".join([*parts, *_losses(found)])
 
 
 def _losses(found: dict[int, dict[str, Any]]) -> Iterator[str]:
-    """A sentence each for prompts that were cut or set aside."""
-    cut = [
-        f"{count} in {stage} {k}"
-        for k, report in found.items()
-        for stage, count in report["cut"].items()
-        if count
-    ]
-    if cut:
-        yield f"prompts that lost the end of their post, as the context was full: {', '.join(cut)}"
-    aside = [f"{r['set_aside']} in iteration {k}" for k, r in found.items() if r.get("set_aside")]
-    if aside:
-        yield f"prompts set aside, with fewer finite rewards than quantiles: {', '.join(aside)}"
+    """A sentence each for prompts that were shortened or set aside."""
+    stages = [(f"{stage} {k}", n) for k, r in found.items() for stage, n in r["shortened"].items()]
+    if some := ", ".join(f"{count} in {stage}" for stage, count in stages if count):
+        yield f"prompts that lost the end of their post, as the context was full: {some}"
+    aside = [(k, report.get("set_aside")) for k, report in found.items()]
+    if some := ", ".join(f"{count} in iteration {k}" for k, count in aside if count):
+        yield f"prompts set aside, with fewer finite rewards than quantiles: {some}"
 
 
 def asked(folder: RunFolder, variant: str) -> str:
@@ -53,68 +46,56 @@ def asked(folder: RunFolder, variant: str) -> str:
 
 def _lines(
     folder: RunFolder, found: dict[int, dict[str, Any]], split: str
-) -> Iterator[tuple[str, ...]]:
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Policy, what it was asked with, and its measures."""
     for k, report in found.items():
         for variant, one in report["evaluation"].get(split, {}).items():
-            yield _line(str(k), asked(folder, variant), one)
+            yield str(k), asked(folder, variant), one
     for report in found.values():
         for policy, sets in report["policies"].items():
             if split in sets:
-                yield _line(policy, "(its own)", sets[split])
+                yield policy, "(its own)", sets[split]
 
 
-def _line(policy: str, asked: str, found: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        policy,
-        asked,
-        _number(found["reward"], 3),
-        _number(found["perplexity"], 2),
-        _number(found["length"], 1),
-        f"{100 * found['truncated']:.0f} %",
-        str(found["rows"]),
-    )
+def _cells(policy: str, asked: str, found: dict[str, Any]) -> tuple[str, ...]:
+    digits = {"reward": 3, "perplexity": 2, "length": 1}
+    numbers = [_number(found[name], d) for name, d in digits.items()]
+    return policy, asked, *numbers, f"{100 * found['truncated']:.0f} %"
 
 
-def _markdown(lines: list[tuple[str, ...]]) -> str:
-    widths = [max(len(line[i]) for line in [COLUMNS, *lines]) for i in range(len(COLUMNS))]
-    rule = tuple("-" * width for width in widths)
-    body = [COLUMNS, rule, *lines]
-    return "\n".join(
-        "| "
-        + " | ".join(word.rjust(width) for word, width in zip(line, widths, strict=True))
-        + " |"
-        for line in body
-    )
+def _markdown(lines: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    body = [lines[0], tuple("-" * width for width in widths), *lines[1:]]
+    return "\n".join(f"| {' | '.join(map(str.rjust, line, widths))} |" for line in body)
 
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def summary(folder: RunFolder) -> str:
-    """The words at the end of a run: table, rise, three unseen posts before and after, places."""
+def last_words(folder: RunFolder) -> str:
+    """What is said at a run's end: table, rise, three unseen posts before and after, places."""
     found = reports(folder)
-    done = sorted(found)
-    if len(done) < 2:
+    if len(found) < 2:
         return table(folder, found) or f"{folder.path}: no iteration has been evaluated yet"
-    last = done[-1]
+    last = max(found)
     split = TEST if TEST in found[last]["evaluation"] else VALID
     before, after = rows(folder, 0, "plain", split), rows(folder, last, "best", split)
     worst = rows(folder, last, "worst", split)
     best_word, worst_word = asked(folder, "best"), asked(folder, "worst")
     parts = [table(folder, found), ""]
-    judge = found.get(0, {}).get("reward_model")
-    if judge:
+    if made := found.get(0, {}).get("reward_model"):
         parts.append(
-            f"reward model: right on {judge['accuracy']:.1%} of {judge['pairs']} held-out"
-            f" comparisons (preferring the longer summary: {judge['longer_is_better']:.1%})"
+            f"reward model: right on {made['accuracy']:.1%} of {made['pairs']} held-out"
+            f" comparisons (preferring the longer summary: {made['longer_is_better']:.1%})"
         )
     parts.append(_rise(f"'{best_word}' after iteration {last} minus plain 0", before, after))
     parts.append(_rise(f"'{best_word}' minus '{worst_word}' after iteration {last}", worst, after))
     for old, new in list(zip(before, after, strict=True))[:3]:
         parts += ["", _indented(old["prompt"])]
-        parts.append(_indented(f"before: {old['text']}   (reward {_number(old['reward'], 2)})"))
-        parts.append(_indented(f"after:  {new['text']}   (reward {_number(new['reward'], 2)})"))
+        for when, row in (("before:", old), ("after: ", new)):
+            reward = _number(row["reward"], 2)
+            parts.append(_indented(f"{when} {row['text']}   (reward {reward})"))
     parts += [
         "",
         f"checkpoint   {folder.layout.policy(last)}",

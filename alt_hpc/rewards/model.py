@@ -37,38 +37,27 @@ class Settings(Reward):
         return self.model is None
 
     def named(self) -> dict[str, Named]:
-        names = {
-            "model": self.model and Named(self.model),
-            "base": self.base and Named(self.base, whole=self.trained),
-            "tokenizer": self.tokenizer and Named(self.tokenizer, whole=False),
-        }
-        return {key: named for key, named in names.items() if named}
+        named = {"model": self.model, "base": self.base, "tokenizer": self.tokenizer}
+        whole = {"model", "base"} if self.trained else {"model"}
+        return {key: Named(name, key in whole) for key, name in named.items() if name}
 
     def check(self, place: Callable[[str], Path], domain: Domain, new_tokens: int) -> None:
         from alt_hpc.rewards import heads
 
-        found = {key: place(key) for key in self.named()}
+        places = {key: place(key) for key in self.named()}
         with blaming(".base" if self.trained else ".model"):
-            heads.check(self, domain, new_tokens, found)
+            heads.check(self, domain, new_tokens, places)
 
     def load(self, given: Given) -> Scorer:
         from alt_hpc.rewards import heads
 
-        if self.trained:  # what the run has made is whole: it has a tokenizer of its own
+        if self.trained:  # what the run has made has a tokenizer of its own
             assert given.made is not None
-            found = {"model": given.made}
+            places = {"model": given.made}
         else:
-            found = {key: given.place(key) for key in self.named()}
-        model = heads.load_reward_model(
-            found["model"],
-            self,
-            given.device,
-            domain=given.domain,
-            max_new_tokens=given.new_tokens,
-            base=found.get("base"),
-            tokenizer=found.get("tokenizer"),
-        )
-        return Scorer(model)
+            places = {key: given.place(key) for key in self.named()}
+        domain, new = given.domain, given.new_tokens
+        return Scorer(heads.load_reward_model(self, domain, new, places, given.device))
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,8 @@ class Scored:
 class Scorer(Protocol):
     """A reward, loaded."""
 
-    def score(self, groups: Iterable[Answers]) -> Iterator[Scored]:
-        """In order, as a stream: it may take some answers ahead of what it has given."""
-        ...
+    # In order, as a stream: it may take some answers ahead of what it has given.
+    def score(self, groups: Iterable[Answers]) -> Iterator[Scored]: ...
 
 
 @dataclass(frozen=True)
@@ -51,22 +50,12 @@ class Named:
 
 @dataclass(frozen=True)
 class Given:
-    """What a reward may use when it is loaded.
+    """What a reward may use when it is loaded."""
 
-    Attributes
-    ----------
-    place
-        The folder of a model, by the key of the settings that names it.
-    made
-        The folder of the model that the run has trained; None where it trains none.
-    new_tokens
-        Tokens that are kept free for an answer when a prompt is shortened, whatever the answers.
-    """
-
-    place: Callable[[str], Path]
-    made: Path | None
+    place: Callable[[str], Path]  # a model's folder, by the key of the settings that names it
+    made: Path | None  # the folder of the model that the run has trained, if it trains one
     domain: Domain
-    new_tokens: int
+    new_tokens: int  # kept free for an answer when a prompt is shortened, whatever the answers
     device: torch.device
 
 

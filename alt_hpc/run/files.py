@@ -49,33 +49,33 @@ def write_atomically(path: Path, text: str) -> None:
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
     """Append one JSON line durably; a torn line of a killed writer is closed first."""
     line = json.dumps(value) + "\n"
-    torn = _last_byte(path) not in (b"", b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if torn else "") + line)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+        torn = file.read() not in (b"", b"\n")
+        file.write((("\n" if torn else "") + line).encode())
         file.flush()
         os.fsync(file.fileno())
 
 
-def _last_byte(path: Path) -> bytes:
-    if not path.exists() or not path.stat().st_size:
-        return b""
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read()
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; InputError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise InputError(f"{path}: damaged: not valid JSON") from None
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """JSON lines of a file that may end in, or contain, a torn line (skipped)."""
+    """JSON lines of a file that may be missing, end in, or contain, a torn line (skipped)."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            try:
+            with contextlib.suppress(json.JSONDecodeError):
                 value = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(value, dict):
-                yield value
+                if isinstance(value, dict):
+                    yield value
 
 
 def flushed_size(path: Path) -> int:
@@ -93,11 +93,8 @@ def link(place: Path, target: Path) -> None:
     os.replace(temporary, place)
 
 
-# ---------------------------------------------------------------------- private folders
-
-
 def make_private(folder: Path) -> Path:
-    """Make a folder for what will be unpickled, with mode 0700; returns it."""
+    """Make a folder for what will be unpickled."""
     folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
     os.chmod(folder, PRIVATE)
     return folder
@@ -106,15 +103,10 @@ def make_private(folder: Path) -> Path:
 def check_private(folder: Path, field: str = "") -> None:
     """Stop where a folder is not ours alone: what lies in it is unpickled."""
     found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise InputError(
-            f"{folder}: the folder must belong to you, with mode 0700"
-            f" (owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o})",
-            field,
-        )
-
-
-# ---------------------------------------------------------------------- locks
+    owner, mode = found.st_uid, stat.S_IMODE(found.st_mode)
+    if owner != os.getuid() or mode & 0o077:
+        problem = f"the folder must belong to you, with mode 0700 (owner {owner}, mode {mode:o})"
+        raise InputError(f"{folder}: {problem}", field)
 
 
 class Locked(Exception):
@@ -123,15 +115,9 @@ class Locked(Exception):
 
 @contextlib.contextmanager
 def locked(file: Path, within_s: float) -> Iterator[None]:
-    """Hold a lock. The kernel frees it when its holder dies.
+    """Hold a lock, which the kernel frees when its holder dies; Locked where another keeps it.
 
-    Where the file system has no locks, nothing is held: on Slurm a controller is a `singleton`
-    beside, and what two processes do at once is safe, but done twice.
-
-    Raises
-    ------
-    Locked
-        Another process has held it all the time.
+    Nothing is held where the file system has no locks: on Slurm a controller is a `singleton` too.
     """
     deadline = time.monotonic() + within_s
     with file.open("w") as handle:

@@ -19,25 +19,15 @@ from alt_hpc.errors import InputError
 from alt_hpc.graph import EVALUATE, SAMPLE, Graph, Shard, Sharding
 from alt_hpc.run import files
 from alt_hpc.run.journal import Journal
-from alt_hpc.run.layout import ENDS, Layout
+from alt_hpc.run.layout import DATA, Layout
 from alt_hpc.run.manifests import Manifests
 from alt_hpc.settings import digest
 
-FORMAT = 2  # of a run folder: another one is read by no other version
+FORMAT = 3  # of a run folder: another one is read by no other version
 
 
 class RunFolder:
-    """A run on disk. Cheap to construct: nothing is read before it is asked for.
-
-    Attributes
-    ----------
-    layout
-        Where everything lies.
-    journal
-        What was intended, submitted and found.
-    manifests
-        What says that pieces are whole.
-    """
+    """A run on disk. Cheap to construct: nothing is read before it is asked for."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
@@ -48,26 +38,16 @@ class RunFolder:
         self._config: Config | None = None
         self._graph: Graph | None = None
 
-    # ------------------------------------------------------------------ made and opened
-
     @classmethod
     def create(cls, config: Config) -> RunFolder:
-        """Make the run folder, or open the one that is there when it belongs to this config.
-
-        Raises
-        ------
-        InputError
-            It cannot be written, belongs to somebody else, or to a config with other content.
-        """
+        """Make the run folder, or open it; InputError where it is not ours, or another config's."""
         folder = cls(config.run)
         _check_place(folder.path)
         if folder.exists():
             folder._check_same(config)
         elif strange := folder._strange():
-            raise InputError(
-                f"{folder.path}: the folder is not empty and holds no run (found {strange[0]})",
-                "run",
-            )
+            problem = f"the folder is not empty and holds no run (found {strange[0]})"
+            raise InputError(f"{folder.path}: {problem}", "run")
         os.chmod(folder.path, files.PRIVATE)  # only now is it known to be a run's
         folder.check_owner()  # a file system may keep no modes: then no job would start
         return folder
@@ -89,10 +69,10 @@ class RunFolder:
     def _strange(self) -> list[str]:
         """What a folder without run.json holds that freezing data has not put there."""
         layout = self.layout
-        ours = {layout.data.name, layout.tensorboard.name, layout.code.name, layout.models.name}
-        outer = sorted(p.name for p in self.path.iterdir() if p.name not in ours)
-        inner = [p.name for p in layout.data.iterdir()] if layout.data.is_dir() else []
-        return outer + sorted(f"{layout.data.name}/{n}" for n in inner if not layout.is_data(n))
+        ours = {layout.data, layout.tensorboard, layout.code, layout.models}
+        outer = sorted(p for p in self.path.iterdir() if p not in ours)
+        inner = sorted(p for p in layout.data.glob("*") if not p.name.lstrip(".").startswith(DATA))
+        return [str(path.relative_to(self.path)) for path in [*outer, *inner]]
 
     def abandon(self) -> None:
         """Wrong input was found before the run was frozen: leave nothing half made."""
@@ -113,14 +93,9 @@ class RunFolder:
             return
         now, frozen = _flat(config.frozen()), _flat(self.facts()["frozen"])
         differing = sorted(name for name in now | frozen if now.get(name) != frozen.get(name))
-        raise InputError(
-            f"{self.path}: the folder belongs to a run with another"
-            f" {', '.join(differing[:3])}; what decides content is frozen:"
-            " choose another run folder",
-            "run",
-        )
-
-    # ------------------------------------------------------------------ frozen
+        problem = "what decides content is frozen: choose another run folder"
+        another = f"{self.path}: the folder belongs to a run with another"
+        raise InputError(f"{another} {', '.join(differing[:3])}; {problem}", "run")
 
     def freeze(self, config: Config, deepspeed: Mapping[str, Any]) -> None:
         """Write down the run: config, fingerprint, DeepSpeed JSONs (once); and what may change."""
@@ -141,30 +116,23 @@ class RunFolder:
     def facts(self) -> dict[str, Any]:
         """run.json."""
         if self._facts is None:
-            file = self.layout.run
-            try:
-                facts = json.loads(file.read_text(encoding="utf-8"))
-            except FileNotFoundError:
-                problem = f"{self.path}: not a run folder ({file.name} is missing)"
-                raise InputError(problem) from None
-            except (json.JSONDecodeError, UnicodeDecodeError):
-                raise InputError(f"{file}: damaged: not valid JSON") from None
+            if not self.exists():
+                raise InputError(f"{self.path}: not a run folder (run.json is missing)")
+            facts = files.read_json(self.layout.run)
             found = facts.get("format", 1) if isinstance(facts, dict) else None
             if found != FORMAT:
                 raise InputError(
-                    f"{file}: of format {found}, but this version reads format {FORMAT}: go on with"
-                    " the version that the run began with, or choose another folder"
+                    f"{self.layout.run}: of format {found}, but this version reads format {FORMAT}:"
+                    " go on with the version that the run began with, or choose another folder"
                 )
-            self._facts = facts
-        assert self._facts is not None
+            self._facts = dict(facts)
         return self._facts
 
     @property
     def run_id(self) -> str:
-        """Names the run in its controllers' name: what it was called when it was frozen.
+        """Names the run in its controllers' name. A copy of the folder is another run.
 
-        A function of its place, so that a plan can show it, and not of the spelling of its path;
-        a copy of the folder is another run.
+        A function of its place, so that a plan can show it, not of the spelling of its path.
         """
         if self.exists() and self.facts().get("inode") == self.path.stat().st_ino:
             return str(self.facts()["run_id"])
@@ -184,36 +152,24 @@ class RunFolder:
 
     def deepspeed(self, path: str | None) -> dict[str, Any]:
         """A DeepSpeed JSON that the config names, as it was when the run was frozen."""
-        settings: dict[str, Any] = self.facts()["deepspeed"][path or ""]
-        return settings
-
-    # ------------------------------------------------------------------ iterations
+        return dict(self.facts()["deepspeed"][path or ""])
 
     def begin(self, iteration: int, draw: Mapping[str, Any], sharding: Sharding) -> None:
-        """Write down an iteration's draw and sharding; what has begun keeps its draw.
-
-        Shards of evaluation may have been added to it, or dropped.
-        """
+        """Write down an iteration's draw, unless it has begun, and how it is cut by now."""
         path = self.layout.draw(iteration)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             draw = self.draw(iteration)
-        everything = draw.get(EVALUATE, [])
-        known = [*everything, *map(_coordinates, sharding.evaluate[len(everything) :])]
+        known = draw.get(EVALUATE, [])
+        fresh = [dataclasses.astuple(shard) for shard in sharding.evaluate[len(known) :] if shard]
         asked = [number for number, shard in enumerate(sharding.evaluate) if shard]
-        values = {**draw, SAMPLE: sharding.sample, EVALUATE: known, "asked": asked}
-        if not path.exists() or self.draw(iteration) != json.loads(json.dumps(values)):
-            files.write_atomically(path, json.dumps(values))
+        values = {**draw, SAMPLE: sharding.sample, EVALUATE: [*known, *fresh], "asked": asked}
+        files.write_atomically(path, json.dumps(values))
         self._graph = None
 
     def draw(self, iteration: int) -> dict[str, Any]:
         """The draw: `rows` (indices into the frozen prompts, in order), and how it is cut."""
-        path = self.layout.draw(iteration)
-        try:
-            draw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise InputError(f"{path}: damaged: not valid JSON") from None
-        return draw
+        return dict(files.read_json(self.layout.draw(iteration)))
 
     def graph(self) -> Graph:
         """The pieces of all iterations that have begun."""
@@ -221,8 +177,6 @@ class RunFolder:
             begun = {k: _sharding(self.draw(k)) for k in self.layout.draws()}
             self._graph = Graph(self.config(), begun)
         return self._graph
-
-    # ------------------------------------------------------------------ one at a time; ends
 
     @contextlib.contextmanager
     def only_one(self, lock: Path | None = None, within_s: float = 1.0) -> Iterator[None]:
@@ -237,49 +191,39 @@ class RunFolder:
         """Whether `alt-hpc run` works in this folder now."""
         if not self.layout.lock.exists():
             return False
-        try:
-            with files.locked(self.layout.lock, within_s=0.0):
-                return False
-        except files.Locked:
-            return True
+        with contextlib.suppress(files.Locked), files.locked(self.layout.lock, within_s=0.0):
+            return False
+        return True
 
     def end(self, how: str, sentence: str) -> None:
         """Write STOPPED or FINISHED."""
-        files.write_atomically(self.layout.end(how), sentence + "\n")
+        files.write_atomically(self.layout.ends[how], sentence + "\n")
 
     def ended(self) -> tuple[str, str] | None:
         """How the run ended and the sentence, if it has."""
-        for how in ENDS:
-            if self.layout.end(how).exists():
-                return how, self.layout.end(how).read_text().strip()
-        return None
+        ends = self.layout.ends.items()
+        return next(((how, file.read_text().strip()) for how, file in ends if file.exists()), None)
 
     def reopen(self) -> None:
         """A person submits again: an earlier end no longer holds."""
-        for how in ENDS:
-            self.layout.end(how).unlink(missing_ok=True)
+        for file in self.layout.ends.values():
+            file.unlink(missing_ok=True)
 
 
 def _check_place(path: Path) -> None:
     """Stop where a run folder cannot be made or written."""
+    probe, problem = path / f".probe-{secrets.token_hex(4)}", "cannot make the run folder"
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = f"{path}: cannot make the run folder ({error.strerror})"
-        raise InputError(problem, "run") from error
-    owner = path.stat().st_uid
-    if owner != os.getuid():
-        problem = f"{path}: the folder belongs to user {owner}, not to you; choose another"
-        raise InputError(problem, "run")
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise InputError(f"{path}: the run folder cannot be written", "run")
-    probe = path / f".probe-{secrets.token_hex(4)}"
-    try:
+        owner = path.stat().st_uid
+        if owner != os.getuid():
+            belongs = f"belongs to user {owner}, not to you; choose another"
+            raise InputError(f"{path}: the folder {belongs}", "run")
+        problem = "the run folder cannot be written"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        problem = f"{path}: the run folder cannot be written ({error.strerror})"
-        raise InputError(problem, "run") from error
+        raise InputError(f"{path}: {problem} ({error.strerror})", "run") from error
 
 
 def _sharding(draw: Mapping[str, Any]) -> Sharding:
@@ -288,17 +232,9 @@ def _sharding(draw: Mapping[str, Any]) -> Sharding:
     return Sharding(tuple((a, b) for a, b in draw[SAMPLE]), tuple(shards))
 
 
-def _coordinates(shard: Shard | None) -> list[Any]:
-    """A shard as it is written down."""
-    return list(dataclasses.astuple(shard)) if shard else []
-
-
-def _flat(values: Mapping[str, Any], name: str = "") -> dict[str, str]:
-    """A nested mapping as dotted names."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{name}{key}.")
-        else:
-            flat[name + key] = json.dumps(value)
-    return flat
+def _flat(values: Any, name: str = "") -> dict[str, str]:
+    """A nested dict as dotted names."""
+    if not isinstance(values, dict):
+        return {name: json.dumps(values)}
+    parts = [_flat(value, f"{name}.{key}".lstrip(".")) for key, value in values.items()]
+    return {name: text for part in parts for name, text in part.items()}

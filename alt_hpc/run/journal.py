@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
 
 from alt_hpc.graph import Piece
 from alt_hpc.plan import Job, Outcome, Submission
@@ -16,132 +18,76 @@ from alt_hpc.run.files import append_line, read_lines
 E = TypeVar("E", bound="Entry")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(BaseModel, frozen=True, extra="forbid"):
     """One line. `event` names its kind."""
 
+    kinds: ClassVar[dict[str, type[Entry]]] = {}
     event: ClassVar[str]
-    time: float = field(default_factory=time.time)
+    time: float = Field(default_factory=time.time)
+
+    def __init_subclass__(cls, event: str) -> None:
+        cls.event = event
+        cls.kinds[event] = cls
 
 
-@dataclass(frozen=True, kw_only=True)
-class Submit(Entry):
-    """A person submitted: what was tried before no longer counts."""
-
-    event = "submit"
+class Submit(Entry, event="submit"):  # a person submitted: what was tried before no longer counts
     who: str
     cluster: str = ""  # whose jobs the ids behind it are
 
 
-@dataclass(frozen=True, kw_only=True)
-class Intent(Entry):
-    """Before sbatch: so that a job which dies before Python starts counts as an attempt."""
-
-    event = "intent"
+class Intent(Entry, event="intent"):  # before sbatch: what dies before Python starts counts too
     key: str
     stage: str
     iteration: int
     attempt: int
-    shards: Sequence[int]
+    shards: tuple[int, ...]
     pack: int
-    waits: Sequence[tuple[int, str, int, int]]  # iteration, stage, shard; attempt
+    waits: tuple[tuple[int, str, int, int], ...]  # iteration, stage, shard; attempt
 
     @classmethod
     def of(cls, job: Job) -> Intent:
-        return cls(
-            key=job.key,
-            stage=job.stage,
-            iteration=job.iteration,
-            attempt=job.attempt,
-            shards=job.shards,
-            pack=job.pack,
-            waits=[(p.iteration, p.stage, p.shard, a) for p, a in job.waits.items()],
-        )
+        waits = tuple((p.iteration, p.stage, p.shard, a) for p, a in job.waits.items())
+        same = {name: getattr(job, name) for name in cls.model_fields.keys() - {"time", "waits"}}
+        return cls(**same, waits=waits)
 
     def submission(self) -> Submission:
         waits = {Piece(k, stage, shard): attempt for k, stage, shard, attempt in self.waits}
-        return Submission(
-            self.stage, self.iteration, self.attempt, tuple(self.shards), waits, self.pack
-        )
+        return Submission(self.stage, self.iteration, self.attempt, self.shards, waits, self.pack)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Submitted(Entry):
-    """The cluster took a job."""
-
-    event = "submitted"
+class Submitted(Entry, event="submitted"):  # the cluster took a job
     key: str
     job: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Refused(Entry):
-    """The cluster did not."""
-
-    event = "refused"
+class Ended(Entry, event="outcome"):  # how a submission of a piece ended that did not make it whole
     key: str
-    why: str
-    kind: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ended(Entry):
-    """How a submission of a piece ended that did not make it whole."""
-
-    event = "outcome"
-    key: str
-    piece: tuple[int, str, int]
+    piece: tuple[int, str, int]  # iteration, stage, shard
     state: str
-    nodes: Sequence[str]
+    nodes: tuple[str, ...]
     saved: int
     sentence: str = ""
 
     @classmethod
     def of(cls, key: str, piece: Piece, end: Outcome) -> Ended:
-        where = piece.iteration, piece.stage, piece.shard
-        return cls(key=key, piece=where, **dataclasses.asdict(end))
-
-    def outcome(self) -> Outcome:
-        return Outcome(self.state, tuple(self.nodes), self.saved, self.sentence)
+        return cls(key=key, piece=dataclasses.astuple(piece), **dataclasses.asdict(end))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Queued(Entry):
-    """A controller was queued."""
-
-    event = "controller"
+class Queued(Entry, event="controller"):  # a controller was queued
     job: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stepped(Entry):
-    """A controller came to its end: pieces whole and jobs submitted so far; None: it backed off."""
-
-    event = "step"
-    progress: Sequence[int] | None
+class Stepped(Entry, event="step"):  # a controller came to its end
+    progress: Sequence[int] | None  # pieces whole and jobs submitted so far; None: it backed off
     waits: Sequence[str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Released(Entry):
-    """A job that Slurm held was let go."""
-
-    event = "released"
+class Released(Entry, event="released"):  # a job that Slurm held was let go
     job: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Accepted(Entry):
-    """A person goes on with other packages; these were right before, by stage."""
-
-    event = "accepted"
-    packages: Mapping[str, Mapping[str, str]]
-
-
-KINDS: dict[str, type[Entry]] = {
-    kind.event: kind
-    for kind in (Submit, Intent, Submitted, Refused, Ended, Queued, Stepped, Released, Accepted)
-}
+class Accepted(Entry, event="accepted"):  # a person goes on with other packages
+    packages: Mapping[str, Mapping[str, str]]  # those that were right before, by stage
 
 
 class Journal:
@@ -151,11 +97,15 @@ class Journal:
         self.file = file
 
     def record(self, entry: Entry) -> None:
-        append_line(self.file, {"event": entry.event, **dataclasses.asdict(entry)})
+        append_line(self.file, {"event": entry.event, **entry.model_dump()})
 
     def __iter__(self) -> Iterator[Entry]:
         """All entries, oldest first. A torn line, or one of another version, is passed over."""
-        return filter(None, map(_entry, read_lines(self.file)))
+        for values in read_lines(self.file):
+            kind = Entry.kinds.get(values.pop("event", ""))
+            with contextlib.suppress(ValidationError):
+                if kind:
+                    yield kind(**values)
 
     def of(self, kind: type[E]) -> list[E]:
         """All entries of a kind, oldest first."""
@@ -183,12 +133,7 @@ class Journal:
 
     def outcomes(self) -> dict[tuple[str, Piece], Outcome]:
         """How submissions (by job key) of pieces ended that are not whole, as controllers found."""
-        return {(e.key, Piece(*e.piece)): e.outcome() for e in self.of(Ended)}
-
-
-def _entry(values: dict[str, Any]) -> Entry | None:
-    kind = KINDS.get(values.pop("event", ""))
-    try:
-        return kind(**values) if kind else None
-    except TypeError:
-        return None
+        return {
+            (end.key, Piece(*end.piece)): Outcome(end.state, end.nodes, end.saved, end.sentence)
+            for end in self.of(Ended)
+        }

@@ -46,8 +46,7 @@ class Whole:
     def has_sizes(self, folder: Path) -> bool:
         """Whether every file is there with its size. Fast: none is opened."""
         try:
-            sizes = {name: (folder / name).stat().st_size for name in self.files}
-            return all(sizes[name] == entry["size"] for name, entry in self.files.items())
+            return all((folder / n).stat().st_size == e["size"] for n, e in self.files.items())
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return False
 
@@ -69,20 +68,16 @@ class Manifest(Whole):
         return digest({name: entry["sha256"] for name, entry in self.files.items()})
 
 
+@dataclass(frozen=True)
 class Manifests:
     """The manifests of a run's pieces."""
 
-    def __init__(self, layout: Layout, graph: Callable[[], Graph]) -> None:
-        self.layout = layout
-        self.graph = graph
+    layout: Layout
+    graph: Callable[[], Graph]
 
     def fingerprint(self, piece: Piece) -> str:
         """sha256 (hex) of what decides a piece's content, its inputs' bytes apart."""
         return digest(self.graph().decides(piece))
-
-    def identity(self, piece: Piece, inputs: Mapping[str, str]) -> str:
-        """Digest of what decides a piece's bytes: settings, rows and inputs."""
-        return digest([self.fingerprint(piece), dict(inputs)])
 
     def get(self, piece: Piece) -> Manifest | None:
         """The manifest, if it is there, readable, this config's, and its files have their sizes."""
@@ -90,10 +85,10 @@ class Manifests:
         try:
             if manifest is None or manifest.fingerprint != self.fingerprint(piece):
                 return None
-            whole = manifest.removed or manifest.has_sizes(self.folder(piece, manifest))
-            return manifest if whole else None
         except LookupError:  # a piece that this sharding has not
             return None
+        whole = manifest.removed or manifest.has_sizes(self.folder(piece, manifest))
+        return manifest if whole else None
 
     def folder(self, piece: Piece, manifest: Manifest) -> Path:
         """Where the files of a whole piece are; unread."""
@@ -104,11 +99,10 @@ class Manifests:
         graph = self.graph()
         found: dict[Piece, Done] = {}
         for piece in graph.pieces() if pieces is None else pieces:
-            manifest = self.get(piece)
-            if manifest is not None:
-                inputs = manifest.inputs
-                named = {p: inputs[str(p)] for p in graph.sources(piece) if str(p) in inputs}
-                found[piece] = Done(manifest.checksum, manifest.attempt, named, manifest.removed)
+            if now := self.get(piece):
+                was = {source: now.inputs.get(str(source)) for source in graph.sources(piece)}
+                named = {source: checksum for source, checksum in was.items() if checksum}
+                found[piece] = Done(now.checksum, now.attempt, named, now.removed)
         return found
 
     def stale(self, done: Container[Piece]) -> frozenset[Piece]:
@@ -120,43 +114,34 @@ class Manifests:
     def open(self, piece: Piece) -> tuple[Path, Manifest]:
         """The folder of a whole piece, every file's checksum verified.
 
-        A file written on another node may be hidden by an attribute cache for a while: the parent
-        is listed and the read tried again for a bounded time.
-
-        Raises
-        ------
-        PieceDamaged
-            The manifest is missing, or a checksum fails (then the manifest is withdrawn, so that
-            the next controller has the piece made again).
+        PieceDamaged where it is not whole, or a checksum fails: then the manifest is withdrawn, so
+        that the next controller has the piece made again.
         """
         manifest = self.wait(piece)
         folder = self.folder(piece, manifest)
         for name, entry in manifest.files.items():
-            if not (folder / name).is_file() or sha256(folder / name) != entry["sha256"]:
+            file = folder / name
+            if not file.is_file() or sha256(file) != entry["sha256"]:
                 self.withdraw(piece)
-                raise PieceDamaged(
-                    f"{folder / name}: does not have the bytes its manifest says; withdrawn"
-                )
+                raise PieceDamaged(f"{file}: does not have the bytes its manifest says; withdrawn")
         return folder, manifest
 
     def wait(self, piece: Piece) -> Manifest:
-        """The manifest of a piece that should be whole; raises PieceDamaged."""
+        """The manifest of a piece that should be whole; else PieceDamaged.
+
+        The parent is listed and the read tried again: an attribute cache may hide what is there.
+        """
         deadline = time.monotonic() + VISIBLE_WITHIN_S
-        while True:
-            manifest = self.get(piece)
-            if manifest is not None:
-                return manifest
+        while (manifest := self.get(piece)) is None:
             if time.monotonic() > deadline or not self.layout.attempts(piece):
-                folder = self.layout.piece(piece)
-                raise PieceDamaged(f"{folder}: {piece} is not whole: no good manifest")
+                where = self.layout.piece(piece)
+                raise PieceDamaged(f"{where}: {piece} is not whole: no good manifest")
             time.sleep(1.0)
+        return manifest
 
     def checksums(self, sources: Iterable[Piece]) -> dict[str, str]:
         """What a manifest says of its inputs: str(piece) -> checksum now."""
-        return {str(p): self.wait(p).checksum for p in sources}
-
-    def write(self, piece: Piece, manifest: Manifest) -> None:
-        manifest.write(self.layout.manifest(piece))
+        return {str(source): self.wait(source).checksum for source in sources}
 
     def withdraw(self, piece: Piece) -> None:
         """Take a manifest back: the piece no longer counts."""
@@ -167,6 +152,6 @@ class Manifests:
         manifest = self.get(piece)
         if manifest is None or manifest.removed:
             return
-        self.write(piece, dataclasses.replace(manifest, removed=True))
+        dataclasses.replace(manifest, removed=True).write(self.layout.manifest(piece))
         shutil.rmtree(self.folder(piece, manifest) / POLICY_FOLDER, ignore_errors=True)
         self.layout.policy(piece.iteration).unlink(missing_ok=True)

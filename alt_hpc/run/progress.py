@@ -25,17 +25,13 @@ def show(run: RunFolder, piece: Piece, done: int, total: int, unit: str, started
 def read(run: RunFolder, piece: Piece) -> dict[str, Any] | None:
     """What was last said of a piece, if anything was."""
     try:
-        value: dict[str, Any] = json.loads(run.layout.progress(piece).read_text())
-        return value
+        return dict(json.loads(run.layout.progress(piece).read_text()))
     except (OSError, json.JSONDecodeError):
         return None
 
 
 def saved(run: RunFolder, piece: Piece) -> int:
-    """Units of work of a piece that outlive the task which did them, whatever made them.
-
-    Prompt groups kept, or the last optimiser step of a whole checkpoint.
-    """
+    """Prompt groups kept, or the last step of a whole checkpoint: work that outlives its task."""
     kept = sum(1 for file in run.layout.kept(piece) for _ in read_lines(file))
     return max([kept, *run.layout.steps_saved(piece)])
 
@@ -50,12 +46,12 @@ def laggards(run: RunFolder, iteration: int, stage: str) -> list[str]:
     if len(took) < MOST * len(pieces):
         return []
     usual, lines = took[len(took) // 2], []
-    for piece in (piece for piece, manifest in found.items() if manifest is None):
-        now = read(run, piece)
-        if now is not None and time.time() - now["started"] > LAGS * max(usual, LAGS):
-            so_far = time.time() - now["started"]
+    for piece in [piece for piece, manifest in found.items() if manifest is None]:
+        now = read(run, piece) or {"started": time.time()}
+        so_far = time.time() - now["started"]
+        if so_far > LAGS * max(usual, LAGS):
             lines.append(
-                f"{piece} lags on {now.get('node')}: {so_far:.0f} s so far,"
+                f"{piece} lags on {now['node']}: {so_far:.0f} s so far,"
                 f" {now['done']}/{now['total']} {now['unit']}; the others took {usual:.0f} s"
             )
     return lines

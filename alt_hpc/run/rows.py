@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-
-import numpy as np
 
 from alt_hpc.errors import InputError
 from alt_hpc.graph import Piece
@@ -16,23 +13,19 @@ from alt_hpc.run.folder import RunFolder
 
 
 def freeze(run: RunFolder, name: str, texts: Iterable[Mapping[str, str]]) -> int:
-    """Write rows of text under a name; returns how many. Row i starts at byte offsets[i]."""
-    layout = run.layout
-    layout.data.mkdir(exist_ok=True)
-    offsets, position = array("q", [0]), 0
-    with replacing(layout.texts(name)) as temporary:
-        with temporary.open("wb") as file:
-            for row in texts:
-                position += file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-                offsets.append(position)
-        np.asarray(offsets, dtype="<i8").tofile(layout.offsets(name))
-    facts = {"rows": len(offsets) - 1, "sha256": sha256(layout.texts(name))}
-    write_atomically(layout.data_facts(name), json.dumps(facts))
-    return len(offsets) - 1
+    """Write rows of text under a name; returns how many."""
+    run.layout.data.mkdir(exist_ok=True)
+    path, count = run.layout.texts(name), 0
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row in texts:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    facts = {"rows": count, "sha256": sha256(path)}
+    write_atomically(run.layout.data_facts(name), json.dumps(facts))
+    return count
 
 
 def is_frozen(run: RunFolder, name: str) -> bool:
-    """Whether texts of this name have been frozen."""
     return run.layout.data_facts(name).exists()
 
 
@@ -41,26 +34,20 @@ def count(run: RunFolder, name: str) -> int:
     return int(_facts(run, name)["rows"])
 
 
-def _facts(run: RunFolder, name: str) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(run.layout.data_facts(name).read_text())
-    return facts
-
-
 def frozen(run: RunFolder, name: str, rows: Iterable[int] | None = None) -> list[dict[str, str]]:
     """Frozen texts, all or those asked for, after checking the file's checksum."""
-    path = run.layout.texts(name)
-    if not path.is_file() or sha256(path) != _facts(run, name)["sha256"]:
+    path, facts = run.layout.texts(name), _facts(run, name)
+    if not path.is_file() or sha256(path) != facts["sha256"]:
         raise InputError(f"{path}: the frozen data was changed since the run began")
-    offsets = np.fromfile(run.layout.offsets(name), dtype="<i8")
-    wanted = range(len(offsets) - 1) if rows is None else rows
+    asked = list(range(facts["rows"]) if rows is None else rows)
+    needed = set(asked)
     with path.open("rb") as file:
-        return [_read_row(file, int(offsets[i]), int(offsets[i + 1])) for i in wanted]
+        lines = {row: line for row, line in enumerate(file) if row in needed}
+    return [json.loads(lines[row]) for row in asked]
 
 
-def _read_row(file: Any, start: int, end: int) -> dict[str, str]:
-    file.seek(start)
-    row: dict[str, str] = json.loads(file.read(end - start))
-    return row
+def _facts(run: RunFolder, name: str) -> dict[str, Any]:
+    return dict(json.loads(run.layout.data_facts(name).read_text()))
 
 
 def of_piece(run: RunFolder, piece: Piece) -> Iterator[dict[str, Any]]:

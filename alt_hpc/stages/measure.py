@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from alt_hpc.graph import OWN
+from alt_hpc.lm import load
 from alt_hpc.lm.prefix import continuation_logprobs
 from alt_hpc.lm.tokens import continuation_ids
 from alt_hpc.rewards import Answers
@@ -25,18 +26,18 @@ def run(work: Work) -> None:
     with another tokenizer is read with the starting policy's. Two models in turn, never both in
     memory.
     """
-    asked = _by_prompt(list(work.mates()))
-    starts = range(len(asked) + 1)
-    passes = (_rewards, _perplexities)
+    together: dict[int, Rows] = {}  # the answers to each prompt
+    for row in work.mates():
+        together.setdefault(row["row"], []).append(row)
+    asked = list(together.values())
     made: list[Rows] = []
-    for number, measure in enumerate(passes):
-        part = number, len(passes)
+    for number, measure in enumerate((_rewards, _perplexities)):
 
         def make(indices: Iterator[int], measure: Any = measure) -> Iterator[Rows]:
-            for row in measure(work, map(asked.__getitem__, indices)):
-                yield [row]
+            return ([row] for row in measure(work, map(asked.__getitem__, indices)))
 
-        made.append(work.attempt.resumable(starts, make, "prompts", part=part))
+        starts = range(len(asked) + 1)
+        made.append(work.attempt.resumable(starts, make, "prompts", part=(number, 2)))
         gc.collect()  # the model of this pass
     rows = []
     for answers, *found in zip(asked, *made, strict=True):
@@ -44,14 +45,6 @@ def run(work: Work) -> None:
             about = {key: answer[key] for key in ("policy", "set", "row", "variant")}
             rows.append(about | {k: values[i] for one in found for k, values in one.items()})
     work.attempt.commit_rows(rows)
-
-
-def _by_prompt(rows: Rows) -> list[Rows]:
-    """The answers to each prompt together, in the order of the prompts."""
-    found: dict[tuple[str, str, int], Rows] = {}
-    for row in rows:
-        found.setdefault((row["policy"], row["set"], row["row"]), []).append(row)
-    return list(found.values())
 
 
 def _rewards(work: Work, prompts: Iterator[Rows]) -> Iterator[Row]:
@@ -63,7 +56,7 @@ def _rewards(work: Work, prompts: Iterator[Rows]) -> Iterator[Row]:
 
 def _perplexities(work: Work, prompts: Iterator[Rows]) -> Iterator[Row]:
     policy = work.policy(0)
-    model = policy.load(work.config.policy.dtype, work.device)
+    model = load.policy(policy.place, work.config.policy.dtype, work.device)
     for rows in prompts:
         answers = [_read(policy, row) for row in rows]
         room = max([work.config.evaluated_tokens, *map(len, answers)])  # of another tokenizer
@@ -75,6 +68,6 @@ def _perplexities(work: Work, prompts: Iterator[Rows]) -> Iterator[Row]:
 
 def _read(policy: Policy, row: Row) -> list[int]:
     """An answer as the starting policy's token ids, without the ends."""
-    if row["policy"] != OWN:
-        return continuation_ids(policy.tokenizer, f" {row['text']}") if row["text"] else []
-    return [i for i in row["ids"] if i not in policy.ends]
+    if row["policy"] == OWN:
+        return [i for i in row["ids"] if i not in policy.ends]
+    return continuation_ids(policy.tokenizer, f" {row['text']}") if row["text"] else []

@@ -12,11 +12,13 @@ from alt_hpc.report import curves, measures
 from alt_hpc.report.results import evaluated, reports
 from alt_hpc.report.text import table
 from alt_hpc.run import rows
-from alt_hpc.run.files import write_atomically
+from alt_hpc.run.files import locked, write_atomically
 from alt_hpc.run.journal import Submitted
 from alt_hpc.run.layout import REPORT_FILE
 from alt_hpc.run.manifests import Manifest
 from alt_hpc.stages.work import Work
+
+WITHIN_S = 600.0  # how long a report waits for others of its run
 
 
 def run(work: Work) -> None:
@@ -27,50 +29,49 @@ def run(work: Work) -> None:
     """
     folder, k, method = work.run, work.piece.iteration, work.config.method
     evaluations = evaluated(folder, k)
-    own = [row for row in evaluations if row["policy"] == OWN]
-    shown = "best" if "best" in method.asked(k) else "plain"
-    manifests = _manifests(work)
-    report: dict[str, Any] = {"iteration": k, "evaluation": _evaluation(own)}
-    report["policies"] = _policies(evaluations)
-    report["stages"] = {stage: _durations(work, found) for stage, found in manifests.items()}
-    report["cut"] = {
-        stage: sum(manifest.facts.get("prompts_cut", 0) for manifest in found.values())
-        for stage, found in manifests.items()
+    made: dict[str, dict[Piece, Manifest]] = {}  # the iteration's other pieces, by stage
+    for piece in folder.graph().pieces(k):
+        manifest = folder.manifests.get(piece)
+        if piece.stage != work.piece.stage and manifest is not None:
+            made.setdefault(piece.stage, {})[piece] = manifest
+    report = {"iteration": k, **_measured(evaluations)}
+    report["stages"] = {stage: _durations(work, found) for stage, found in made.items()}
+    report["shortened"] = {
+        stage: sum(manifest.facts.get("prompts_shortened", 0) for manifest in found.values())
+        for stage, found in made.items()
     }
-    report["samples"] = [_sample(row) for row in own if row["variant"] == shown][:5]
+    shown = (OWN, "best" if "best" in method.asked(k) else "plain")
+    samples = [row for row in evaluations if (row["policy"], row["variant"]) == shown]
+    report["samples"] = [_sample(row) for row in samples[:5]]
     if k:
         scores = list(rows.of_stage(folder, k, SCORE))
-        cuts = [label.quantiles for label in method.labels(scores)]
-        levels = len(method.levels)
-        rewards = measures.by_quantile([row["rewards"] for row in scores], cuts, levels)
-        report["quantiles"] = [measures.histogram(values) for values in rewards]
-        report["set_aside"] = sum(all(q is None for q in cut) for cut in cuts)
-    maker = folder.graph().reward_model()
-    if k == 0 and maker is not None:
+        found = [label.quantiles for label in method.labels(scores)]
+        rewards = [row["rewards"] for row in scores]
+        parts = measures.by_quantile(rewards, found, len(method.levels))
+        report["quantiles"] = [measures.histogram(values) for values in parts]
+        report["set_aside"] = sum(set(row) <= {None} for row in found)
+    elif maker := folder.graph().reward_model():
         report["reward_model"] = dict(folder.manifests.open(maker)[1].facts)
     (work.attempt.folder / REPORT_FILE).write_text(json.dumps(report, indent=1))
-    found = dict(sorted((reports(folder) | {k: report}).items()))
-    write_atomically(folder.layout.table, table(folder, found) + "\n")
-    curves.write(folder, k, found)
-    curves.draw(folder, found)
-    work.attempt.commit([REPORT_FILE], rows=len(evaluations), facts={"report": report})
+    with locked(folder.layout.report_lock, WITHIN_S):  # one beside would not see this one
+        known = dict(sorted((reports(folder) | {k: report}).items()))
+        write_atomically(folder.layout.table, table(folder, known) + "\n")
+        curves.write(folder, k, known)
+        curves.draw(folder, known)
+        work.attempt.commit([REPORT_FILE], rows=len(evaluations), facts={"report": report})
 
 
-def _evaluation(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """set -> variant -> measures, of one policy."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, variant in dict.fromkeys((row["set"], row["variant"]) for row in rows):
-        chosen = [row for row in rows if (row["set"], row["variant"]) == (name, variant)]
-        found.setdefault(name, {})[variant] = measures.summarise(chosen)
-    return found
-
-
-def _policies(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Policies that the run did not make: name -> set -> measures."""
-    found = {}
-    for policy in dict.fromkeys(row["policy"] for row in rows if row["policy"] != OWN):
-        sets = _evaluation([row for row in rows if row["policy"] == policy])
-        found[policy] = {name: one for name, by in sets.items() for one in by.values()}
+def _measured(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Measures of the run's policy (set -> variant) and of others (policy -> set)."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["policy"], row["set"], row["variant"]), []).append(row)
+    found: dict[str, Any] = {"evaluation": {}, "policies": {}}
+    for (policy, name, variant), group in groups.items():
+        if policy == OWN:
+            found["evaluation"].setdefault(name, {})[variant] = measures.summarise(group)
+        else:
+            found["policies"].setdefault(policy, {})[name] = measures.summarise(group)
     return found
 
 
@@ -80,16 +81,6 @@ def _sample(row: dict[str, Any]) -> str:
     return text.replace("\n", "  \n")
 
 
-def _manifests(work: Work) -> dict[str, dict[Piece, Manifest]]:
-    """Manifests of an iteration's other pieces by stage."""
-    found: dict[str, dict[Piece, Manifest]] = {}
-    for piece in work.run.graph().pieces(work.piece.iteration):
-        manifest = work.run.manifests.get(piece)
-        if piece.stage != work.piece.stage and manifest is not None:
-            found.setdefault(piece.stage, {})[piece] = manifest
-    return found
-
-
 def _durations(work: Work, made: dict[Piece, Manifest]) -> dict[str, float]:
     """Seconds of a stage's median and slowest shard, their ratio, and the longest queue wait.
 
@@ -97,7 +88,7 @@ def _durations(work: Work, made: dict[Piece, Manifest]) -> dict[str, float]:
     its task begins.
     """
     submitted = {e.key: e.time for e in work.run.journal.of(Submitted)}
-    waits = []
+    waits = [0.0]
     for piece, manifest in made.items():
         key = job_key(piece.iteration, piece.stage, manifest.attempt)
         sources = map(work.run.manifests.get, work.run.graph().sources(piece))
@@ -105,10 +96,10 @@ def _durations(work: Work, made: dict[Piece, Manifest]) -> dict[str, float]:
         if key in submitted:
             waits.append(manifest.facts["started"] - max([submitted[key], *ends]))
     seconds = [manifest.facts["seconds"] for manifest in made.values()]
-    median = statistics.median(seconds)
+    median, slowest = statistics.median(seconds), max(seconds)
     return {
         "median_s": median,
-        "slowest_s": max(seconds),
-        "straggling": max(seconds) / max(median, 1e-3),
-        "queue_wait_s": max([0.0, *waits]),
+        "slowest_s": slowest,
+        "straggling": slowest / max(median, 1e-3),
+        "queue_wait_s": max(waits),
     }

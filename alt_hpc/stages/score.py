@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,25 +29,21 @@ def run(work: Work) -> None:
     reward = _scorer(work.run, work.device)
 
     def make(indices: Iterator[int]) -> Iterator[list[Row]]:
-        asked: list[Row] = []
-
-        def entering() -> Iterator[Answers]:
-            for row in map(samples.__getitem__, indices):
-                asked.append(row)
-                yield Answers(row["prompt"], [g["text"] for g in row["generations"]], row)
-
-        for scored in reward.score(entering()):
-            yield [_decided(work, asked.pop(0), scored)]
+        asked, again = itertools.tee(map(samples.__getitem__, indices))  # it may take some ahead
+        texts = ((row, [g["text"] for g in row["generations"]]) for row in again)
+        answers = (Answers(row["prompt"], generations, row) for row, generations in texts)
+        for row, scored in zip(asked, reward.score(answers), strict=True):
+            yield [_decided(work, row, scored)]
 
     starts = range(work.rows.start, work.rows.stop + 1)
     rows = work.attempt.resumable(starts, make, "samples", work.config.sample.generations)
-    cut = sum(row["post_cut"] for row in rows)
-    aside = sum(row["quantiles"] is not None and not any_kept(row["quantiles"]) for row in rows)
+    shortened = sum(row["post_shortened"] for row in rows)
+    aside = sum(row["quantiles"] is not None and set(row["quantiles"]) <= {None} for row in rows)
     if aside:
         work.say(f"{aside} of {len(rows)} prompts set aside (too few finite rewards)")
-    if cut:
-        work.say(f"{cut} of {len(rows)} posts cut to the reward model's length")
-    work.attempt.commit_rows(rows, {"set_aside": aside, "prompts_cut": cut})
+    if shortened:
+        work.say(f"{shortened} of {len(rows)} posts shortened to the reward model's length")
+    work.attempt.commit_rows(rows, {"set_aside": aside, "prompts_shortened": shortened})
 
 
 @functools.lru_cache(maxsize=1)  # for all shards of a task
@@ -56,20 +53,16 @@ def _scorer(run: RunFolder, on: torch.device) -> Scorer:
 
 def _decided(work: Work, sample: Row, scored: Scored) -> Row:
     """A scored row, as training reads it."""
-    row: Row = {"row": sample["row"], "rewards": list(map(finite, scored.rewards))}
+    row: Row = {"row": sample["row"], "rewards": _finite(scored.rewards)}
     if scored.parts:
-        row["parts"] = {name: list(map(finite, part)) for name, part in scored.parts.items()}
+        row["parts"] = {name: _finite(part) for name, part in scored.parts.items()}
     if scored.feedback is not None:
         row["written"] = list(scored.feedback)
     label = work.config.method.label(row)
-    row["quantiles"] = None if label is None else list(label.quantiles)
-    row["feedback"] = None if label is None else list(label.feedback)
-    return row | {"post_cut": scored.shortened}
+    row["quantiles"] = label and list(label.quantiles)
+    row["feedback"] = label and list(label.feedback)
+    return row | {"post_shortened": scored.shortened}
 
 
-def finite(reward: float) -> float | None:
-    return reward if math.isfinite(reward) else None
-
-
-def any_kept(quantiles: list[int | None]) -> bool:
-    return any(q is not None for q in quantiles)
+def _finite(rewards: Sequence[float]) -> list[float | None]:
+    return [reward if math.isfinite(reward) else None for reward in rewards]

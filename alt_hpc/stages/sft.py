@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+
+import torch
+from transformers import PreTrainedTokenizerBase
 
 from alt_hpc.domains import Domain
 from alt_hpc.errors import InputError
-from alt_hpc.lm import tokens
+from alt_hpc.lm import load, tokens
 from alt_hpc.run import rows
 from alt_hpc.stages import optimise
-from alt_hpc.stages.work import Work, cpu
+from alt_hpc.stages.work import Work
 from alt_hpc.training import loop, losses
 from alt_hpc.training.examples import Example
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 CARD = """# Supervised start of an ALT-RM run
 
@@ -25,43 +24,36 @@ CARD = """# Supervised start of an ALT-RM run
 
 def run(work: Work) -> None:
     """Make the starting policy. Runs on every rank; the first exports and publishes."""
-    config, settings = work.config, work.config.sft
+    policy, settings = work.config.policy, work.config.sft
     assert settings is not None
     work.connect()
-    _ = work.device  # sets threads
-    base = work.base()
+    base = work.named(policy.base, policy.tokenizer)
     texts = rows.frozen(work.run, "prompts-train")
-    made = list(_examples(texts, base.tokenizer, config.domain, settings.max_length))
-    examples = [example for example, _ in made]
-    cut = sum(lost for _, lost in made)
-    if cut:
-        work.say(f"{cut} of {len(made)} rows were cut to {settings.max_length} tokens")
-    model = base.load("float32", cpu())
-    shape = model.config
-    optimise.set_dropout(model, config.policy.dropout)
+    made = list(_examples(texts, base.tokenizer, work.config.domain, settings.max_length))
+    shortened = sum(lost for _, lost in made)
+    if shortened:
+        work.say(f"{shortened} of {len(made)} rows were shortened to {settings.max_length} tokens")
+    model = load.policy(base.place, "float32", torch.device("cpu"))
+    optimise.set_dropout(model, policy.dropout)
     loop.prepare(model, settings)
-    weights = optimise.optimise(work, model, examples, losses.sft_loss, settings, config.seed)
-    if not work.ranks.first:
-        return
-    card = CARD.format(base=config.policy.base)
-    steps = len(loop.global_batches(len(examples), settings, config.seed))
-    facts = {"steps": steps, "prompts_cut": cut}
-    optimise.export_policy(work, shape, weights, base, settings.export_dtype, card)
-    optimise.publish_policy(work, rows=len(examples), facts=facts)
+    examples, loss = [example for example, _ in made], losses.sft_loss
+    card = CARD.format(base=policy.base)
+    optimise.make_policy(
+        work, base, model, examples, loss, settings, card, rows=len(made), shortened=shortened
+    )
 
 
 def _examples(
     texts: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, domain: Domain, longest: int
 ) -> Iterator[tuple[Example, bool]]:
-    """Prompt + ` {label}` stripped + EOS; the post gives way where it is too long.
+    """Prompt + ` {label}` stripped + EOS, and whether post or label lost its end.
 
-    And whether post or label lost its end.
+    The post gives way where it is too long.
     """
     if tokenizer.eos_token_id is None:
         raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token")
     for row in texts:
         label = tokens.continuation_ids(tokenizer, domain.answer(row["label"]))
-        shortened = label[: longest // 2]
-        answer = [*shortened, tokenizer.eos_token_id]
+        answer = [*label[: longest // 2], tokenizer.eos_token_id]
         prompt, lost = domain.fit(tokenizer, "", row["prompt"], longest - len(answer))
-        yield Example([*prompt, *answer], len(prompt)), lost > 0 or shortened != label
+        yield Example([*prompt, *answer], len(prompt)), lost > 0 or len(label) > longest // 2

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 
+from alt_hpc.config import Config
 from alt_hpc.graph import REPORT, SAMPLE, SCORE, TRAIN, Piece
 from alt_hpc.lm import load
 from alt_hpc.lm.prefix import side_by_side
 from alt_hpc.report.results import best_iteration
-from alt_hpc.run import rows
+from alt_hpc.run import rows as rows_of
 from alt_hpc.stages import optimise
-from alt_hpc.stages.work import Policy, Work, cpu
+from alt_hpc.stages.work import Policy, Work
 from alt_hpc.training import deepspeed, loop, losses
 from alt_hpc.training.examples import Siblings, Trainable
 from alt_hpc.training.reference import share_trunk
-
-if TYPE_CHECKING:
-    from alt_hpc.config import Config
-    from alt_hpc.training.settings import PolicyTraining
 
 CARD = """# Policy aligned with textual feedback (ALT-RM), iteration {iteration}
 
@@ -45,59 +42,46 @@ Feedback texts, best first: {texts}. Method: arXiv 2407.16970. Made from `{base}
 def run(work: Work) -> None:
     """Make the policy of an iteration. Runs on every rank; the first exports and publishes."""
     work.connect()
-    config, k, device = work.config, work.piece.iteration, work.device
-    settings, seed = config.train, config.seed + k
-    before = work.policy(k - 1)
-    model = load.policy(before.place, "float32", cpu())
-    config.method.prepare(model, before.tokenizer)
-    shape, view = model.config, config.method.loss_view(before.tokenizer)
+    config, k, settings = work.config, work.piece.iteration, work.config.train
+    before, method = work.policy(k - 1), config.method
+    model = load.policy(before.place, "float32", torch.device("cpu"))
+    method.prepare(model, before.tokenizer)
     optimise.set_dropout(model, config.policy.dropout)
     made = list(_families(work, before, side_by_side(model.config)))
     families = [family for family, _ in made]
-    cut = sum(lost for _, lost in made)
-    examples: list[Trainable]
-    if settings.share_prompts:
-        examples = [*families]
-        settings = _counting_families(settings, config.method.family)
+    examples: Sequence[Trainable] = families
+    if settings.share_prompts:  # batches of families; a step has as many sequences as before
+        batches = ("global_batch", "micro_batch")
+        sizes = {key: getattr(settings, key) // method.family for key in batches}
+        settings = settings.model_copy(update=sizes)
     else:
         examples = [alone for family in families for alone in family.alone()]
     loop.prepare(model, settings)
     loss = functools.partial(losses.alt_loss, entropy=settings.entropy)
     if settings.kl:
-        reference = work.policy(0).load(deepspeed.precision(settings, work.ranks), device)
+        view = method.loss_view(before.tokenizer)
+        dtype = deepspeed.precision(settings, work.ranks)
+        reference = load.policy(work.policy(0).place, dtype, work.device)
         if view.reads == "conditioned":
             share_trunk(model, reference)
-        loss = functools.partial(
-            loss, kl=settings.kl, reference=reference, vocabulary=view.vocabulary
-        )
-    last = work.run.manifests.get(Piece(k - 1, TRAIN)) if k > 1 else None
-    first_step = last.facts["last_step"] if last else 0
-    weights = optimise.optimise(work, model, examples, loss, settings, seed, first_step=first_step)
-    if not work.ranks.first:
-        return
-    steps = len(loop.global_batches(len(examples), settings, seed))
-    facts = {"steps": steps, "last_step": first_step + steps, "prompts_cut": cut}
-    optimise.export_policy(work, shape, weights, before, settings.export_dtype, _card(config, k))
-    count = sum(len(family.answers) for family in families)
-    optimise.publish_policy(work, rows=count, facts=facts)
-    _remove_old_policies(work)
+        against = {"reference": reference, "vocabulary": view.vocabulary}
+        loss = functools.partial(loss, kl=settings.kl, **against)
+    rows, shortened = sum(len(f.answers) for f in families), sum(lost for _, lost in made)
+    optimise.make_policy(
+        work, before, model, examples, loss, settings, _card(config, k), rows, shortened
+    )
+    if work.ranks.first:
+        _remove_old_policies(work)
 
 
 def _card(config: Config, iteration: int) -> str:
-    best = config.method.ask("best", {})
     return CARD.format(
         iteration=iteration,
-        conditioning=config.domain.before(best),
+        conditioning=config.domain.before(config.method.ask("best", {})),
         tokens=config.sample.max_new_tokens,
         texts=", ".join(f"`{text}`" for text in config.method.levels),
         base=config.policy.model or config.policy.base,
     )
-
-
-def _counting_families(settings: PolicyTraining, size: int) -> PolicyTraining:
-    """Batch sizes in families of `size` sequences; a step has as many sequences as before."""
-    batch, micro = settings.global_batch // size, settings.micro_batch // size
-    return settings.model_copy(update={"global_batch": batch, "micro_batch": micro})
 
 
 def _families(work: Work, policy: Policy, together: bool) -> Iterator[tuple[Siblings, bool]]:
@@ -109,8 +93,8 @@ def _families(work: Work, policy: Policy, together: bool) -> Iterator[tuple[Sibl
     config, k = work.config, work.piece.iteration
     method, new = config.method, config.sample.max_new_tokens
     plainly = method.loss_view(policy.tokenizer).reads == "plain"
-    samples = rows.of_stage(work.run, k, SAMPLE)
-    labels = method.labels(rows.of_stage(work.run, k, SCORE))
+    samples = rows_of.of_stage(work.run, k, SAMPLE)
+    labels = method.labels(rows_of.of_stage(work.run, k, SCORE))
     for row, label in zip(samples, labels, strict=True):
         generations = row["generations"]
         rng = np.random.default_rng([config.seed, k, row["row"]])
@@ -121,9 +105,7 @@ def _families(work: Work, policy: Policy, together: bool) -> Iterator[tuple[Sibl
             kept.setdefault(label.feedback[index], []).append(ids)
         for feedback, answers in kept.items():
             prompt, lost = policy.fit(feedback, row["prompt"], new)
-            plain = None
-            if plainly:
-                plain, _ = policy.fit(None, row["prompt"], new)
+            plain = policy.fit(None, row["prompt"], new)[0] if plainly else None
             yield Siblings(prompt, answers, together, plain), lost > 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Iterator
@@ -10,80 +11,47 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alt_hpc.config import Config
 from alt_hpc.engines import Decoding, Generator, Model
 from alt_hpc.graph import STAGES, Piece, Shard
+from alt_hpc.lm import tokens
 from alt_hpc.rewards import Given, Reward, Scorer
 from alt_hpc.run import attempt, models, progress, rows
-from alt_hpc.run.attempt import Attempt
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.layout import MODEL_FOLDER, POLICY_FOLDER
 from alt_hpc.training import ranks
-from alt_hpc.training.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from alt_hpc.config import Config
+    from transformers import PreTrainedTokenizerBase
 
 # torch and transformers are imported where they are used: the tests' stubs need neither.
 
 
 class Work:
-    """One piece to make, in this process.
+    """A piece of a run to make in this process, by the attempt of a number.
 
-    Attributes
-    ----------
-    run, piece
-        The run, and the piece of it.
-    sources
-        Checksums of what the piece is made from.
-    ranks
-        This process among those that make the piece together.
+    `sources` are the checksums of what it is made from, `ranks` says which this process is among
+    those that make it together, and `attempt` is what the first of them, alone, writes in.
     """
 
-    def __init__(
-        self,
-        run: RunFolder,
-        piece: Piece,
-        sources: dict[str, str],
-        ranks: Ranks,
-        attempt: Attempt | None,
-    ) -> None:
-        self.run = run
-        self.piece = piece
-        self.sources = sources
-        self.ranks = ranks
-        self._attempt = attempt
-
-    @classmethod
-    def begin(cls, run: RunFolder, piece: Piece, number: int) -> Work:
-        """Begin an attempt, once its sources are whole; of many ranks the first one does.
-
-        Raises
-        ------
-        PieceDamaged
-            A source is not whole.
-        """
-        sources = run.manifests.checksums(run.graph().sources(piece))
-        me = ranks.from_environment()
-        mine = attempt.begin(run, piece, number, sources) if me.first else None
-        return cls(run, piece, sources, me, mine)
+    def __init__(self, run: RunFolder, piece: Piece, number: int) -> None:
+        """Begin the attempt; PieceDamaged where a source is not whole."""
+        self.run, self.piece = run, piece
+        self.sources = run.manifests.checksums(run.graph().sources(piece))
+        self.ranks = ranks.from_environment()
+        if self.ranks.first:
+            self.attempt = attempt.begin(run, piece, number, self.sources)
 
     def connect(self) -> None:
-        """Join the ranks that make this piece together, ready for DeepSpeed."""
+        """Join the ranks that make this piece together, ready for DeepSpeed. Sets threads."""
         ranks.connect(self.ranks)
+        _ = self.device
 
     @property
     def config(self) -> Config:
         """The config as last submitted."""
         return self.run.config()
-
-    @property
-    def attempt(self) -> Attempt:
-        """What is written in, by the first rank alone."""
-        assert self._attempt is not None
-        return self._attempt
 
     @cached_property
     def device(self) -> torch.device:
@@ -102,7 +70,7 @@ class Work:
         """Rows of the shard that this one pairs with, its checksum verified first."""
         stage = STAGES[self.piece.stage].pairs
         assert stage is not None
-        return rows.of_piece(self.run, Piece(self.piece.iteration, stage, self.piece.shard))
+        return rows.of_piece(self.run, dataclasses.replace(self.piece, stage=stage))
 
     def show(self, done: int, total: int, unit: str, started: float) -> None:
         """Say how far the piece is: `done` of `total` units since `started` (seconds, epoch)."""
@@ -120,41 +88,29 @@ class Work:
 
     def policy(self, iteration: int) -> Policy:
         """The policy after an iteration (0: the starting one), every checksum verified."""
-        piece = self.run.graph().policy(iteration)
-        if piece is None:
-            assert self.config.policy.model is not None
-            place = models.place(self.run, self.config.policy.model)
-            return self._policy(place, self.config.policy.tokenizer)
-        return self._policy(self.run.manifests.open(piece)[0] / POLICY_FOLDER, None)
+        if piece := self.run.graph().policy(iteration):
+            return self._policy(self.run.manifests.open(piece)[0] / POLICY_FOLDER, None)
+        return self.named(self.config.policy.model, self.config.policy.tokenizer)
 
-    def base(self) -> Policy:
-        """What `sft` starts from."""
-        assert self.config.policy.base is not None
-        place = models.place(self.run, self.config.policy.base)
-        return self._policy(place, self.config.policy.tokenizer)
-
-    def external(self, name: str) -> Policy:
-        """A policy of `evaluate.policies`."""
-        about = self.config.evaluate.policies[name]
-        return self._policy(models.place(self.run, about.model), about.tokenizer)
+    def named(self, model: str | None, tokenizer: str | None) -> Policy:
+        """A policy that the config names, with the tokenizer that it names beside."""
+        assert model is not None
+        return self._policy(models.place(self.run, model), tokenizer)
 
     def _policy(self, place: Path, named: str | None) -> Policy:
-        """A policy, with the tokenizer that the config names where its folder may have none."""
-        from alt_hpc.lm import load, tokens
+        from alt_hpc.lm import load
 
         home = models.place(self.run, named, whole=False) if named else place
-        tokenizer = load.tokenizer(home)
-        most = self.config.policy.max_length
+        tokenizer, most = load.tokenizer(home), self.config.policy.max_length
         context = tokens.context_length(load.config(place), unknown=most)
-        context = min(context, most or context)
-        return Policy(place, self.config, tokenizer, tokens.all_ends(place, tokenizer), context)
+        ends = tokens.all_ends(place, tokenizer)
+        return Policy(place, self.config, tokenizer, ends, min(context, most or context))
 
     def generator(self, policy: Policy, decoding: Decoding) -> Generator:
         """The engine that the config names, with the policy loaded, once per task."""
-        model = Model(
-            policy.place, self.config.policy.dtype, policy.ends, policy.context, self.device
-        )
-        return _generator(self.run, model, decoding)
+        dtype, silent = self.config.policy.dtype, self.config.method.silent(policy.tokenizer)
+        model = Model(policy.place, dtype, policy.ends, policy.context, self.device)
+        return _generator(self.run, model, dataclasses.replace(decoding, silent=silent))
 
 
 @functools.lru_cache(maxsize=1)  # a task may make several shards
@@ -162,47 +118,30 @@ def _generator(run: RunFolder, model: Model, decoding: Decoding) -> Generator:
     return run.config().engine.load(model, decoding)
 
 
+def reward_place(run: RunFolder, reward: Reward, key: str) -> Path:
+    """The folder of a model, by the key of the reward's settings that names it."""
+    named = reward.named()[key]
+    return models.place(run, named.name, whole=named.whole)
+
+
 def scorer(run: RunFolder, reward: Reward, on: torch.device, made: Path | None = None) -> Scorer:
     """A reward of a run, loaded; `made` is the model that the run trains, else what it made."""
-    config, named = run.config(), reward.named()
     piece = run.graph().reward_model() if reward.trained else None
-    if piece is not None and made is None:
+    if piece and made is None:
         made = run.manifests.open(piece)[0] / MODEL_FOLDER
-    given = Given(
-        place=lambda key: models.place(run, named[key].name, whole=named[key].whole),
-        made=made,
-        domain=config.domain,
-        new_tokens=config.sample.max_new_tokens,
-        device=on,
-    )
-    return reward.load(given)
+    place, new = functools.partial(reward_place, run, reward), run.config().sample.max_new_tokens
+    return reward.load(Given(place, made, run.config().domain, new, on))
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy on disk with what reads and writes its text.
+    """A policy on disk with what reads and writes its text."""
 
-    Attributes
-    ----------
-    place
-        Its Hugging Face folder.
-    ends
-        Token ids that end a generation.
-    context
-        Tokens that a prompt and its generation may have together.
-    """
-
-    place: Path
+    place: Path  # its Hugging Face folder
     config: Config
     tokenizer: PreTrainedTokenizerBase
-    ends: tuple[int, ...]
-    context: int
-
-    def load(self, dtype: str, device: torch.device) -> PreTrainedModel:
-        """The model, in evaluation mode."""
-        from alt_hpc.lm import load
-
-        return load.policy(self.place, dtype, device)
+    ends: tuple[int, ...]  # token ids that end a generation
+    context: int  # tokens that a prompt and its generation may have together
 
     def fit(self, feedback: str | None, prompt: str, new_tokens: int) -> tuple[list[int], int]:
         """Token ids of a prompt asked with feedback, so that `new_tokens` still fit.
@@ -215,13 +154,4 @@ class Policy:
 
     def text(self, ids: list[int]) -> str:
         """The text of generated ids, without the ends."""
-        from alt_hpc.lm import tokens
-
         return tokens.text_of(self.tokenizer, ids, self.ends)
-
-
-def cpu() -> torch.device:
-    """Where a model that DeepSpeed will place is loaded."""
-    import torch
-
-    return torch.device("cpu")

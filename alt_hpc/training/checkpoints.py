@@ -25,26 +25,13 @@ class Store(Protocol):
 
     folder: Path
 
-    def make(self) -> None:
-        """Make the folder, mode 0700: it holds pickles."""
-
-    def check(self) -> None:
-        """Raise InputError where the folder is not ours alone."""
-
-    def tag(self, step: int) -> str:
-        """The name of the checkpoint after a step, a folder in `folder`."""
-
-    def random_state(self, step: int, rank: int) -> Path:
-        """A file of that checkpoint for a rank's random generators."""
-
-    def whole(self, identity: str) -> list[int]:
-        """Steps of the whole checkpoints that were committed with this identity."""
-
-    def begin(self, step: int) -> None:
-        """An empty folder for a checkpoint."""
-
-    def commit(self, step: int, identity: str) -> None:
-        """All ranks have written: the checkpoint is whole."""
+    def make(self) -> None: ...  # the folder, mode 0700: it holds pickles
+    def check(self) -> None: ...  # raises InputError where the folder is not ours alone
+    def tag(self, step: int) -> str: ...  # the checkpoint after a step, a folder in `folder`
+    def random_state(self, step: int, rank: int) -> Path: ...  # its file for a rank's generators
+    def whole(self, identity: str) -> list[int]: ...  # steps committed with this identity
+    def begin(self, step: int) -> None: ...  # an empty folder for a checkpoint
+    def commit(self, step: int, identity: str) -> None: ...  # all ranks have written: it is whole
 
 
 @dataclass
@@ -61,18 +48,18 @@ class Checkpoints:
 
     def resume(self) -> int:
         """Load the newest whole checkpoint, if any; the step after which it was saved, or 0."""
-        store = self.store
-        if self.ranks.first:
+        store, first = self.store, self.ranks.first
+        if first:
             store.make()
         torch.distributed.barrier()
         store.check()
-        newest = max(store.whole(self.identity), default=0) if self.ranks.first else 0
+        newest = max(store.whole(self.identity), default=0) if first else 0
         agreed = torch.tensor(newest, device=self.ranks.device)
         torch.distributed.broadcast(agreed, src=0)
         step = int(agreed)
         if not step:
             return 0
-        if self.ranks.first:
+        if first:
             logger.warning("resuming after step %d from %s", step, store.folder)
         path, _ = self.engine.load_checkpoint(
             str(store.folder),
@@ -88,29 +75,25 @@ class Checkpoints:
 
     def save(self, step: int) -> None:
         """Save collectively; the first rank then says that it is whole."""
-        store = self.store
-        if self.ranks.first:
+        store, first = self.store, self.ranks.first
+        if first:
             store.begin(step)
-        self.engine.save_checkpoint(  # begins and ends with a barrier
-            str(store.folder),
-            tag=store.tag(step),
-            save_latest=False,
-            exclude_frozen_parameters=True,
-        )
+        place, tag = str(store.folder), store.tag(step)
+        # It begins and ends with a barrier.
+        self.engine.save_checkpoint(place, tag, save_latest=False, exclude_frozen_parameters=True)
         mine = store.random_state(step, self.ranks.rank)
         mine.write_text(json.dumps(_random_state()), encoding="ascii")
         torch.distributed.barrier()
-        if self.ranks.first:
+        if first:
             store.commit(step, self.identity)
 
 
 def _random_state() -> dict[str, Any]:
     """The state of every random generator of this process, as JSON values."""
-    version, numbers, gauss = random.getstate()
     name, keys, *rest = np.random.get_state(legacy=True)
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
-        "python": [version, list(numbers), gauss],
+        "python": random.getstate(),
         "numpy": [str(name), np.asarray(keys).tolist(), *rest],
         "torch": torch.get_rng_state().tolist(),
         "cuda": [state.tolist() for state in cuda],

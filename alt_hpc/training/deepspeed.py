@@ -21,11 +21,7 @@ _OURS = (
 
 
 def check(config: dict[str, Any]) -> None:
-    """Raise InputError where a DeepSpeed JSON cannot be meant.
-
-    It sets what the training settings decide, to something else than "auto", or a section of it
-    is no object, or no such ZeRO stage.
-    """
+    """Raise InputError where a DeepSpeed JSON decides what the settings do, or makes no sense."""
     for name in ("bf16", "fp16", "zero_optimization"):
         if not isinstance(config.get(name, {}), dict):
             raise InputError(f"DeepSpeed configuration: '{name}' must be an object")
@@ -33,11 +29,8 @@ def check(config: dict[str, Any]) -> None:
     if stage not in (0, 1, 2, 3):
         raise InputError(f"DeepSpeed configuration: no ZeRO stage {stage!r}")
     for name in _OURS:
-        section, _, key = name.partition(".")
-        value = config.get(section, "auto")
-        if key and isinstance(value, dict):
-            value = value.get(key, "auto")
-        if value != "auto":
+        section, _, key = name.rpartition(".")
+        if (config.get(section, {}) if section else config).get(key, "auto") != "auto":
             raise InputError(
                 f"DeepSpeed configuration: '{name}' is decided by the training settings;"
                 ' leave it out or say "auto"'
@@ -50,9 +43,8 @@ def filled(config: dict[str, Any], settings: Training, ranks: Ranks) -> dict[str
     share = settings.global_batch // ranks.world
     micro = min(settings.micro_batch, share)
     dtype = precision(settings, ranks)
-    kept = {k: v for k, v in config.items() if k not in ("optimizer", "scheduler")}
     return {
-        **kept,
+        **{k: v for k, v in config.items() if k not in ("optimizer", "scheduler")},
         "train_batch_size": settings.global_batch,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": share // micro,
@@ -65,6 +57,11 @@ def filled(config: dict[str, Any], settings: Training, ranks: Ranks) -> dict[str
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
+
+
+def _note(ranks: Ranks, line: str) -> None:
+    if ranks.first:
+        logger.warning(line)
 
 
 def precision(settings: Training, ranks: Ranks) -> str:
@@ -87,22 +84,13 @@ def _zero(zero: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     return zero
 
 
-def _note(ranks: Ranks, line: str) -> None:
-    if ranks.first:
-        logger.warning(line)
-
-
 def engine(module: nn.Module, settings: Training, config: dict[str, Any]) -> Any:
     """DeepSpeed's engine around the module, with AdamW over what is trained."""
     import deepspeed
 
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in module.parameters() if parameter.requires_grad],
-        lr=settings.lr,
-        betas=(settings.betas[0], settings.betas[1]),
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    first, second = settings.betas
+    numbers = settings.model_dump(include={"lr", "eps", "weight_decay"})
+    optimizer = torch.optim.AdamW(trained, betas=(first, second), fused=True, **numbers)
     module.train()
     return deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from alt_hpc.lm.prefix import ALL, NOBODY, padded
+
 CHUNK = 512  # positions whose logits [CHUNK, vocabulary] are alive at once
-NOBODY, ALL = -2, -1  # owners of padding and of the prompt, see TextBatch
 
 B = TypeVar("B")
 
@@ -20,16 +22,10 @@ class Trainable(Protocol):
     """What the loop asks of an example."""
 
     @property
-    def weight(self) -> int:
-        """Loss tokens (pairs count 1): an example's share in the normaliser of the loss."""
-
+    def weight(self) -> int: ...  # loss tokens (pairs count 1): its share in the loss's normaliser
     @property
-    def tokens(self) -> int:
-        """All tokens that are computed."""
-
-    def empty(self) -> Trainable:
-        """The cheapest example of the same kind that teaches nothing."""
-
+    def tokens(self) -> int: ...  # all that are computed
+    def empty(self) -> Trainable: ...  # the cheapest one of its kind that teaches nothing
     @classmethod
     def batch(cls, rows: Sequence[Any], most: int) -> Any:
         """Collate `rows`; `most` is the largest weight that any rank collates at this moment."""
@@ -55,14 +51,11 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class Example:
-    """A conditioned prompt and what was written after it: tokens from `start` on are learned.
-
-    `plain` is the prompt as the reference is given it; None: the same.
-    """
+    """A conditioned prompt and what was written after it: tokens from `start` on are learned."""
 
     ids: list[int]
     start: int
-    plain: list[int] | None = None
+    plain: list[int] | None = None  # the prompt as the reference is given it; None: the same
 
     @property
     def weight(self) -> int:
@@ -77,17 +70,8 @@ class Example:
 
     @classmethod
     def batch(cls, rows: Sequence[Example], most: int) -> TextBatch:
-        """Pad on the right; point at the positions that predict a loss token."""
-        ids, mask = _pad([row.ids for row in rows])
-        width = ids.shape[1]
-        spans = [(i, at) for i, row in enumerate(rows) for at in range(row.start, len(row.ids))]
-        positions = torch.tensor([i * width + at - 1 for i, at in spans], dtype=torch.long)
-        targets = torch.tensor([rows[i].ids[at] for i, at in spans], dtype=torch.long)
-        other = None
-        if rows[0].plain is not None:
-            plainly = [(row.plain or [], row.ids[row.start :]) for row in rows]
-            other = cls.batch([Example([*p, *a], len(p)) for p, a in plainly], most)
-        return TextBatch(ids, mask, positions, targets, _chunks(most), reference=other)
+        texts = [(row.ids[: row.start], [row.ids[row.start :]], row.plain) for row in rows]
+        return _text_batch(texts, most, together=False)
 
 
 @dataclass(frozen=True)
@@ -125,28 +109,39 @@ class Siblings:
         if not rows[0].together:
             alone = [example for row in rows for example in row.alone()]
             return Example.batch(alone or [Example(rows[0].prompt, 1, rows[0].plain)], most)
-        ids, mask = _pad([[*row.prompt, *(t for a in row.answers for t in a)] for row in rows])
-        width = ids.shape[1]
-        owners, places = torch.full_like(ids, NOBODY), torch.zeros_like(ids)
-        positions: list[int] = []
-        targets: list[int] = []
-        for i, row in enumerate(rows):
-            at = start = len(row.prompt)
-            owners[i, :start] = ALL
-            places[i, :start] = torch.arange(start)
-            for number, answer in enumerate(row.answers):
-                end = at + len(answer)
-                owners[i, at:end] = number
-                places[i, at:end] = torch.arange(start, start + len(answer))
-                before = [start - 1, *range(at, end - 1)]
-                positions += [i * width + place for place in before]
-                targets += answer
-                at = end
-        where, what = (torch.tensor(v, dtype=torch.long) for v in (positions, targets))
-        other = None
-        if rows[0].plain is not None:
-            other = cls.batch([Siblings(row.plain or [], row.answers) for row in rows], most)
-        return TextBatch(ids, mask, where, what, _chunks(most), owners, places, other)
+        texts = [(row.prompt, row.answers, row.plain) for row in rows]
+        return _text_batch(texts, most, together=True)
+
+
+def _text_batch(
+    rows: Sequence[tuple[list[int], list[list[int]], list[int] | None]], most: int, together: bool
+) -> TextBatch:
+    """Rows of a prompt, its answers and its plain prompt; `together`: with owners and places."""
+    texts = [[*prompt, *chain(*answers)] for prompt, answers, _ in rows]
+    ids, mask = padded(texts), padded([[1] * len(text) for text in texts])
+    owners, places = torch.full_like(ids, NOBODY), torch.zeros_like(ids)
+    positions: list[int] = []
+    targets: list[int] = []
+    for i, (prompt, answers, _) in enumerate(rows):
+        at = start = len(prompt)
+        owners[i, :start] = ALL
+        places[i, :start] = torch.arange(start)
+        for number, answer in enumerate(answers):
+            end = at + len(answer)
+            owners[i, at:end] = number
+            places[i, at:end] = torch.arange(start, start + len(answer))
+            before = [start - 1, *range(at, end - 1)] if answer else []
+            positions += [i * ids.shape[1] + place for place in before]
+            targets += answer
+            at = end
+    where, what = (torch.tensor(v, dtype=torch.long) for v in (positions, targets))
+    batch = TextBatch(ids, mask, where, what, chunks=max(1, -(-most // CHUNK)))
+    if together:
+        batch = dataclasses.replace(batch, owners=owners, places=places)
+    if rows[0][2] is None:
+        return batch
+    plainly = [(plain or [], answers, None) for _, answers, plain in rows]
+    return dataclasses.replace(batch, reference=_text_batch(plainly, most, together))
 
 
 @dataclass(frozen=True)
@@ -177,7 +172,7 @@ class Pair:
     @classmethod
     def batch(cls, rows: Sequence[Pair], most: int) -> PairBatch:
         texts = [row.chosen for row in rows] + [row.rejected for row in rows]
-        ids, mask = _pad(texts)
+        ids, mask = padded(texts), padded([[1] * len(text) for text in texts])
         last = torch.tensor([i * ids.shape[1] + len(text) - 1 for i, text in enumerate(texts)])
         return PairBatch(ids, mask, last, torch.tensor([float(row.weight) for row in rows]))
 
@@ -209,23 +204,7 @@ class FeaturePair:
 
 def move(batch: B, device: torch.device) -> B:
     """The same batch with its tensors on `device`."""
-    moved: dict[str, Any] = {}
-    for field in dataclasses.fields(batch):  # type: ignore[arg-type]
-        value = getattr(batch, field.name)
-        if isinstance(value, Tensor):
-            moved[field.name] = value.to(device)
-        elif isinstance(value, TextBatch):
-            moved[field.name] = move(value, device)
+    values = vars(batch).items()
+    moved: dict[str, Any] = {key: v.to(device) for key, v in values if isinstance(v, Tensor)}
+    moved |= {key: move(v, device) for key, v in values if isinstance(v, TextBatch)}
     return dataclasses.replace(batch, **moved)  # type: ignore[type-var]
-
-
-def _chunks(most: int) -> int:
-    return max(1, -(-most // CHUNK))
-
-
-def _pad(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, [texts, width]; what the padding's id is does not matter."""
-    width = max(len(text) for text in texts)
-    ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts])
-    mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
-    return ids, mask

@@ -1,16 +1,7 @@
 """The training loop over DeepSpeed: the same steps on any number of ranks, and resumable.
 
-A caller starts one process per device, then
-
-    ranks = from_environment()
-    connect(ranks)
-    prepare(model, settings)
-    loss = functools.partial(alt_loss, entropy=settings.entropy)
-    result = train(model, examples, loss, settings, deepspeed_config=..., seed=..., ranks=ranks,
-                   checkpoints=store, log=write_curve, stop=flag.is_set)
-    disconnect()
-    if ranks.first:                             # elsewhere result.weights is None
-        model.load_state_dict(result.weights)   # a model made anew: the trained one is used up
+A caller starts one process per device; each calls `connect`, `prepare`, `train`, `disconnect`.
+The first then loads the result's weights into a model made anew: the trained one is used up.
 """
 
 from __future__ import annotations
@@ -60,14 +51,10 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """`weights` is the whole state dict on the CPU on rank 0, None elsewhere.
+    """The whole state dict on the CPU on rank 0: in float32 what was trained, all else as given."""
 
-    What was trained is there in float32, as the optimiser held it; all else as it was given.
-    """
-
-    weights: dict[str, Tensor] | None
-    steps: int
-    resumed_at: int = 0  # the step after which this attempt took over; 0: it began
+    weights: dict[str, Tensor] | None  # None on other ranks
+    resumed_at: int  # the step after which this attempt took over; 0: it began
 
 
 def order(n: int, epochs: int, seed: int) -> list[Rows]:
@@ -76,21 +63,15 @@ def order(n: int, epochs: int, seed: int) -> list[Rows]:
 
 
 def global_batches(n: int, settings: Training, seed: int) -> list[Rows]:
-    """The examples of every optimiser step.
-
-    An epoch whose examples do not fill its last global batch ends with a smaller step; none is
-    lost and none of the next epoch is taken forward.
-    """
-    size = settings.global_batch
-    epochs = order(n, settings.epochs, seed)
+    """The examples of every optimiser step; an epoch may end with a smaller one: none is lost."""
+    size, epochs = settings.global_batch, order(n, settings.epochs, seed)
     return [epoch[at : at + size] for epoch in epochs for at in range(0, n, size)]
 
 
 def learning_rate(step: int, steps: int, settings: Training) -> float:
-    """Linear warm-up over W = max(1, ceil(warmup * steps)) steps, then linear decay to 0.
+    """Linear warm-up: step 1 is above 0, step W = max(1, ceil(warmup * steps)) has the full rate.
 
-    With s from 1: lr * s / W up to W, then lr * (steps - s + 1) / (steps - W + 1). The first
-    step is above 0, step W has the full rate, and 0 would be reached one step after the last.
+    Then linear decay: 0 would be reached one step after the last.
     """
     warm = max(1, math.ceil(settings.warmup * steps))
     if step <= warm:
@@ -124,46 +105,26 @@ def train(
     An optimiser step's loss is the sum over its loss tokens divided by their number, over all
     ranks and micro-batches: the number of ranks changes nothing but rounding.
 
-    Parameters
-    ----------
-    module
-        On the CPU, in float32 so that nothing is rounded away at the start; what does not
-        require grad is left alone. It is used up: afterwards it holds pieces of the model.
-    examples
-        All of them, the same on every rank.
-    loss
-        Takes (module, batch); see `losses`.
-    settings
-        Optimiser, batch sizes, epochs, precision, minutes between checkpoints.
-    deepspeed_config
-        A DeepSpeed JSON. Batch sizes, optimiser, schedule, clipping and precision are filled in
-        from `settings`: it may leave them out or say "auto". Stage 0 is run as stage 1.
-    seed
-        Decides data order and dropout.
-    checkpoints
-        This training's own, on the shared file system. The caller removes them once the result
-        is safe.
-    log
-        Called on rank 0 after every optimiser step.
-    stop
-        Asked on every rank at every step; one rank's True stops all.
+    The module is on the CPU, in float32 so that nothing is rounded away at the start; what does
+    not require grad is left alone. It is used up: afterwards it holds pieces of the model. The
+    examples are all of them, the same on every rank. `deepspeed_config` is a DeepSpeed JSON; what
+    `settings` decide is filled in: it may leave that out or say "auto". Stage 0 is run as stage
+    1. The seed decides data order and dropout. The checkpoints are this training's own, on the
+    shared file system; the caller removes them once the result is safe. `log` is called on rank 0
+    after every optimiser step; `stop` is asked on every rank at every step: one's True stops all.
 
-    Raises
-    ------
-    InputError
-        Settings, examples or the JSON cannot be used.
-    Interrupted
-        `stop` said so on some rank; all have saved, and the next call goes on from there.
-    TrainingDiverged
-        A loss, gradient norm or weight is not finite.
+    InputError where settings, examples or the JSON cannot be used; TrainingDiverged where a loss,
+    gradient norm or weight is not finite; Interrupted where `stop` said so on some rank: all have
+    saved, and the next call goes on from there.
     """
-    _check(module, examples, settings, ranks)
+    _check(module, examples)
+    check_batches(settings, ranks.world)
     batches = global_batches(len(examples), settings, seed)
     config = deepspeed.filled(deepspeed_config, settings, ranks)
     originals = Originals(module, ranks)
     _seed(seed, ranks)
     engine = deepspeed.engine(ForLoss(module, loss), settings, config)
-    identity = _identity(examples, settings, config, seed, ranks)
+    identity = _identity(examples, settings, config, seed, ranks.world)
     store = Checkpoints(checkpoints, identity, engine, ranks)
     resumed_at = store.resume()
     if not resumed_at:
@@ -183,18 +144,15 @@ def train(
             raise Interrupted(f"asked to stop after step {step} of {len(batches)}")
     weights = originals.export(engine)
     engine.destroy()
-    return TrainResult(weights, len(batches), resumed_at)
+    return TrainResult(weights, resumed_at)
 
 
-def _check(
-    module: nn.Module, examples: Sequence[Trainable], settings: Training, ranks: Ranks
-) -> None:
+def _check(module: nn.Module, examples: Sequence[Trainable]) -> None:
     if not examples:
         raise InputError("there are no examples to train on")
     for index, example in enumerate(examples):
         if example.weight < 1:
             raise InputError(f"training example {index} has no tokens to learn")
-    check_batches(settings, ranks.world)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise InputError("nothing of the model is to be trained")
 
@@ -208,23 +166,19 @@ def _seed(seed: int, ranks: Ranks) -> None:
 
 
 def _identity(
-    examples: Sequence[Trainable],
-    settings: Training,
-    config: dict[str, Any],
-    seed: int,
-    ranks: Ranks,
+    examples: Sequence[Trainable], settings: Training, config: dict[str, Any], seed: int, world: int
 ) -> str:
     """What a checkpoint must have in common with the training that goes on from it."""
-    unimportant = {"checkpoint_minutes", "export_dtype", "deepspeed"}
-    return digest(
-        {
-            "settings": settings.model_dump(exclude=unimportant),
-            "deepspeed": config,
-            "seed": seed,
-            "world": ranks.world,
-            "examples": [[example.weight, example.tokens] for example in examples],
-        }
-    )
+    made_from = {
+        "settings": settings.model_dump(
+            exclude={"checkpoint_minutes", "export_dtype", "deepspeed"}
+        ),
+        "deepspeed": config,
+        "seed": seed,
+        "world": world,
+        "examples": [[example.weight, example.tokens] for example in examples],
+    }
+    return digest(made_from)
 
 
 @dataclass
@@ -247,15 +201,15 @@ class _Steps:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         names, sums = self._accumulate(rows, count)
-        flags = sums.new_tensor([float(stop), float(due and self.ranks.first)])
-        report = torch.cat([sums, flags])
+        report = torch.cat([sums, sums.new_tensor([stop, due and self.ranks.first])])
         torch.distributed.all_reduce(report)
         loss, *parts, stopping, saving = report.tolist()
-        self._check_finite(loss, "loss", step)
+        if not (math.isfinite(loss) or self.engine.fp16_enabled()):
+            raise self._diverged(step, f"the loss is {loss}")
         skipped = self._update(step)
         norm = float(self.engine.get_global_grad_norm())
-        if not skipped:
-            self._check_finite(norm, "gradient norm", step)
+        if not (math.isfinite(norm) or skipped):
+            raise self._diverged(step, f"the gradient norm is {norm}")
         record = StepRecord(
             step=step,
             steps=len(self.batches),
@@ -301,16 +255,12 @@ class _Steps:
         except Exception as error:  # DeepSpeed raises no narrower one
             if "loss scale" not in str(error):
                 raise
-            raise TrainingDiverged(f"{self._where(step)}: {error}") from error
+            raise self._diverged(step, str(error)) from error
         skipped = not self.engine.was_step_applied()
         if skipped and not self.engine.fp16_enabled():
-            raise TrainingDiverged(f"{self._where(step)}: the gradients are not finite")
+            raise self._diverged(step, "the gradients are not finite")
         return skipped
 
-    def _check_finite(self, value: float, what: str, step: int) -> None:
-        if not math.isfinite(value) and not (what == "loss" and self.engine.fp16_enabled()):
-            raise TrainingDiverged(f"{self._where(step)}: the {what} is {value}")
-
-    def _where(self, step: int) -> str:
+    def _diverged(self, step: int, why: str) -> TrainingDiverged:
         rows = ", ".join(str(row) for row in self.batches[step - 1])
-        return f"step {step} of {len(self.batches)} (examples {rows})"
+        return TrainingDiverged(f"step {step} of {len(self.batches)} (examples {rows}): {why}")

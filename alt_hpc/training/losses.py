@@ -17,7 +17,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from alt_hpc.errors import InputError
-from alt_hpc.training.examples import ALL, FeatureBatch, PairBatch, TextBatch
+from alt_hpc.lm.prefix import sight
+from alt_hpc.training.examples import FeatureBatch, PairBatch, TextBatch
 
 Parts = dict[str, Tensor]
 Loss = Callable[[nn.Module, Any], tuple[Tensor, Parts]]
@@ -49,28 +50,13 @@ def alt_loss(
     """Sum over loss tokens of CE - entropy * H + kl * KL(reference || policy).
 
     H is the entropy of the policy's next-token distribution, KL is over the full vocabulary at
-    temperature 1, with the same input to both (arXiv 2407.16970, section 3). Bind the
-    coefficients with `functools.partial`.
+    temperature 1, with the same input to both (arXiv 2407.16970, section 3). The reference is a
+    model in eval mode on the batch's device. Quark's is given another prompt
+    (`TextBatch.reference`), and knows but the first `vocabulary` token ids: KL is then over these
+    alone, CE and H over all.
 
-    Quark's reference is given another prompt (`TextBatch.reference`), and knows but the first
-    `vocabulary` token ids: KL is then over these alone, CE and H over all.
-
-    Parameters
-    ----------
-    model
-        A causal language model of transformers.
-    reference
-        The same kind, in eval mode and on the batch's device; it gets no gradient. Needed where
-        `kl` is not 0.
-
-    Returns
-    -------
-    The sum (float32 scalar) and the detached sums "ce", "entropy" and, with a reference, "kl".
-
-    Raises
-    ------
-    InputError
-        `kl` without a reference, or a model that changes its logits after the head.
+    Returns the sum (float32) and the detached sums "ce", "entropy" and, with a reference, "kl".
+    InputError for `kl` without one, or a model that changes its logits after the head.
     """
     if kl and reference is None:
         raise InputError("the KL term of the loss needs a reference model")
@@ -100,11 +86,7 @@ def sft_loss(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Parts]:
 
 
 def pair_loss(model: nn.Module, batch: PairBatch) -> tuple[Tensor, Parts]:
-    """Sum over pairs of -log sigmoid(r_chosen - r_rejected).
-
-    The reward r is the model's head `score` (as of AutoModelForSequenceClassification with one
-    label) on the hidden state of the text's last token.
-    """
+    """Sum over pairs of -log sigmoid(r_chosen - r_rejected); r is `score` of the last token."""
     score: nn.Module = model.score  # type: ignore[assignment]
     rewards = score(_hidden(model, batch.ids, batch.mask, batch.last)).float().squeeze(-1)
     chosen, rejected = rewards.chunk(2)
@@ -120,12 +102,9 @@ def feature_loss(head: nn.Module, batch: FeatureBatch) -> tuple[Tensor, Parts]:
 
 def check(model: nn.Module) -> None:
     """Raise InputError where the losses would not be those of plain transformers."""
-    config: Any = model.config
-    changed = [name for name in _AFTER_HEAD if getattr(config, name, None) not in (None, 1, 1.0)]
-    if changed:
-        raise InputError(
-            f"{type(model).__name__}: logits changed by {changed[0]} are not supported"
-        )
+    for name in _AFTER_HEAD:
+        if getattr(model.config, name, None) not in (None, 1):
+            raise InputError(f"{type(model).__name__}: logits changed by {name} are not supported")
 
 
 def _preference(chosen: Tensor, rejected: Tensor, weights: Tensor) -> tuple[Tensor, Parts]:
@@ -138,17 +117,9 @@ def _text_hidden(model: nn.Module, batch: TextBatch) -> Tensor:
     """Hidden states at the positions that predict a loss token, [n, hidden]."""
     if batch.owners is None:
         return _hidden(model, batch.ids, batch.mask, batch.positions)
-    mask = _mask(batch.owners, next(model.parameters()).dtype)
+    dtype = next(model.parameters()).dtype
+    mask = sight(batch.owners, batch.owners, dtype, causal=True)
     return _hidden(model, batch.ids, mask, batch.positions, position_ids=batch.places)
-
-
-def _mask(owners: Tensor, dtype: torch.dtype) -> Tensor:
-    """What each token may see, as scores to add, [rows, 1, width, width]."""
-    width = owners.shape[1]
-    kin = (owners[:, None, :] == owners[:, :, None]) | (owners == ALL)[:, None, :]
-    seen = kin & torch.ones(width, width, dtype=torch.bool, device=owners.device).tril()
-    mask = torch.zeros(seen.shape, dtype=dtype, device=owners.device)
-    return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
 
 def _hidden(

@@ -14,13 +14,12 @@ from alt_hpc.training.ranks import Ranks
 class Originals:
     """The weights of a module before DeepSpeed takes it.
 
-    DeepSpeed makes its float32 masters from the module *after* rounding it to the training's
-    precision. Without `to_masters` every iteration would begin with weights rounded to bfloat16.
+    It makes its float32 masters from the module *after* rounding it to the training's precision:
+    without `to_masters` every iteration would begin with weights rounded to bfloat16.
     """
 
     def __init__(self, module: nn.Module, ranks: Ranks) -> None:
-        self.ranks = ranks
-        state = module.state_dict(keep_vars=True)
+        self.ranks, state = ranks, module.state_dict(keep_vars=True)
         self.names: dict[int, list[str]] = {}  # id of a parameter -> its names (tied: several)
         for name, tensor in state.items():
             self.names.setdefault(id(tensor), []).append(name)
@@ -31,25 +30,20 @@ class Originals:
 
     def to_masters(self, engine: Any) -> None:
         """Set the optimiser's masters to the unrounded weights."""
-        from deepspeed.utils import (
-            safe_get_local_fp32_param,
-            safe_set_full_fp32_param,
-            safe_set_local_fp32_param,
-        )
+        from deepspeed import utils
 
         if not (engine.bfloat16_enabled() or engine.fp16_enabled()):
             return
         for parameter in _trained(engine):
             value = self.trained[id(parameter)].to(self.ranks.device, torch.float32)
             if not hasattr(parameter, "ds_id"):
-                safe_set_full_fp32_param(parameter, value)
+                utils.safe_set_full_fp32_param(parameter, value)
                 continue
-            # ZeRO-3 pads parameters that the ranks do not divide, which
-            # `safe_set_full_fp32_param` forgets.
-            size = safe_get_local_fp32_param(parameter).numel()
+            # ZeRO-3 pads what the ranks do not divide: `safe_set_full_fp32_param` forgets that.
+            size = utils.safe_get_local_fp32_param(parameter).numel()
             padded = nn.functional.pad(value.flatten(), (0, size * self.ranks.world))
             start = size * self.ranks.rank
-            safe_set_local_fp32_param(parameter, padded[start : start + size])
+            utils.safe_set_local_fp32_param(parameter, padded[start : start + size])
 
     def forget_trained(self) -> None:
         """Free what only `to_masters` needed."""

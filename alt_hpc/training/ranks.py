@@ -36,8 +36,7 @@ class Ranks:
     def device(self) -> torch.device:
         """The GPU of this process, or the CPU.
 
-        Under `--gpus-per-task` a process sees only its own GPU, whose index is 0 whatever the
-        local rank is: hence the remainder.
+        Under `--gpus-per-task` it sees only its own GPU, index 0 whatever `local` is: hence %.
         """
         import torch
 
@@ -49,10 +48,10 @@ class Ranks:
 def from_environment() -> Ranks:
     """Read RANK, WORLD_SIZE and LOCAL_RANK, which whoever starts the process sets (0, 1, 0).
 
-    InputError where a value is not a whole number, or they contradict one another.
+    InputError where they are no whole numbers, or contradict one another.
     """
-    given = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    given = {name: os.environ.get(name, default) for name, default in given.items()}
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    given = {name: os.environ.get(name, value) for name, value in alone.items()}
     try:
         rank, world, local = map(int, given.values())
     except ValueError:
@@ -68,11 +67,8 @@ def connect(ranks: Ranks) -> None:
     They come together at MASTER_ADDR and MASTER_PORT, which whoever starts the processes sets
     (`env://` of torch.distributed). A port that is taken ends the attempt: the next one has
     another. Gloo across several hosts binds to what the hostname resolves to; where that is wrong
-    set GLOO_SOCKET_IFNAME.
-
-    Notes
-    -----
-    Sets what DeepSpeed reads from the environment; it must not be imported before.
+    set GLOO_SOCKET_IFNAME. Sets what DeepSpeed reads from the environment; it must not be
+    imported before.
     """
     import torch
 
@@ -81,13 +77,18 @@ def connect(ranks: Ranks) -> None:
     if on_gpu:
         torch.cuda.set_device(ranks.device)
     torch.distributed.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        init_method="env://",
-        rank=ranks.rank,
-        world_size=ranks.world,
-        timeout=WAIT,
+        "nccl" if on_gpu else "gloo", timeout=WAIT, rank=ranks.rank, world_size=ranks.world
     )
-    _prepare_deepspeed(ranks)
+
+    import deepspeed
+
+    # As the group exists, DeepSpeed does not go looking for MPI. On a CPU it would first compile a
+    # shared-memory all-reduce (a minute, g++ and ninja needed); it asks this table whether it can,
+    # and filling the table beforehand also saves it from probing compilers for every operator.
+    if not on_gpu:
+        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+    deepspeed.utils.set_log_level_from_string("warning")
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=WAIT)
 
 
 def disconnect() -> None:
@@ -103,27 +104,13 @@ def _prepare_environment(ranks: Ranks) -> None:
     os.environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.world), LOCAL_RANK=str(local))
     # DeepSpeed insists that this, where srun has set it through PMIx, equals LOCAL_RANK.
     os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
+    if ranks.world == 1:  # it meets nobody, and any port will do
+        os.environ.update(MASTER_ADDR=LOOPBACK, MASTER_PORT="0")
     if os.environ["MASTER_ADDR"] == LOOPBACK:  # all on one host, whose name may resolve nowhere
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if ranks.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     # Compiled operators are shared under ~/.cache by default, and a build that was killed leaves
     # a lock there for which every later process waits for ever.
-    folder = tempfile.mkdtemp(prefix="alt-hpc-extensions-")
-    os.environ["TORCH_EXTENSIONS_DIR"] = folder
+    os.environ["TORCH_EXTENSIONS_DIR"] = folder = tempfile.mkdtemp(prefix="alt-hpc-extensions-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-
-
-def _prepare_deepspeed(ranks: Ranks) -> None:
-    """Let DeepSpeed take over the process group.
-
-    As the group exists, DeepSpeed does not go looking for MPI. On a CPU it would first compile a
-    shared-memory all-reduce (a minute, g++ and ninja needed); it asks this table whether it can,
-    and filling the table beforehand also saves it from probing compilers for every operator.
-    """
-    import deepspeed
-
-    if ranks.device.type == "cpu":
-        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
-    deepspeed.utils.set_log_level_from_string("warning")
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=WAIT)

@@ -16,31 +16,21 @@ log = logging.getLogger(__name__)
 def share_trunk(policy: nn.Module, reference: nn.Module) -> int:
     """Let the reference go on from the policy's states below its lowest trained block.
 
-    The policy must be run first, on the same tokens (`losses.alt_loss` does). The reference then
-    computes its top blocks only, and the weights of the others are freed.
-
-    Parameters
-    ----------
-    policy
-        As `blocks.train_top` left it, not yet in DeepSpeed's hands.
-    reference
-        A model of the same architecture, in any floating dtype.
-
-    Returns
-    -------
-    How many blocks the reference no longer computes: 0, with a line in the log, where the trunks
-    differ (embeddings or low blocks are or were trained) or the policy drops out activations.
+    The policy (as `blocks.train_top` left it, not yet in DeepSpeed's hands) must be run first, on
+    the same tokens (`losses.alt_loss` does). The reference (of the same architecture) then
+    computes its top blocks only, and the weights of the others are freed. Returns how many: 0,
+    with a line in the log, where the trunks differ (embeddings or low blocks are or were trained)
+    or the policy drops out activations.
     """
     (trunk, ours), (other, theirs) = blocks(policy), blocks(reference)
     trained = [any(p.requires_grad for p in block.parameters()) for block in ours]
     shared = trained.index(True) if True in trained else len(trained)
-    why = _why_not(trunk, other, shared)
-    if why:
+    if why := _why_not(trunk, other, shared):
         log.warning("the reference policy is computed whole: %s", why)
         return 0
     states: dict[str, Any] = {}
     ours[shared - 1].register_forward_hook(lambda module, args, output: states.update(now=output))
-    for block in list(theirs)[:shared]:
+    for block in theirs[:shared]:
         block.to("meta")
         block.forward = lambda *args, **kwargs: states["now"]  # tensor or tuple, as blocks return
     return shared
@@ -52,9 +42,8 @@ def _why_not(trunk: nn.Module, other: nn.Module, shared: int) -> str | None:
     for module in trunk.modules():
         if isinstance(module, nn.Embedding) and module.weight.requires_grad:
             return "the embeddings are trained"
-        attention = getattr(module, "attention_dropout", 0.0)
-        drops = isinstance(module, nn.Dropout) and module.p > 0
-        if drops or (isinstance(attention, float) and attention > 0):
+        name = "p" if isinstance(module, nn.Dropout) else "attention_dropout"
+        if isinstance(p := getattr(module, name, 0.0), int | float) and p > 0:
             return "the policy drops out activations"
     theirs = dict(other.named_parameters())
     for name, parameter in trunk.named_parameters():

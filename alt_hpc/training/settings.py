@@ -45,10 +45,10 @@ class Training(Settings):
 def check_batches(settings: Training, world: int) -> None:
     """Raise InputError where batches cannot be divided evenly among `world` processes."""
     batch, micro = settings.global_batch, settings.micro_batch
-    if batch % world:
+    share, left = divmod(batch, world)
+    if left:
         problem = f"{batch} sequences cannot be divided among {world} processes"
         raise InputError(problem, ".global_batch")
-    share = batch // world
     if share % min(micro, share):
         problem = f"{share} sequences of a process cannot be divided into micro-batches of {micro}"
         raise InputError(problem, ".micro_batch")

@@ -35,7 +35,6 @@ from alt_hpc.domains import tldr
 from alt_hpc.lm import load as loading
 from alt_hpc.lm import tokens
 from alt_hpc.lm.blocks import train_top
-from alt_hpc.lm.cpu import keep_freed_memory
 from alt_hpc.lm.decode import generate
 from alt_hpc.methods import quantiles
 from alt_hpc.rewards import heads
@@ -107,7 +106,6 @@ def sampling(prompt_tokens: int = 400, n: int = 32, new: int = 48) -> str:
 
     count = len(prompts) * n * new
     theirs, _ = timed(lambda: [_naive(model, ids, n, settings) for ids in prompts])
-    keep_freed_memory()
     generate(model, [prompts[0][:50]], 4, [1], eos=never, **{**settings, "max_new_tokens": 4})
     ours, _ = timed(lambda: generate(model, prompts, n, [1, 2], eos=never, **settings))
     title = f"Sampling: {len(prompts)} prompts of {prompt_tokens} tokens × {n} × {new} new tokens"
@@ -157,7 +155,6 @@ def vllm(count: int = 12, n: int = 16, new: int = 48, group: int = 6, rounds: in
 def _without_vllm(settings: dict[str, Any]) -> float:
     """The same work by our own engine, the best round's seconds."""
     model = load()[2]
-    keep_freed_memory()
     options = {"temperature": 0.9, "top_p": 0.9, "max_new_tokens": settings["new"]}
 
     def sample(prompts: list[list[int]]) -> None:
@@ -186,7 +183,6 @@ def scoring(prompt_tokens: int = 400, n: int = 96, new: int = 48) -> str:
     for way, width in (("padded to 550", 550), ("exact lengths", None)):
         sides = (functools.partial(_padded, plain, prompt, summaries, width, b) for b in (8, 16))
         best[way] = min((timed(side) for side in sides), key=_first)
-    keep_freed_memory()
     trunk.hidden(prompt, summaries[:2])
     ours, (mine, _) = min(
         (timed(lambda: trunk.hidden(prompt, summaries)) for _ in range(4)), key=_first
@@ -310,7 +306,6 @@ def _steps(tokenizer: Any) -> list[list[Example]]:
 def _side(step: Callable[..., torch.Tensor], kl: float) -> str:
     """Train with one way of computing a step's loss; JSON of what it took."""
     if step is _our_step:
-        keep_freed_memory()
     place, tokenizer, _ = load()
     model = loading.policy(place, "float32", CPU).train()
     train_top(model, 0.3, False)
@@ -383,7 +378,6 @@ def iteration(prompts: int = 2, n: int = 32, new: int = 48) -> str:
     for way in ("official", "alt_hpc"):
         ours = way == "alt_hpc"
         if ours:
-            keep_freed_memory()
         seconds, made = timed(lambda: _sampled(model, tokenizer, texts, n, new, ours))  # noqa: B023
         took[way] = [seconds]
         answers = [[tokenizer.decode(ids) for ids in group] for group in made]

@@ -305,7 +305,6 @@ def _steps(tokenizer: Any) -> list[list[Example]]:
 
 def _side(step: Callable[..., torch.Tensor], kl: float) -> str:
     """Train with one way of computing a step's loss; JSON of what it took."""
-    if step is _our_step:
     place, tokenizer, _ = load()
     model = loading.policy(place, "float32", CPU).train()
     train_top(model, 0.3, False)
@@ -377,7 +376,6 @@ def iteration(prompts: int = 2, n: int = 32, new: int = 48) -> str:
     took: dict[str, list[float]] = {}
     for way in ("official", "alt_hpc"):
         ours = way == "alt_hpc"
-        if ours:
         seconds, made = timed(lambda: _sampled(model, tokenizer, texts, n, new, ours))  # noqa: B023
         took[way] = [seconds]
         answers = [[tokenizer.decode(ids) for ids in group] for group in made]

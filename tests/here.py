@@ -9,34 +9,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alt_hpc import config as configs
-from alt_hpc.clusters.cluster import Asked, Request, Seen
-from alt_hpc.config import Cluster as ClusterConfig
+from alt_hpc.clusters.cluster import Cluster, Request
 from alt_hpc.control import start
 from alt_hpc.control import step as steps
-from alt_hpc.plan import Dependency, Limits
+from alt_hpc.plan import Dependency
 from alt_hpc.run.folder import RunFolder
 
 
-class Here:
+class Here(Cluster):
     """What the controller needs of a cluster; stages on one rank only."""
 
     def __init__(self) -> None:
         self.made: list[str] = []  # keys of the jobs that were submitted
-
-    def limits(self, common: ClusterConfig, controllers: Path) -> Limits:
-        return Limits()
 
     def submit(self, request: Request, after: Sequence[Dependency]) -> str:
         self.made.append(request.key)
         for task in request.tasks:
             task.make()  # type: ignore[attr-defined]
         return str(len(self.made))
-
-    def look(self, asked: Sequence[Asked]) -> dict[str, dict[int, Seen]]:
-        return {}
-
-    def cancel(self, *elements: str) -> None:
-        """Nothing goes on."""
 
 
 def run(config: Path, settings: Sequence[str]) -> list[str]:

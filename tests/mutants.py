@@ -89,8 +89,12 @@ def sites(tree: ast.Module) -> list[tuple[ast.AST, str, int | None]]:
         for field, value in ast.iter_fields(node):
             if field in ("annotation", "returns", "decorator_list", "type_params", "type_ignores"):
                 continue
+            if isinstance(node, ast.keyword) and node.arg == "strict":  # of zip: a guard
+                continue
             for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
                 if not isinstance(child, ast.AST) or isinstance(child, ast.Raise | ast.JoinedStr):
+                    continue
+                if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
                     continue
                 if any(mutated(child)):
                     found.append((node, field, index))

@@ -30,7 +30,7 @@ def _load(folder: Path, settings: Settings | None = None, **named: Path) -> Rewa
 
 
 def _trunk(folder: Path) -> Trunk:
-    words = text.of_base(folder, Settings(), TLDR, 48)
+    words = text.of(folder, Settings(), TLDR, 48)
     return heads.load_trunk(folder, words, "float32", CPU)
 
 

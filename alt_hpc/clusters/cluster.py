@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -117,6 +117,10 @@ class Cluster:
     def limits(self, common: ClusterConfig, controllers: Path) -> Limits:
         """What it takes now of this user, beside the controllers whose script lies there."""
         return Limits()
+
+    def spared(self, request: Request) -> Request:
+        """The request without those nodes to exclude that the cluster cannot do without."""
+        return replace(request, exclude=())
 
     def submit(self, request: Request, after: Sequence[Dependency]) -> str:
         """Queue a job whose dependencies name jobs or elements (`12`, `12_3`); returns its id."""

@@ -47,11 +47,11 @@ class Executor(SlurmExecutor):
     had without srun, as `alt-hpc plan` may run anywhere.
     """
 
-    def __init__(self, request: Request, after: Sequence[Dependency], *exclude: str) -> None:
+    def __init__(self, request: Request, after: Sequence[Dependency]) -> None:
         python = shlex.quote(request.stage.python or sys.executable)
         super().__init__(folder=request.folder, python=python)
         self.request = request
-        self.update_parameters(**_parameters(request, after, *exclude))
+        self.update_parameters(**_parameters(request, after))
         if len(request.tasks) > 1:
             self.parameters["map_count"] = len(request.tasks)
 
@@ -90,7 +90,7 @@ class Executor(SlurmExecutor):
         return job
 
 
-def _parameters(request: Request, after: Sequence[Dependency], *exclude: str) -> dict[str, Any]:
+def _parameters(request: Request, after: Sequence[Dependency]) -> dict[str, Any]:
     """What submitit is told."""
     stage, common = request.stage, request.common
     asked = given(common, stage)
@@ -99,7 +99,7 @@ def _parameters(request: Request, after: Sequence[Dependency], *exclude: str) ->
     further = {
         "requeue": True,
         "mem": _megabytes(stage.mem_gb) if stage.mem_gb else None,
-        "exclude": ",".join(exclude) or None,
+        "exclude": ",".join(request.exclude) or None,
         "kill-on-invalid-dep": "yes" if after and common.kill_invalid_dependencies else None,
         "dependency": ",".join(f"{d.kind}:{d.target}" for d in after) or None,
         "nice": NICE if request.side else None,

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from alt_hpc import process
@@ -90,14 +91,13 @@ class Slurm(Cluster):
 
     def submit(self, request: Request, after: Sequence[Dependency]) -> str:
         """One sbatch: an array through submitit, or a plain job for a single element."""
-        executor = script.Executor(request, after, *self._sparable(request))
-        jobs = executor.map_array(operator.call, request.tasks)
+        jobs = script.Executor(request, after).map_array(operator.call, request.tasks)
         return str(jobs[0].job_id).partition("_")[0]
 
-    def _sparable(self, request: Request) -> list[str]:
-        """Of the nodes to exclude, the first ones without which the partition still has enough."""
+    def spared(self, request: Request) -> Request:
+        """It excludes the first nodes without which the partition still has enough."""
         if not request.exclude:
-            return []
+            return request
         partition = request.stage.partition or request.common.partition
         where = (f"--partition={partition}",) if partition else ()
         text = self._ask("sinfo", "--noheader", "--all", "--Node", "--format=%N|%T", *where)
@@ -108,7 +108,7 @@ class Slurm(Cluster):
             if node not in left or len(left) > request.stage.nodes:
                 left.discard(node)
                 excluded.append(node)
-        return excluded
+        return replace(request, exclude=excluded)
 
     def look(self, asked: Sequence[Asked]) -> dict[str, dict[int, Seen]]:
         """Each job by its id (`scontrol show job`); by its script where no id was noted.

@@ -38,15 +38,15 @@ def preview(config: Config) -> str:
         return f"{folder.path}: {finish(todo)}: nothing to submit"
     if todo.stop:
         return f"{folder.path}: {todo.stop}"
-    return "\n".join(_lines(folder, config, todo))
+    return "\n".join(_lines(folder, config, todo, cluster))
 
 
-def _lines(folder: RunFolder, config: Config, todo: Plan) -> list[str]:
+def _lines(folder: RunFolder, config: Config, todo: Plan, cluster: Cluster) -> list[str]:
     """A line a job and the controllers', then what each job is started with."""
     backend = config.cluster.backend
     lines, started = [f"run {folder.path} on {backend}: {len(todo.jobs)} jobs"], []
     for job in todo.jobs:
-        asked = request(folder, config, job)
+        asked = cluster.spared(request(folder, config, job))
         stage, after = asked.stage, [Dependency(d.kind, _brace(d.target)) for d in job.after]
         size = f"{len(job.elements)} x {stage.nodes} nodes x {stage.tasks_per_node} tasks"
         asks = f"{stage.cpus or asked.threads} cpus, {stage.gpus} gpus a task"

@@ -54,7 +54,7 @@ def step(folder: RunFolder, cluster: Cluster, horizon: int | None = None) -> Ste
     ids: dict[str, str] = {}  # of new jobs, by key
     refused = None
     for job in todo.jobs:
-        asked = request(folder, config, job)
+        asked = cluster.spared(request(folder, config, job))
         after = [replace(d, target=ids.get(d.target, d.target)) for d in job.after]
         folder.journal.record(Intent.of(job))
         make_private(folder.layout.jobs)

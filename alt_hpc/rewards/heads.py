@@ -90,7 +90,7 @@ class _Checkpoint:
 
     def text(self, settings: Settings, domain: Domain, new: int) -> Text:
         carperai = self.carperai is not None
-        return text.of_base(self.tokenizer, settings, domain, new, carperai=carperai)
+        return text.of(self.tokenizer, settings, domain, new, carperai=carperai)
 
 
 def _found(places: Mapping[str, Path]) -> _Checkpoint:

@@ -53,7 +53,7 @@ class Text:
         return [*ids[: room - 1], eos] if self.scores_eos else ids[:room]
 
 
-def of_base(
+def of(
     folder: Path,
     settings: Settings,
     domain: Domain,

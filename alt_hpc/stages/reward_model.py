@@ -37,7 +37,7 @@ def run(work: Work) -> None:
     assert isinstance(reward, model.Settings)
     found = {key: reward_place(work.run, reward, key) for key in reward.named()}
     base, new = found["base"], work.config.sample.max_new_tokens
-    words = text.of_base(base, reward, work.config.domain, new, found.get("tokenizer"))
+    words = text.of(base, reward, work.config.domain, new, found.get("tokenizer"))
     pairs = rows.frozen(work.run, "comparisons-train")
     train = _train_head if settings.head_only else _train_whole
     made, shortened = train(work, settings, base, words, pairs)

@@ -65,7 +65,7 @@ class RewardModelTraining(Training):
     """`reward_model`: comparisons make the reward model."""
 
     head_only: bool = False
-    """Train only the value head, on a frozen trunk."""
+    """Train only the value head; the trunk stays as it is."""
 
 
 class PolicyTraining(Training):

@@ -93,7 +93,7 @@ def load() -> tuple[Path, Any, Any]:
 
 def _trunk(place: Path) -> Trunk:
     """The trunk of a reward model made of SmolLM2, in bfloat16."""
-    words = reward_text.of_base(place, Reward(), tldr.Settings(), 64)
+    words = reward_text.of(place, Reward(), tldr.Settings(), 64)
     return heads.load_trunk(place, words, "bfloat16", CPU)
 
 

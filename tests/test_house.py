@@ -85,6 +85,21 @@ def test_what_plans_and_starts_imports_no_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
+def test_readmes_tree_names_every_file() -> None:
+    tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("## ")[0]
+    names = {file.stem for file in PACKAGE.rglob("*.py")} - {"__init__"}
+    assert {name for name in names if not re.search(rf"\b{name}\b", tree)} == set()
+
+
+def test_no_file_and_no_class_is_long() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        text = file.read_text()
+        assert len(text.splitlines()) <= 380, file
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                assert (node.end_lineno or 0) - node.lineno < 200, f"{file}: {node.name}"
+
+
 # ---------------------------------------------------------------------- who may import whom
 
 

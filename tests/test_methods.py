@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alt_hpc.errors import InputError
 from alt_hpc.methods import quantiles as feedback
 from alt_hpc.methods.words import Settings as Words
 
@@ -193,3 +195,28 @@ def test_the_authors_add_an_eos_but_to_what_was_cut_off(
     theirs = Words(append_eos=True).learned(generation, tokenizer, limit)
     assert tokenizer.decode(theirs) == learned
     assert Words().learned(generation, tokenizer, limit) == [1, 2, 3]
+
+
+def test_it_is_asked_with_the_first_and_the_last_word() -> None:
+    words = Words(quantiles=3, texts=["Good.", "Fair.", "Bad."])
+    asked = [words.ask(how, {}) for how in ("plain", "best", "worst")]  # type: ignore[arg-type]
+    assert asked == [None, "Good.", "Bad."]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"quantiles": 2}, "5 feedback texts for 2 quantiles"),
+        ({"quantiles": 2, "texts": ["a", "a"]}, "differ"),
+        ({"quantiles": 2, "texts": ["a", "\t "]}, "empty"),
+    ],
+)
+def test_words_that_cannot_be_meant(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Words(**settings).check()
+    Words().check()
+
+
+def test_the_papers_words_are_the_default() -> None:
+    """Five quantiles, two generations of each (section 4 and the model card)."""
+    assert (Words().quantiles, Words().per_quantile, Words().append_eos) == (5, 2, False)

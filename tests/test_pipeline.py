@@ -190,7 +190,7 @@ def test_real_posts_one_iteration_of_the_smollm2_config(
     assert trained.rows == 4 * 6  # two of the best quantile of each prompt, one of the others
     logs = "".join(p.read_text() for p in folder.path.glob("jobs/1-train-1/*log.out"))
     assert "computed whole" not in logs  # the reference's trunk is the policy's
-    curves = (folder.manifests.open(Piece(1, "train"))[0] / "measures.jsonl").read_text()
+    curves = (folder.manifests.open(Piece(1, "train"))[0] / "metrics.jsonl").read_text()
     assert all(json.loads(line)["parts"]["kl"] >= 0 for line in curves.splitlines())
 
 

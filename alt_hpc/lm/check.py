@@ -53,7 +53,7 @@ def decodable(folder: Path) -> None:
     Asked of a model without memory. Mamba, LFM2 and others keep states of another kind than keys
     and values; what cannot even be tried so is refused too.
     """
-    model = load.empty(load.config(folder), AutoModelForCausalLM)
+    model = load.empty(load.config(folder), AutoModelForCausalLM, "bfloat16")
     name = type(model).__name__
     try:
         with torch.no_grad():

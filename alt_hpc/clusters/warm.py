@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import runpy
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from alt_hpc import process
+from alt_hpc.graph import STAGES
 
 POLL_S = 0.05
 END_WITHIN_S = 10.0
@@ -105,9 +107,8 @@ class Child:
 
 def main() -> None:
     """Be the parent until stdin is closed. A child returns from `_serve` and becomes its task."""
-    import alt_hpc.lm.decode
-    import alt_hpc.lm.prefix  # noqa: F401
-
+    for stage in STAGES.values():
+        importlib.import_module(f"alt_hpc.stages.{stage.key}")
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         sys.exit(f"no warm parent: the imports have started {threads - 1} threads")

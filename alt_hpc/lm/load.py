@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from alt_hpc.errors import InputError, said
+from alt_hpc.lm import cpu
 from alt_hpc.lm.fetch import weight_files
 
 transformers.utils.logging.disable_progress_bar()  # jobs write to log files
@@ -78,6 +79,8 @@ def whole(
 
 def ready(model: Any, device: torch.device) -> PreTrainedModel:
     """The model on its device, in evaluation mode, its weights not to be trained."""
+    if device.type == "cpu":
+        cpu.keep_freed_memory()
     moved: PreTrainedModel = model.to(device).eval().requires_grad_(False)
     return moved
 

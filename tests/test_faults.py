@@ -378,7 +378,7 @@ def test_real_training_finds_its_port_in_use(real: Site) -> None:
     assert real.submit() == 0
     real.whole(1)
     assert (real.faults / "held-ports").exists()
-    (ended,) = real.run.journal.of(Ended)
+    (ended,) = [e for e in real.run.journal.of(Ended) if e.key.startswith("1:train")]
     assert (ended.state, ended.key) == ("FAILED", "1:train:1")
     real.tell("training: its port already in use", "fails at once; the next try has another", began)
 

@@ -85,6 +85,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
 
 
 def test_one_post_has_no_interval() -> None:
+    assert measures.paired([], [])[::2] == (0.0, 0)
+    assert measures.summarise([row(0, 1.0)])["reward_error"] is None
     assert math.isnan(measures.paired([row(0, 1.0)], [row(0, 2.0)])[1])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -132,6 +133,19 @@ def test_a_manifest_that_is_damaged_does_not_count(run: RunFolder, text: str) ->
     run.layout.manifest(SAMPLE).write_text(text)
     assert run.manifests.get(SAMPLE) is None
     assert run.manifests.done() == {}
+
+
+def test_a_manifest_that_is_hidden_for_a_moment_is_waited_for(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an attribute cache of NFS hides what another node has just written."""
+    commit(run)
+    path = run.layout.manifest(SAMPLE)
+    hidden = path.rename(path.with_suffix(".hidden"))
+    monkeypatch.setattr(manifests, "VISIBLE_WITHIN_S", 20.0)
+    showing = threading.Timer(0.5, hidden.rename, [path])
+    showing.start()
+    assert run.manifests.open(SAMPLE)[1].rows == 4
 
 
 def test_a_manifest_of_another_config_does_not_count(run: RunFolder, tmp_path: Path) -> None:

@@ -222,6 +222,22 @@ def test_carperai_weights_that_do_not_fit(
         _load(_carperai(tmp_path / "rm", weights), base=base)
 
 
+def test_a_checkpoint_is_checked_without_being_loaded(base: Path, tmp_path: Path) -> None:
+    """Before anything is queued: a weight that is not finite, a model with several labels."""
+    good = _carperai(tmp_path / "good", _carperai_weights())
+    heads.check(Settings(model="x"), TLDR, 8, {"model": good, "base": base})
+    weights = _carperai_weights()
+    weights["v_head.weight"][0, 3] = float("nan")
+    bad = _carperai(tmp_path / "bad", weights)
+    with pytest.raises(InputError, match=r"v_head.weight is not finite"):
+        heads.check(Settings(model="x"), TLDR, 8, {"model": bad, "base": base})
+    auto = AutoModelForSequenceClassification
+    tiny.folder(tmp_path / "two", "llama", auto, num_labels=2)
+    with pytest.raises(InputError, match="expected one label"):
+        heads.check(Settings(model="x"), TLDR, 8, {"model": tmp_path / "two"})
+    heads.check(Settings(base="x"), TLDR, 8, {"base": base})  # what is to be trained has none
+
+
 def test_carperai_needs_a_base(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\.base"):
         _load(_carperai(tmp_path / "rm", _carperai_weights()))

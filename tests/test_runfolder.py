@@ -148,6 +148,22 @@ def test_a_manifest_that_is_hidden_for_a_moment_is_waited_for(
     assert run.manifests.open(SAMPLE)[1].rows == 4
 
 
+def test_a_policy_is_removed_once_and_what_is_not_there_is_left_alone(run: RunFolder) -> None:
+    train = Piece(1, "train")
+    run.manifests.remove_policy(train)
+    assert run.manifests.get(train) is None
+    policy = attempt.begin(run, train, 1)
+    (policy.folder / "policy").mkdir()
+    (policy.folder / "policy" / "weights").write_text("w")
+    policy.commit(["policy/weights"], rows=1)
+    for _ in range(2):
+        run.manifests.remove_policy(train)
+        found = run.manifests.get(train)
+        assert found is not None
+        assert found.removed
+        assert not (policy.folder / "policy").exists()
+
+
 def test_a_manifest_of_another_config_does_not_count(run: RunFolder, tmp_path: Path) -> None:
     commit(run)
     other = make_run(tmp_path / "other", seed=1)

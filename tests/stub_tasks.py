@@ -11,22 +11,6 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Call:
-    """A task that calls one of the functions below with text arguments."""
-
-    function: str
-    arguments: tuple[str, ...]
-    stage: str = "stub"
-    iteration: int = 0
-
-    def command(self) -> list[str]:
-        return ["-m", "stub_tasks", self.function, *self.arguments]
-
-    def __call__(self) -> None:
-        globals()[self.function](*self.arguments)
-
-
-@dataclass(frozen=True)
 class Module:
     """A task that is `python -m NAME ARGUMENTS`."""
 
@@ -40,6 +24,16 @@ class Module:
 
     def __call__(self) -> None:
         raise NotImplementedError
+
+
+class Call(Module):
+    """A task that calls one of the functions below, by its name, with text arguments."""
+
+    def command(self) -> list[str]:
+        return ["-m", "stub_tasks", self.name, *self.arguments]
+
+    def __call__(self) -> None:
+        globals()[self.name](*self.arguments)
 
 
 def sleep_or_fail(folder: str, name: str, seconds: str, status: str) -> None:

@@ -23,7 +23,7 @@ from alt_hpc.graph import Piece
 from alt_hpc.methods.words import Settings as Words
 from alt_hpc.plan import Job
 from alt_hpc.rewards.model import Settings as Reward
-from alt_hpc.run import attempt, manifests, progress, rows
+from alt_hpc.run import attempt, files, manifests, progress, rows
 from alt_hpc.run.files import append_line, link, read_lines, write_atomically
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Intent, Submit, Submitted
@@ -462,3 +462,34 @@ def test_a_shard_far_behind_the_others_is_told_with_its_node(run: RunFolder) -> 
     progress.show(run, SAMPLE, 3, 8, "samples", started=time.time() - 600)
     (line,) = progress.laggards(run, 1, "sample")
     assert line.startswith(f"sample 1 shard 1 lags on {process.node()}: 600 s so far, 3/8")
+
+
+def test_a_folder_is_copied_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in between, or beside another who does the same."""
+    source, target = tmp_path / "source", tmp_path / "run" / "package"
+    (source / "__pycache__").mkdir(parents=True)
+    for name in ("a.py", "b.py", "__pycache__/c.pyc"):
+        (source / name).write_text(name)
+    copy = files.shutil.copytree
+
+    def killed(*arguments: Any, **how: Any) -> None:
+        copy(*arguments, **how)
+        raise KeyboardInterrupt
+
+    def overtaken(*arguments: Any, **how: Any) -> None:
+        copy(*arguments, **how)
+        copy(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "copytree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            files.copy_once(source, target, "__pycache__")
+    assert list(target.parent.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "copytree", overtaken)
+        files.copy_once(source, target, "__pycache__")
+    files.copy_once(tmp_path, target)  # it is there: nothing is copied
+    assert [path.name for path in target.parent.iterdir()] == ["package"]
+    assert {path.name for path in target.iterdir()} == {"a.py", "b.py", "__pycache__"}

@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import platform
-import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +16,7 @@ from pathlib import Path
 import alt_hpc
 from alt_hpc.errors import InputError
 from alt_hpc.graph import STAGES
-from alt_hpc.run.files import sha256, write_atomically
+from alt_hpc.run.files import copy_once, sha256, write_atomically
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Accepted
 from alt_hpc.settings import digest
@@ -32,11 +30,7 @@ PACKAGES = (
 
 def keep(run: RunFolder) -> None:
     """Copy the product's code into the run, once: all its jobs start from there."""
-    package = run.layout.package
-    if not package.exists():
-        half = package.with_name(f".{package.name}.{os.getpid()}")  # killed here, it is no package
-        shutil.copytree(HERE, half, ignore=shutil.ignore_patterns("__pycache__"))
-        half.rename(package)
+    copy_once(HERE, run.layout.package, "__pycache__")
 
 
 @functools.lru_cache(maxsize=1)

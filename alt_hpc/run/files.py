@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
 import sys
 import time
@@ -28,16 +29,35 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write that takes the place of `path`, whole and on disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    temporary = _beside(path)
     try:
         yield temporary
         flushed_size(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def copy_once(source: Path, target: Path, *ignored: str) -> None:
+    """Copy a folder, whole or not at all; one that is there already, or meanwhile, stays."""
+    if target.exists():
+        return
+    temporary = _beside(target)
+    try:
+        shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(*ignored))
+        temporary.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

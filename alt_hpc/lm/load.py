@@ -80,7 +80,7 @@ def whole(
 def ready(model: Any, device: torch.device) -> PreTrainedModel:
     """The model on its device, in evaluation mode, its weights not to be trained."""
     if device.type == "cpu":
-        cpu.keep_freed_memory()
+        cpu.quicken()
     moved: PreTrainedModel = model.to(device).eval().requires_grad_(False)
     return moved
 

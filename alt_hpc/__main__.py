@@ -1,7 +1,5 @@
 """`alt-hpc`: the command line. Light to start: each command imports what it needs."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

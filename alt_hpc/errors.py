@@ -1,7 +1,5 @@
 """What a user is meant to read: a sentence naming what is wrong and where."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from pickle import UnpicklingError

@@ -1,7 +1,5 @@
 """Being asked to stop, and standing still: signals become a flag, a task that hangs ends itself."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import signal

@@ -4,8 +4,6 @@ It touches neither disk nor cluster. A job is one sbatch: a stage of an iteratio
 list of shards, an array element each; several where the cluster's arrays are too short for that.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace

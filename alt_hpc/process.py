@@ -1,7 +1,5 @@
 """This process as whatever started it sees it: the only module that reads SLURM_* variables."""
 
-from __future__ import annotations
-
 import os
 import zlib
 from collections.abc import Collection

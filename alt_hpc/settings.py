@@ -1,7 +1,5 @@
 """What all settings are: strict and frozen, the range of a number beside its key."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

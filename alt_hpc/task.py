@@ -1,7 +1,5 @@
 """What a cluster starts: one task of one stage, which makes one or several pieces of a run."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import shutil
@@ -33,7 +31,7 @@ class StageTask:
     attempt: int
 
     @classmethod
-    def of(cls, run: RunFolder, job: Array) -> list[StageTask]:
+    def of(cls, run: RunFolder, job: Array) -> "list[StageTask]":
         """The tasks of a job, in the order of its elements."""
         shards = [tuple(piece.shard for piece in element) for element in job.elements]
         return [cls(str(run.path), job.stage, job.iteration, s, job.attempt) for s in shards]

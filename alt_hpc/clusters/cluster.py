@@ -1,7 +1,5 @@
 """What a cluster is: it takes jobs, tells how they are, and ends them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """This machine as a cluster: what is ready runs, some processes at once; then one plans again."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

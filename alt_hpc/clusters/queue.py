@@ -5,8 +5,6 @@ profile, hide partitions or drop comments. So jobs are known by their ids and by
 they run, which lies in the run's folder, and by nothing else.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

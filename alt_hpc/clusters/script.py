@@ -4,8 +4,6 @@ submitit's methods that begin with an underscore are no public interface:
 `tests/test_private_names.py` says which release broke them.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """Slurm: jobs through submitit, states and limits from its clients, asked by id."""
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import operator

@@ -7,8 +7,6 @@ It reads requests from stdin, a JSON line each: {"number": 3, "command": ["-m", 
 task that ends, and [0, 0] when its imports are done.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import importlib
@@ -58,7 +56,7 @@ class Parent:
         self.listen()
         return 0 not in self.ended and self.lives()
 
-    def fork(self, command: list[str], environment: dict[str, str], log: Path) -> Child:
+    def fork(self, command: list[str], environment: dict[str, str], log: Path) -> "Child":
         """Start a task."""
         self.given += 1
         self.ask(number=self.given, command=command, environment=environment, log=str(log))

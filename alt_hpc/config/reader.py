@@ -1,7 +1,5 @@
 """Reads a config: YAML with overrides into the schema, errors with file, line and nearest key."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import typing
@@ -56,7 +54,7 @@ def from_json(values: dict[str, Any], name: str) -> Config:
     return _Reader(name).config(values)
 
 
-def _read(path: str | Path, overrides: Sequence[str]) -> tuple[_Reader, Any]:
+def _read(path: str | Path, overrides: Sequence[str]) -> "tuple[_Reader, Any]":
     """The config's plain values with the overrides in them, and who knows where each stands."""
     reader = _Reader(str(path))
     try:

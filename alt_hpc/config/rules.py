@@ -1,7 +1,5 @@
 """Rules between the keys of a config: values of the right type that still cannot be meant."""
 
-from __future__ import annotations
-
 from alt_hpc import graph
 from alt_hpc.config.schema import Config, HeldOut, SbatchValue, Source
 from alt_hpc.errors import InputError, blaming

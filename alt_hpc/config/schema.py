@@ -1,7 +1,5 @@
 """The sections of a config, their keys, ranges and defaults (the paper's, arXiv 2407.16970)."""
 
-from __future__ import annotations
-
 import functools
 import operator
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The chain of controllers on Slurm: jobs of a few seconds, each of which queues its successor."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 import time

@@ -4,8 +4,6 @@ Every weight is there and finite, every tokenizer too; and what engines, rewards
 refuse in their jobs is asked of a model without memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The models that a config names: where they are, got where needed, and still what they were."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path

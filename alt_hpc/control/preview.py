@@ -1,7 +1,5 @@
 """`alt-hpc plan`: every job of the iteration that is up next, as it would be submitted."""
 
-from __future__ import annotations
-
 import dataclasses
 import shlex
 

@@ -1,7 +1,5 @@
 """Start a run: check a config, freeze it, then hand over to a controller or run it here."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """How far a run is: lines while it runs here, and `alt-hpc status` from anywhere."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterable

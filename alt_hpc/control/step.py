@@ -4,8 +4,6 @@ Every start is the same code path: first, next iteration, recovery, restart week
 no torch. On Slurm `chain` takes the steps, in jobs of a few seconds; on one machine `start` does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Draws of prompts: which rows an iteration samples from and is evaluated on, and its shards."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import islice
 

@@ -1,7 +1,5 @@
 """Which rows of text a run uses: written into its folder once, before anything is submitted."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice

@@ -1,7 +1,5 @@
 """Rows of text from a hub data set or local files, as a stream, each checked."""
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import json

@@ -1,7 +1,5 @@
 """What a domain is: how an example becomes text for policy and reward, and how it is shortened."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -34,13 +32,13 @@ class Domain(Settings):
         """What is written behind a prompt: the text of a label."""
         return f" {label.strip()}"
 
-    def fit(self, tokenizer: Tokenizer, before: str, prompt: str, room: int) -> Fitted:
+    def fit(self, tokenizer: "Tokenizer", before: str, prompt: str, room: int) -> Fitted:
         """Token ids of `before` + prompt, at most `room` of them (at least 1): shortened."""
         raise NotImplementedError
 
     def conditioned(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: "Tokenizer",
         feedback: str | None,
         prompt: str,
         room: int,

@@ -1,7 +1,5 @@
 r"""tldr: posts of Reddit to summarise, `SUBREDDIT: r/...\nTITLE: ...\nPOST: ...\nTL;DR:`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -41,7 +39,7 @@ class Settings(Domain):
             return ""
         return self.template.removesuffix("{prompt}").replace("{feedback}", feedback)
 
-    def fit(self, tokenizer: Tokenizer, before: str, prompt: str, room: int) -> Fitted:
+    def fit(self, tokenizer: "Tokenizer", before: str, prompt: str, room: int) -> Fitted:
         r"""What does not fit is lost from the end of the post; title and last line stay.
 
         That is everything up to the first `\nPOST:`, and the tail from the last newline on. Where

@@ -1,7 +1,5 @@
 """What an engine is: it generates answers. Sampling and evaluation go through it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +42,7 @@ class Model:
     dtype: str
     ends: tuple[int, ...]  # token ids that end a generation
     context: int  # the most tokens that a prompt and its generation have together
-    device: torch.device  # where to compute; vLLM finds that out by itself
+    device: "torch.device"  # where to compute; vLLM finds that out by itself
 
 
 class Generator(Protocol):
@@ -52,7 +50,7 @@ class Generator(Protocol):
 
     together: int  # prompts of a group: what is kept, or lost, at once
 
-    def sample(self, groups: Iterable[Sequence[Ask]]) -> Iterator[list[list[Generation]]]:
+    def sample(self, groups: Iterable[Sequence[Ask]]) -> "Iterator[list[list[Generation]]]":
         """The answers to each prompt of each group, in order, as a stream."""
         ...
 

@@ -1,7 +1,5 @@
 """exact: our own decoding on a transformers model; the same answers whatever the sharding."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +23,7 @@ class Settings(Engine):
 
         check.decodable(place)
 
-    def load(self, model: Model, decoding: Decoding) -> Generator:
+    def load(self, model: Model, decoding: Decoding) -> "Generator":
         return Generator(model, decoding)
 
 
@@ -39,7 +37,7 @@ class Generator:
         self.how = dataclasses.asdict(decoding) | {"eos": model.ends}  # as `generate` calls it
         self.together, self.answers = self.how.pop("group"), self.how.pop("answers")
 
-    def sample(self, groups: Iterable[Sequence[Ask]]) -> Iterator[list[list[Generation]]]:
+    def sample(self, groups: Iterable[Sequence[Ask]]) -> "Iterator[list[list[Generation]]]":
         from alt_hpc.lm.decode import generate
 
         for group in groups:

@@ -1,7 +1,5 @@
 """The transformer blocks of a model, and which of them are trained."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -3,8 +3,6 @@
 Its layers are no public interface: `tests/test_private_names.py` says which release broke them.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Check models without loading them: every weight there, whole and finite; what can be decoded."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

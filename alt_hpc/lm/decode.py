@@ -6,8 +6,6 @@ its own tokens only. So the prompt is neither computed nor stored once per gener
 copies the cache, and a generation that has ended leaves the batch by asking no more.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import logging
@@ -63,7 +61,7 @@ def generate(
     if temperature == 0 and n != 1:
         raise ValueError("greedy decoding gives one generation per prompt")
     groups: list[slice] = [slice(None)]
-    decoder: type[_SideBySide | _OneByOne] = _SideBySide
+    decoder: "type[_SideBySide | _OneByOne]" = _SideBySide
     if not side_by_side(model.config):
         log.warning("%s: prompts are decoded one at a time", model.config.model_type)
         groups, decoder = [slice(i, i + 1) for i in range(len(prompts))], _OneByOne
@@ -77,7 +75,7 @@ def generate(
 
 
 def _decode(
-    sequences: _SideBySide | _OneByOne,
+    sequences: "_SideBySide | _OneByOne",
     draws: Tensor,
     pick: Callable[[Tensor, Tensor], list[int]],
     ends: frozenset[int],

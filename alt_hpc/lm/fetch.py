@@ -1,7 +1,5 @@
 """Get a model's folder: a local one, the Hugging Face cache's, or the hub's."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import urllib.error

@@ -1,7 +1,5 @@
 """Load models and tokenizers: every weight from the folder, none made up."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a model says behind one prompt that is computed once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Save ordinary Hugging Face folders; the same input gives the same bytes."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path

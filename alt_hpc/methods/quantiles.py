@@ -3,8 +3,6 @@
 Source: arXiv 2407.16970, section 3, and its model card. Quantile 0 is the best everywhere.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """words: ALT-RM. Rewards are put in order, each quantile has a word (arXiv 2407.16970)."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -73,7 +71,7 @@ class Settings(Method):
     def select(self, label: Label, finished: Sequence[bool], rng: np.random.Generator) -> list[int]:
         return paper.select(label.quantiles, finished, self.per_quantile, rng)
 
-    def learned(self, generation: Row, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
+    def learned(self, generation: Row, tokenizer: "PreTrainedTokenizerBase", limit: int) -> list[int]:
         """The sampled ids; with `append_eos` what the authors train on (METHOD of their code).
 
         That is ` ` + the stripped text, tokenised again, and an EOS, but where the text does not

@@ -1,7 +1,5 @@
 """Curves of a run: TensorBoard points and the picture, from the reports of its iterations."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

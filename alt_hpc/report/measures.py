@@ -1,7 +1,5 @@
 """What an iteration is worth: the measures of evaluation, pure (arXiv 2407.16970)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

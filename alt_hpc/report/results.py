@@ -1,7 +1,5 @@
 """The results of a run as its pieces hold them: reports of iterations, answers with measures."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from alt_hpc.graph import EVALUATE, MEASURE, OWN, REPORT, VALID, Piece

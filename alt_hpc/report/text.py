@@ -1,7 +1,5 @@
 """The table of a run, and the words printed at its end."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, cast

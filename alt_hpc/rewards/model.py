@@ -1,7 +1,5 @@
 """model: a reward model ranks generations; sequence classification, or CarperAI's format."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +46,7 @@ class Settings(Reward):
         with blaming(".base" if self.trained else ".model"):
             heads.check(self, domain, new_tokens, places)
 
-    def load(self, given: Given) -> Scorer:
+    def load(self, given: Given) -> "Scorer":
         from alt_hpc.rewards import heads
 
         if self.trained:  # what the run has made has a tokenizer of its own
@@ -64,7 +62,7 @@ class Settings(Reward):
 class Scorer:
     """A reward model, loaded."""
 
-    model: RewardModel
+    model: "RewardModel"
 
     def score(self, groups: Iterable[Answers]) -> Iterator[Scored]:
         for answers in groups:

@@ -1,7 +1,5 @@
 """What a reward is: where the signal comes from. It gives each generation a number, or words."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +54,7 @@ class Given:
     made: Path | None  # the folder of the model that the run has trained, if it trains one
     domain: Domain
     new_tokens: int  # kept free for an answer when a prompt is shortened, whatever the answers
-    device: torch.device
+    device: "torch.device"
 
 
 class Reward(Settings):

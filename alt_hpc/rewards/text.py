@@ -1,7 +1,5 @@
 """What a reward model reads: prompt and summary as the token ids whose last one is scored."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +26,7 @@ class Text:
     whatever its summaries: all generations of a prompt see the same prompt.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     domain: Domain
     template: tuple[str, str, str]  # before, between and after {prompt} and {summary}
     scores_eos: bool  # that EOS itself is scored, or (CarperAI) the token before it
@@ -55,7 +53,7 @@ class Text:
 
 def of(
     folder: Path,
-    settings: Settings,
+    settings: "Settings",
     domain: Domain,
     max_new_tokens: int,
     tokenizer: Path | None = None,

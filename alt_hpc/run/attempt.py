@@ -1,7 +1,5 @@
 """One try at a piece: it writes in a folder of its own, and makes the piece whole in the end."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import time
@@ -24,7 +22,7 @@ STOPPED = "STOPPED"  # it was asked to stop, and what it had done is safe
 FINAL = "FINAL"  # no further try would end otherwise
 
 
-def begin(run: RunFolder, piece: Piece, number: int, inputs: Mapping[str, str] = {}) -> Attempt:
+def begin(run: RunFolder, piece: Piece, number: int, inputs: Mapping[str, str] = {}) -> "Attempt":
     """Begin a try at a piece made from `inputs` (checksums), in a folder of its own."""
     run.layout.piece(piece).mkdir(parents=True, exist_ok=True)
     for again in range(1000):  # Slurm may run one job twice

@@ -1,7 +1,5 @@
 """The checkpoints of one training: which are whole, and how many are kept."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from dataclasses import dataclass

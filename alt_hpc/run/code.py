@@ -3,8 +3,6 @@
 Jobs start for days; a `git pull` or an upgrade in between must not change what they do.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

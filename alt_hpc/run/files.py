@@ -1,7 +1,5 @@
 """Files as a run needs them: written whole or not at all, private where they are unpickled."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

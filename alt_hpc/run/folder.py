@@ -1,7 +1,5 @@
 """A run: made, opened, frozen, ended. Its other rooms take it as their first argument."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -39,7 +37,7 @@ class RunFolder:
         self._graph: Graph | None = None
 
     @classmethod
-    def create(cls, config: Config) -> RunFolder:
+    def create(cls, config: Config) -> "RunFolder":
         """Make the run folder, or open it; InputError where it is not ours, or another config's."""
         folder = cls(config.run)
         _check_place(folder.path)
@@ -53,7 +51,7 @@ class RunFolder:
         return folder
 
     @classmethod
-    def preview(cls, config: Config) -> RunFolder:
+    def preview(cls, config: Config) -> "RunFolder":
         """The run folder as it would be with this config; nothing is written."""
         folder = cls(config.run)
         if folder.exists():

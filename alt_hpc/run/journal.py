@@ -1,7 +1,5 @@
 """The journal of a run: what people and controllers intended, submitted and found, line by line."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import time
@@ -21,7 +19,7 @@ E = TypeVar("E", bound="Entry")
 class Entry(BaseModel, frozen=True, extra="forbid"):
     """One line. `event` names its kind."""
 
-    kinds: ClassVar[dict[str, type[Entry]]] = {}
+    kinds: "ClassVar[dict[str, type[Entry]]]" = {}
     event: ClassVar[str]
     time: float = Field(default_factory=time.time)
 
@@ -45,7 +43,7 @@ class Intent(Entry, event="intent"):  # before sbatch: what dies before Python s
     waits: tuple[tuple[int, str, int, int], ...]  # iteration, stage, shard; attempt
 
     @classmethod
-    def of(cls, job: Job) -> Intent:
+    def of(cls, job: Job) -> "Intent":
         waits = tuple((p.iteration, p.stage, p.shard, a) for p, a in job.waits.items())
         same = {name: getattr(job, name) for name in cls.model_fields.keys() - {"time", "waits"}}
         return cls(**same, waits=waits)
@@ -69,7 +67,7 @@ class Ended(Entry, event="outcome"):  # how a submission of a piece ended that d
     sentence: str = ""
 
     @classmethod
-    def of(cls, key: str, piece: Piece, end: Outcome) -> Ended:
+    def of(cls, key: str, piece: Piece, end: Outcome) -> "Ended":
         return cls(key=key, piece=dataclasses.astuple(piece), **dataclasses.asdict(end))
 
 

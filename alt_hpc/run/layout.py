@@ -4,8 +4,6 @@ RUN/iterations/001/sample/00003/ is a piece: its manifest, and a folder for what
 No file is opened here.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from alt_hpc.graph import STAGES, Piece

@@ -1,7 +1,5 @@
 """What says that a piece, or a checkpoint, is whole: a manifest, written last and atomically."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

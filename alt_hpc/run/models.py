@@ -4,8 +4,6 @@ A file of the Hugging Face cache is a link to a blob that is named after its con
 hashed once. Later its size, time and inode are compared, and its bytes only where these differ.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """How far pieces are: what tasks say of them, what is safe, and which shards lag far behind."""
 
-from __future__ import annotations
-
 import json
 import time
 from typing import Any

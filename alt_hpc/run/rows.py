@@ -1,7 +1,5 @@
 """Rows of a run: the texts that were frozen when it began, and those that its pieces are."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any

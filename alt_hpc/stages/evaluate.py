@@ -1,7 +1,5 @@
 """evaluate: greedy answers to held-out prompts, asked plain, for the best and for the worst."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, cast
 

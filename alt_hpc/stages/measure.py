@@ -1,7 +1,5 @@
 """measure: reward, perplexity and length of the answers of a shard of evaluation."""
 
-from __future__ import annotations
-
 import gc
 import math
 from collections.abc import Iterator

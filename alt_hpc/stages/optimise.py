@@ -1,7 +1,5 @@
 """One optimisation, from examples to a published model: what sft, reward-model and train share."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

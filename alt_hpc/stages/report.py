@@ -1,7 +1,5 @@
 """report: one iteration's figures, TensorBoard curves, and the run's table and picture so far."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from typing import Any

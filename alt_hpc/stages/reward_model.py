@@ -1,7 +1,5 @@
 """reward-model: train a reward model from comparisons, whole or only a head on a trunk as it is."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """sample: the policy writes G generations for each prompt of a shard, prompt group by group."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from typing import Any

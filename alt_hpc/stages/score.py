@@ -1,7 +1,5 @@
 """score: the reward rates a shard's generations, and the method labels each prompt's."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -1,7 +1,5 @@
 """sft: supervised fine-tuning of the base model on prompt and label; makes the starting policy."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """train: fine-tune the policy on conditioned prompts and the generations kept of each quantile."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Sequence
 

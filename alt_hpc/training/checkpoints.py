@@ -1,7 +1,5 @@
 """DeepSpeed's checkpoints of a training, and what it does not keep: random states, wholeness."""
 
-from __future__ import annotations
-
 import json
 import logging
 import random

@@ -1,7 +1,5 @@
 """DeepSpeed's JSON with what the training settings decide filled in, and its engine."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

@@ -4,8 +4,6 @@ A caller starts one process per device; each calls `connect`, `prepare`, `train`
 The first then loads the result's weights into a model made anew: the trained one is used up.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import time

@@ -6,8 +6,6 @@ model's head is always called as a module, never through its weight: under ZeRO-
 there only while its module runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The weights as they were given, and their way into and out of DeepSpeed's optimiser."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """This process among the ranks of a training: its number, its device, how they come together."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import shutil
@@ -33,7 +31,7 @@ class Ranks:
         return self.rank == 0
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         """The GPU of this process, or the CPU.
 
         Under `--gpus-per-task` it sees only its own GPU, index 0 whatever `local` is: hence %.

@@ -1,7 +1,5 @@
 """The KL term's reference policy goes on from the policy's trunk where that is not trained."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How a model is optimised: what all trainings have, and the keys of each."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from alt_hpc.errors import InputError

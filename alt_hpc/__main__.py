@@ -7,7 +7,6 @@ from pathlib import Path
 from alt_hpc.errors import InputError
 from alt_hpc.graph import STAGES, Piece
 
-WRONG_INPUT = 2
 OF_A_CONFIG = {
     "submit": "check a config and start its run on Slurm",
     "run": "run a config on this machine",
@@ -30,18 +29,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     from alt_hpc import config
     from alt_hpc.clusters.cluster import QueueUnknown
+    from alt_hpc.run.manifests import PieceDamaged
 
     try:
-        return _of_a_config(options) if options.command in OF_A_CONFIG else _of_a_run(options)
+        return _run(options)
     except InputError as error:
         given = "config" in options  # then with file and line
         problem = str(config.located(error, options.config, options.set) if given else error)
     except QueueUnknown as error:
         problem = f"Slurm does not answer: {error}"
+    except PieceDamaged as error:
+        problem = str(error)
     except BrokenPipeError:
         return 0
     print(f"alt-hpc: {' '.join(problem.splitlines())}", file=sys.stderr)
-    return WRONG_INPUT
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,37 +68,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _of_a_config(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
     from alt_hpc import config as configs
-    from alt_hpc.control import preview, start
+    from alt_hpc.control import chain, start, status
+    from alt_hpc.report import results
+    from alt_hpc.run.folder import RunFolder
+    from alt_hpc.task import StageTask
 
-    config = configs.load(options.config, options.set)
+    if options.command in OF_A_CONFIG:
+        config = configs.load(options.config, options.set)
+    else:
+        folder = RunFolder(options.run)
+        folder.facts()  # or it is no run folder
     match options.command:
         case "submit":
             return start.submit(config, options.wait, options.accept_packages)
         case "run":
             return start.run(config, options.accept_packages)
         case "plan":
-            print(preview.preview(start.absolute(config)))
+            print(status.preview(start.absolute(config)))
         case "fetch":
             start.fetch(config)
-    return 0
-
-
-def _of_a_run(options: argparse.Namespace) -> int:
-    from alt_hpc.control import chain, start, status
-    from alt_hpc.report import text
-    from alt_hpc.run.folder import RunFolder
-    from alt_hpc.run.manifests import PieceDamaged
-    from alt_hpc.task import StageTask
-
-    folder = RunFolder(options.run)
-    folder.facts()  # or it is no run folder
-    match options.command:
         case "status":
             print(status.status(folder))
         case "report":
-            print(text.last_words(folder))
+            print(results.last_words(folder))
         case "cancel":
             return start.cancel(folder)
         case "controller":
@@ -105,12 +101,7 @@ def _of_a_run(options: argparse.Namespace) -> int:
             piece = Piece(options.iteration, options.stage, options.shard)
             if piece not in folder.graph().pieces():
                 raise InputError(f"{folder.path}: {piece}: the run has no such piece (yet)")
-            try:
-                StageTask(
-                    str(folder.path), options.stage, piece.iteration, (piece.shard,), 0
-                ).make()
-            except PieceDamaged as error:
-                raise InputError(str(error)) from error
+            StageTask(str(folder.path), piece.stage, piece.iteration, (piece.shard,), 0).make()
     return 0
 
 

@@ -6,7 +6,7 @@ list of shards, an array element each; several where the cluster's arrays are to
 
 import itertools
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Literal, NamedTuple
 
@@ -25,25 +25,22 @@ class Done:
     removed: bool = False  # its files were, on purpose: nothing more can be made from it
 
 
-def job_key(iteration: int, stage: str, attempt: int) -> str:
-    """Names a submission within its run."""
-    return f"{iteration}:{stage}:{attempt}"
-
-
 @dataclass(frozen=True)
-class Array:
-    """A stage of an iteration over a list of shards. `attempt` numbers its submissions."""
+class Submission:
+    """A stage of an iteration over a list of shards, recorded or to come: one sbatch."""
 
     stage: str
     iteration: int
-    attempt: int
+    attempt: int  # numbers the submissions of a stage of an iteration
     shards: tuple[int, ...]
     waits: Mapping[Piece, int] = field(default_factory=dict)  # inputs not yet whole -> attempt
     pack: int = 1  # shards that an element makes, one after the other
+    job: str | None = None  # the id, once Slurm has taken it
 
     @property
     def key(self) -> str:
-        return job_key(self.iteration, self.stage, self.attempt)
+        """Names it within its run."""
+        return f"{self.iteration}:{self.stage}:{self.attempt}"
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
@@ -61,15 +58,7 @@ class Array:
         return {piece: i for i, element in enumerate(self.elements) for piece in element}
 
 
-@dataclass(frozen=True)
-class Submission(Array):
-    """One recorded intent to submit a job, and the job's id once it had been taken."""
-
-    job: str | None = None
-
-
-@dataclass(frozen=True)
-class Dependency:
+class Dependency(NamedTuple):
     """A condition on another job of this plan (by key) or on one in flight (by id)."""
 
     kind: Kind
@@ -77,8 +66,8 @@ class Dependency:
 
 
 @dataclass(frozen=True)
-class Job(Array):
-    """One sbatch to come."""
+class Job(Submission):
+    """One to come, with what the cluster is told of it."""
 
     after: tuple[Dependency, ...] = ()
     exclude: tuple[str, ...] = ()  # nodes on which these pieces failed, the latest first
@@ -159,18 +148,14 @@ def plan(state: State, limits: Limits = Limits(), horizon: int | None = None) ->
         return Plan(stop=stop)
     if limits.only_ready:
         missing = [p for p in missing if all(is_whole(state, s) for s in state.graph.sources(p))]
-    jobs = _that_fit(_jobs(state, missing, limits.array), limits.room)
-    jobs = [_paired(job, jobs) for job in jobs]
+    jobs = _jobs(state, missing, limits)
     return Plan(jobs=tuple(jobs), wait_for=_wait_for(state, jobs, horizon), given_up=given_up)
 
 
 def current_iteration(state: State) -> int:
     """The first iteration whose training is not whole, at most the last one."""
     last = state.graph.config.iterations
-    for k in range(1, last):
-        if k not in state.graph.shardings or not is_whole(state, Piece(k, TRAIN)):
-            return k
-    return last
+    return next((k for k in range(1, last) if not is_whole(state, Piece(k, TRAIN))), last)
 
 
 def is_whole(state: State, piece: Piece) -> bool:
@@ -209,7 +194,7 @@ def _needed(state: State, horizon: int, given_up: Container[Piece]) -> list[Piec
 
     What was given up is left out, and so is what would be made from it.
     """
-    needed: set[Piece] = set()
+    graph, needed = state.graph, set[Piece]()
 
     @cache
     def possible(piece: Piece) -> bool:
@@ -218,68 +203,64 @@ def _needed(state: State, horizon: int, given_up: Container[Piece]) -> list[Piec
             return False
         if is_whole(state, piece):
             return True
-        sources = [possible(source) for source in state.graph.sources(piece)]
+        sources = [possible(source) for source in graph.sources(piece)]
         if all(sources):
             needed.add(piece)
         return all(sources)
 
     for k in range(horizon + 1):
-        for result in state.graph.results(k):
-            possible(result)
-    return [p for k in range(horizon + 1) for p in state.graph.pieces(k) if p in needed]
+        used = {source for piece in graph.pieces(k) for source in graph.sources(piece)}
+        for piece in graph.pieces(k):
+            if piece not in used or piece.stage == TRAIN:  # no other of its iteration asks for it
+                possible(piece)
+    return [p for k in range(horizon + 1) for p in graph.pieces(k) if p in needed]
 
 
 class Tries(NamedTuple):
-    """What came of the submissions of a piece since a person last submitted; the latest first.
+    """What came of the submissions of a piece since a person last submitted."""
+
+    counted: int
+    nodes: tuple[str, ...]  # on which it failed, the latest first
+    ends: tuple[Outcome, ...]  # the latest first
+
+
+def tries(state: State, piece: Piece) -> Tries:
+    """How often a piece was tried in earnest, and how that ended.
 
     One that waited for an input which then failed was cancelled by Slurm and does not count: that
     input is missing, or was made by a later attempt. Nor does one whose task died over another
     piece, before it came to this one. Preemption, a node's failure and a time limit do not count
     while they leave more work safe than the tries before; nor is such a time limit a node's fault.
     """
-
-    counted: int
-    nodes: tuple[str, ...]  # on which it failed
-    ends: tuple[Outcome, ...]
-
-
-def tries(state: State, piece: Piece) -> Tries:
-    count, saved = 0, -1
-    nodes: tuple[str, ...] = ()
-    ends: tuple[Outcome, ...] = ()
+    counted, saved = 0, -1
+    nodes, ends = list[str](), list[Outcome]()
     for submission in state.submissions[state.counted_from :]:
         end = state.outcomes.get((submission.key, piece), NOT_KNOWN)
         if piece not in submission.element or end.state == UNBEGUN:
             continue
-        ends = (end, *ends)
+        ends.insert(0, end)
         late = end.state in OUT_OF_TIME
         went_on = end.saved > (max(saved, 0) if late else saved)
         if end.state not in NO_NODES_FAULT and not (late and went_on):
-            nodes = (*end.nodes, *nodes)
-        if _could_run(state, submission, piece, end):
-            count += not (went_on and (late or end.state in NOT_ITS_FAULT))
+            nodes = [*end.nodes, *nodes]
+        mates = submission.elements[submission.element[piece]]
+        sources = {source for mate in mates for source in state.graph.sources(mate)}
+        cancelled = end.state == "CANCELLED" and not end.nodes  # for the sake of any element
+        if all(
+            source in state.done and state.done[source].attempt == attempt
+            for source, attempt in submission.waits.items()
+            if cancelled or source in sources
+        ):
+            counted += not (went_on and (late or end.state in NOT_ITS_FAULT))
             saved = max(saved, end.saved)
-    return Tries(count, tuple(dict.fromkeys(nodes)), ends)
-
-
-def _could_run(state: State, submission: Submission, piece: Piece, end: Outcome) -> bool:
-    """Whether what a submission waited for was made by the attempt that it waited for."""
-    mates = submission.elements[submission.element[piece]]
-    sources = {source for mate in mates for source in state.graph.sources(mate)}
-    cancelled = end.state == "CANCELLED" and not end.nodes  # for the sake of any element
-    return all(
-        source in state.done and state.done[source].attempt == attempt
-        for source, attempt in submission.waits.items()
-        if cancelled or source in sources
-    )
+    return Tries(counted, tuple(dict.fromkeys(nodes)), tuple(ends))
 
 
 def _why_hopeless(state: State, piece: Piece) -> str:
     """Why a piece is not to be tried again: an error of its own that stays, or too many tries."""
     tried = tries(state, piece)
-    for end in tried.ends:
-        if end.sentence:
-            return f"{piece}: {end.sentence}"
+    if stays := next((end.sentence for end in tried.ends if end.sentence), None):
+        return f"{piece}: {stays}"
     if tried.counted < state.graph.config.cluster.max_attempts:
         return ""
     sentence = f"{piece} failed {tried.counted} times (cluster.max_attempts)"
@@ -290,12 +271,16 @@ def _why_hopeless(state: State, piece: Piece) -> str:
     return sentence
 
 
-def _jobs(state: State, missing: list[Piece], max_array: int) -> list[Job]:
+def _jobs(state: State, missing: list[Piece], limits: Limits) -> list[Job]:
     """Pieces of one stage and iteration that wait for the same and shun the same nodes: an array.
 
-    Where an array may not have so many elements, each makes several pieces.
+    Where an array may not have so many elements, each makes several pieces. What the cluster has
+    no room for, the next controller submits. Arrays of the same shards pair, element by element
+    (`aftercorr`): of a longer one it would wait for elements beyond its own. One element is a
+    plain job (submitit makes it so), for which afterok means the same.
     """
-    jobs = []
+    jobs: list[Job] = []
+    room = len(missing) if limits.room is None else limits.room
     last = {(s.iteration, s.stage): s.attempt for s in state.submissions}
     making = {  # piece -> the job or element to wait for, and its attempt
         piece: (state.in_flight[piece], submission.attempt)
@@ -309,48 +294,24 @@ def _jobs(state: State, missing: list[Piece], max_array: int) -> list[Job]:
             targets = dict.fromkeys(making[s][0] for s in state.graph.sources(piece) if s in making)
             alike.setdefault((tuple(targets), tries(state, piece).nodes), []).append(piece)
         for (after, exclude), members in alike.items():
-            last[k, stage] = last.get((k, stage), 0) + 1
+            number = last[k, stage] = last.get((k, stage), 0) + 1
+            pack = -(-len(members) // limits.array)
+            shards = tuple(piece.shard for piece in members[: room * pack])
+            if not shards:
+                return jobs
+            of = shards if len(shards) > pack else ()
+            mates = {j.key for j in jobs if j.stage == STAGES[stage].pairs and j.shards == of}
             sources = [source for piece in members for source in state.graph.sources(piece)]
+            waits = {source: making[source][1] for source in sources if source in making}
             job = Job(
-                stage,
-                iteration=k,
-                attempt=last[k, stage],
-                shards=tuple(piece.shard for piece in members),
-                waits={source: making[source][1] for source in sources if source in making},
-                pack=-(-len(members) // max_array),
-                after=tuple(Dependency("afterok", target) for target in after),
+                *(stage, k, number, shards, waits, pack),
+                after=tuple(Dependency("aftercorr" if t in mates else "afterok", t) for t in after),
                 exclude=exclude,
             )
             jobs.append(job)
-            making |= dict.fromkeys(members, (job.key, job.attempt))
+            room -= len(job.elements)
+            making |= dict.fromkeys(members, (job.key, number))
     return jobs
-
-
-def _that_fit(jobs: list[Job], room: int | None) -> list[Job]:
-    """The jobs, or elements of the last one, that the cluster has room for.
-
-    What they leave out the next controller submits.
-    """
-    if room is None:
-        return jobs
-    taken = []
-    for job in jobs:
-        taken.append(replace(job, shards=job.shards[: room * job.pack]))
-        room -= len(taken[-1].elements)
-    return [job for job in taken if job.shards]
-
-
-def _paired(job: Job, jobs: list[Job]) -> Job:
-    """Let a job wait by `aftercorr` for the one that its stage pairs with, shard by shard.
-
-    Only arrays of the same shards pair, element by element: of a longer one it would wait for
-    elements beyond its own. One element is a plain job (submitit makes it so), for which afterok
-    means the same.
-    """
-    of = job.shards if len(job.elements) > 1 else ()
-    mates = {j.key for j in jobs if j.stage == STAGES[job.stage].pairs and j.shards == of}
-    after = (replace(d, kind="aftercorr") if d.target in mates else d for d in job.after)
-    return replace(job, after=tuple(after))
 
 
 def _wait_for(state: State, jobs: list[Job], horizon: int) -> tuple[str, ...]:

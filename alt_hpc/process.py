@@ -57,9 +57,7 @@ def has_gpu() -> bool:
     return there and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
-def for_a_task(
-    rank: int, world: int, local: int, start: str, code: Path | None = None
-) -> dict[str, str]:
+def for_a_task(rank: int, world: int, local: int, start: str, code: Path | None) -> dict[str, str]:
     """The environment of a process started here, which knows nothing of a job around us.
 
     With `code` it imports the product from that folder, and not from where it starts.
@@ -83,15 +81,10 @@ def for_slurm(decided: Collection[str] = ()) -> dict[str, str]:
     """
     kept = {*OF_THE_USER, *(f"SBATCH_{w.upper()}" for w in WISHES if w not in decided)}
     dropped = (*OF_THE_JOB, *FILTERS)
-    given = os.environ.items()
-    return {k: v for k, v in given if (k in kept and v) or not k.startswith(dropped)}
+    return {k: v for k, v in os.environ.items() if (k in kept and v) or not k.startswith(dropped)}
 
 
-def wish(option: str) -> str | None:
-    """What the user's environment asks of sbatch."""
-    return os.environ.get(f"SBATCH_{option.upper()}")
-
-
-def clusters() -> str | None:
-    """The cluster, or the clusters, that the user's environment names instead of this one."""
-    return wish("clusters") or os.environ.get("SLURM_CLUSTERS")
+def wish(option: str) -> str:
+    """What the user's environment asks of sbatch: which clusters, all clients may be told too."""
+    of_all = os.environ.get("SLURM_CLUSTERS", "") if option == "clusters" else ""
+    return os.environ.get(f"SBATCH_{option.upper()}") or of_all

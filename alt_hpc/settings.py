@@ -18,6 +18,11 @@ class Settings(BaseModel):
     )
 
 
+def key(default: Any, about: str) -> Any:
+    """A key's default, and what editors show about it."""
+    return Field(default, description=about)
+
+
 def _number(value: Any) -> Any:
     """YAML 1.1 reads 2e-5 as a text."""
     with contextlib.suppress(ValueError):

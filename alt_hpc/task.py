@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from alt_hpc import interrupt, process
 from alt_hpc.errors import Final, one_line
 from alt_hpc.graph import STAGES, Piece
-from alt_hpc.plan import Array, State, is_whole
-from alt_hpc.run import attempt, code, progress
+from alt_hpc.plan import State, is_whole
+from alt_hpc.run import attempt, code
 from alt_hpc.run.folder import RunFolder
 
-STOPPED = 75  # exit status of a task that was asked to stop (EX_TEMPFAIL)
-WRONG = 2  # of one that no further try would mend
 REQUEUE_WITHIN_S = 90.0  # Slurm kills the job that it was told to requeue
 
 
@@ -30,17 +28,11 @@ class StageTask:
     shards: tuple[int, ...]
     attempt: int
 
-    @classmethod
-    def of(cls, run: RunFolder, job: Array) -> "list[StageTask]":
-        """The tasks of a job, in the order of its elements."""
-        shards = [tuple(piece.shard for piece in element) for element in job.elements]
-        return [cls(str(run.path), job.stage, job.iteration, s, job.attempt) for s in shards]
-
     def command(self) -> list[str]:
         """What stands behind `python`: `-m alt_hpc.task RUN STAGE ITERATION 0,1,2 ATTEMPT`."""
         shards = ",".join(map(str, self.shards))
-        numbers = [str(self.iteration), shards, str(self.attempt)]
-        return ["-m", "alt_hpc.task", self.run, self.stage, *numbers]
+        words = [self.run, self.stage, str(self.iteration), shards, str(self.attempt)]
+        return ["-m", "alt_hpc.task", *words]
 
     def __call__(self) -> None:
         """Make the pieces, in a process that a cluster has started."""
@@ -63,38 +55,32 @@ class StageTask:
             if is_whole(State(graph, found), piece):  # made from the sources as they are now
                 print(f"{piece}: whole already", flush=True)
                 continue
-            before = progress.saved(run, piece)
+            before = attempt.saved(run, piece)
             try:
-                _make(run, piece, self.attempt)
+                from alt_hpc.stages.work import Work
+
+                if process.first():
+                    run.layout.verdict(piece, self.attempt).unlink(missing_ok=True)  # it goes on
+                code.check_packages(run, self.stage)
+                stage = importlib.import_module(f"alt_hpc.stages.{STAGES[self.stage].key}")
+                stage.run(Work(run, piece, self.attempt))
+                made = True
             except Final as error:
                 attempt.tell(run, piece, self.attempt, attempt.FINAL, one_line(str(error)))
                 print(f"{piece}: {error}", file=sys.stderr, flush=True)
-                sys.exit(WRONG)
+                sys.exit(2)
             except interrupt.Interrupted as reason:
-                saved = progress.saved(run, piece)
+                saved = attempt.saved(run, piece)
                 print(f"{piece}: {reason}; {saved} units of work are safe", flush=True)
                 attempt.tell(run, piece, self.attempt, attempt.STOPPED, str(reason))
                 # One that saved nothing new ends badly: the controller counts its attempt.
                 if interrupt.wants_requeue() and process.element() and (made or saved > before):
-                    _requeue()
-                sys.exit(STOPPED)
-            made = True
+                    _requeue(process.element())
+                sys.exit(os.EX_TEMPFAIL)
 
 
-def _make(run: RunFolder, piece: Piece, number: int) -> None:
-    """Let the stage's module make a piece."""
-    from alt_hpc.stages.work import Work
-
-    if process.first():
-        attempt.go_on(run, piece, number)
-    code.check_packages(run, piece.stage)
-    stage = importlib.import_module(f"alt_hpc.stages.{STAGES[piece.stage].key}")
-    stage.run(Work(run, piece, number))
-
-
-def _requeue() -> None:
+def _requeue(me: str) -> None:
     """Have Slurm start exactly this job or array element again; the first rank asks for all."""
-    me = process.element()
     if process.first() and shutil.which("scontrol"):
         command = ["scontrol", "requeue", me]
         asked = subprocess.run(command, capture_output=True, text=True, timeout=REQUEUE_WITHIN_S)

@@ -99,7 +99,7 @@ HELD: list[socket.socket] = []
 def _break_training() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     from alt_hpc.lm import save as saving
-    from alt_hpc.run.checkpoints import Checkpoints
+    from alt_hpc.run.manifests import Checkpoints
     from alt_hpc.training import loop, ranks
 
     connect = ranks.connect
@@ -151,7 +151,7 @@ def _sample(work: Any) -> None:
     k, name, before = work.piece.iteration, _start(work), ""
     if k > 1:
         before = (work.run.manifests.open(Piece(k - 1, "train"))[0] / MODEL).read_text()
-    prompts = dict(zip(work.rows, draws.drawn_prompts(work.run, work.piece), strict=True))
+    prompts = dict(zip(work.rows, draws.prompts(work.run, work.piece), strict=True))
     starts = [*work.rows[:: work.config.sample.group], work.rows.stop]
 
     def make(groups: Iterator[int]) -> Iterator[list[dict[str, Any]]]:
@@ -187,7 +187,7 @@ MODEL = "policy/model.safetensors"
 def _train(work: Any) -> None:
     from alt_hpc import interrupt
     from alt_hpc.run import files, rows
-    from alt_hpc.run.checkpoints import Checkpoints
+    from alt_hpc.run.manifests import Checkpoints
     from alt_hpc.settings import digest
 
     k, name, layout = work.piece.iteration, _start(work), work.run.layout

@@ -35,7 +35,6 @@ CORE = {  # module -> the tests that are to catch its faults
     "training/examples.py": ["test_losses.py"],
     "report/measures.py": ["test_metrics.py"],
     "rewards/heads.py": ["test_reward.py"],
-    "rewards/text.py": ["test_reward.py"],
     "run/manifests.py": ["test_runfolder.py"],
 }
 WITHIN_S = 300.0

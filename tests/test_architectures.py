@@ -12,7 +12,7 @@ import transformers as tf
 
 from alt_hpc import config as configs
 from alt_hpc.config import Config
-from alt_hpc.control import named
+from alt_hpc.control import checks
 from alt_hpc.errors import InputError
 from alt_hpc.lm import check, decode, load, prefix, save, tokens
 from alt_hpc.training import losses
@@ -101,7 +101,7 @@ def test_the_same_numbers_as_plain_transformers(
     name: str, tiny_config: Path, tmp_path: Path
 ) -> None:
     place = made(tmp_path / "policy", name, USED[name])
-    named.places(asked(tiny_config, place))
+    checks.places(asked(tiny_config, place))
     model = load.policy(place, "float32", torch.device("cpu"))
     plain = tf.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
 
@@ -136,7 +136,7 @@ def test_refused_at_submission(name: str, tiny_config: Path, tmp_path: Path) -> 
     settings, word = REFUSED[name]
     place = made(tmp_path / "policy", name, settings)
     with pytest.raises(InputError, match=rf"policy\.model: .*{word}"):
-        named.places(asked(tiny_config, place))
+        checks.places(asked(tiny_config, place))
 
 
 @torch.no_grad()

@@ -332,7 +332,7 @@ def test_a_config_comes_back_from_the_run_folder_as_it_was(tmp_path: Path, text:
     config = full_config(tmp_path)
     method = config.method.model_copy(update={"texts": [text, "b", "c", "d", "e"]})
     config = config.model_copy(update={"method": method})
-    written = json.loads(json.dumps(config.values()))
+    written = json.loads(json.dumps(config.model_dump(mode="json")))
     assert configs.from_json(written, "config.json") == config
 
 

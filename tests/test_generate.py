@@ -167,7 +167,7 @@ def test_the_top_p_set_is_the_smallest_that_reaches_it(top: int) -> None:
 
 def test_frequencies_follow_the_probabilities() -> None:
     probabilities = torch.tensor([[0.5, 0.2, 0.2, 0.1]]).expand(20000, -1)
-    uniforms = decode._uniforms(5, 20000, 1)[:, 0]
+    uniforms = torch.rand(20000, generator=torch.Generator().manual_seed(5))
     tokens = decode._draw(probabilities, uniforms, 0.8, 4)
     shares = torch.bincount(tokens, minlength=4) / 20000
     expected = torch.tensor([0.5, 0.2, 0.2, 0.0]) / 0.9

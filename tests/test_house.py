@@ -69,7 +69,6 @@ def test_only_the_graph_spells_out_which_stages_there_are() -> None:
     left = found(rf"^({names})$", "graph.py")
     commands_and_keys = (
         "__main__.py",
-        "report/text.py",
         "stages/report.py",
         "reader.py",
         "heads.py",
@@ -78,7 +77,7 @@ def test_only_the_graph_spells_out_which_stages_there_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["control.chain", "control.preview", "control.start", "graph", "plan", "stages.work"]
+    "module", ["control.chain", "control.start", "control.status", "graph", "plan", "stages.work"]
 )
 def test_what_plans_and_starts_imports_no_torch(module: str) -> None:
     code = f"import sys, alt_hpc.{module}; sys.exit('torch' in sys.modules)"
@@ -171,7 +170,15 @@ def run(work: Work) -> None:
     found = rows.of_stage(work.run, work.piece.iteration, MEASURE)
     work.attempt.commit_rows([{"row": row["row"], "length": row["length"]} for row in found])
 '''
-NEW_ROW = '        Stage("lengths", (every(MEASURE),), made=always, rows="lengths"),\n    )\n}\n'
+NEW_ROW = """\
+    Stage(
+        "lengths",
+        sources=lambda g, k, _: g.of(k, MEASURE),
+        made=lambda config, k: True,
+        rows="lengths",
+    ),
+)
+STAGES"""
 NEW_METHOD = '''"""tokens: the better and the worse half of the answers get a new token in front."""
 
 from typing import Literal
@@ -295,8 +302,8 @@ def _with_new_ones(place: Path) -> list[str]:
     """A copy of the package with all of these in it; what a config says to use them."""
     package = _package(place)
     graph = (package / "graph.py").read_text()
-    assert graph.count("    )\n}\n") == 1
-    (package / "graph.py").write_text(graph.replace("    )\n}\n", NEW_ROW))
+    assert graph.count(")\nSTAGES") == 1
+    (package / "graph.py").write_text(graph.replace(")\nSTAGES", NEW_ROW))
     (package / "stages/lengths.py").write_text(NEW_STAGE)
     chosen = []
     for table, (folder, kind, text) in NEW_KINDS.items():

@@ -21,7 +21,7 @@ from alt_hpc.data import draws
 from alt_hpc.graph import Piece
 from alt_hpc.methods import Label
 from alt_hpc.report import curves
-from alt_hpc.run import progress, rows
+from alt_hpc.run import attempt, rows
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Intent
 from alt_hpc.task import StageTask
@@ -251,12 +251,12 @@ def test_a_stage_run_by_hand_says_in_one_sentence_what_is_missing(
 
 def test_curves_run_through_all_iterations_without_doubled_points(undisturbed: RunFolder) -> None:
     """One curve a quantity: training steps counted through, evaluations by iteration."""
-    training = _scalars(undisturbed.layout.events("train"))
+    training = _scalars(undisturbed.layout.tensorboard / "train")
     trained = [undisturbed.manifests.get(Piece(k, "train")) for k in (1, 2)]
     steps = sum(m.facts["steps"] for m in trained if m is not None)
     for name in ("loss", "ce", "entropy", "lr", "grad_norm", "tokens_per_s"):
         assert [step for step, _ in training[f"train/{name}"]] == list(range(1, steps + 1))
-    iterations = _scalars(undisturbed.layout.events("iterations"))
+    iterations = _scalars(undisturbed.layout.tensorboard / "iterations")
     for name in ("reward", "perplexity", "length"):
         assert [step for step, _ in iterations[f"valid-best/{name}"]] == [0, 1, 2]
     assert "stages/sample_straggling" in iterations
@@ -270,7 +270,7 @@ def test_a_report_made_again_replaces_its_points(undisturbed: RunFolder, tmp_pat
     folder = _copy(undisturbed, tmp_path)
     folder.manifests.withdraw(Piece(1, "report"))
     StageTask(str(folder.path), "report", 1, (0,), 2).make()
-    points = _scalars(folder.layout.events("iterations"))["valid-best/reward"]
+    points = _scalars(folder.layout.tensorboard / "iterations")["valid-best/reward"]
     assert [step for step, _ in points] == [0, 1, 2]
 
 
@@ -291,7 +291,7 @@ def test_a_report_killed_before_its_end_leaves_nothing_out(
     assert folder.layout.table.read_text() == undisturbed.layout.table.read_text()
     assert folder.layout.curves.is_file()
     assert folder.manifests.get(Piece(1, "report")) == told
-    points = _scalars(folder.layout.events("iterations"))["valid-best/reward"]
+    points = _scalars(folder.layout.tensorboard / "iterations")["valid-best/reward"]
     assert [step for step, _ in points] == [0, 1, 2]
 
 
@@ -303,12 +303,12 @@ def test_an_evaluation_asked_to_stop_goes_on_where_it_was(
     folder.manifests.withdraw(piece)
     groups = -(-len(expected) // 3 // folder.config().evaluate.group)  # of three variants
     saved = []
-    for attempt in range(1, groups):  # each is asked to stop after one more group
+    for number in range(1, groups):  # each is asked to stop after one more group
         asked = iter([False, True])
         monkeypatch.setattr(interrupt, "asked", lambda asked=asked: next(asked))
         with pytest.raises(SystemExit):
-            StageTask(str(folder.path), "evaluate", 1, (0,), attempt + 1).make()
-        saved.append(progress.saved(folder, piece))
+            StageTask(str(folder.path), "evaluate", 1, (0,), number + 1).make()
+        saved.append(attempt.saved(folder, piece))
     assert saved == list(range(1, groups))
     monkeypatch.undo()
     StageTask(str(folder.path), "evaluate", 1, (0,), 99).make()

@@ -14,7 +14,7 @@ from test_faults import STUB, _cluster, client, interpreter, queue, settings
 
 from alt_hpc.__main__ import main
 from alt_hpc.graph import Piece
-from alt_hpc.run import attempt, progress
+from alt_hpc.run import attempt
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Intent, Submitted
 
@@ -183,8 +183,8 @@ def test_after_three_preemptions_with_progress(chain: Chain) -> None:
     chain.step()
     piece = Piece(1, "sample")
     for count in range(1, PREEMPTIONS + 1):
-        more = progress.saved(chain.run, piece) + 1
-        chain.wait("more groups", lambda more=more: progress.saved(chain.run, piece) >= more)
+        more = attempt.saved(chain.run, piece) + 1
+        chain.wait("more groups", lambda more=more: attempt.saved(chain.run, piece) >= more)
         asked = ["--nodes=4", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=sleep 1"]
         client("sbatch", "--partition=main", "--job-name=controller-of-another", *asked)
         chain.wait("a start anew", lambda n=count: chain.restarts("run-sample-1") >= n)

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "alt_hpc"
 # (library, module, where we use it, what tells a user of it apart, names within the module)
 USES = [
     (
-        *("transformers", "transformers.cache_utils", "lm/cache.py", r"DynamicLayer\b"),
+        *("transformers", "transformers.cache_utils", "lm/prefix.py", r"DynamicLayer\b"),
         "Cache.batch_select_indices Cache.batch_repeat_interleave DynamicLayer.update"
         " DynamicLayer.get_seq_length DynamicSlidingWindowLayer",
     ),
@@ -35,13 +35,12 @@ USES = [
     ),
     (
         *("submitit", "submitit.slurm.slurm", "clusters/script.py", "SlurmExecutor"),
-        "SlurmExecutor._submit_command SlurmExecutor._make_submission_file_text"
-        " SlurmExecutor._internal_process_submissions SlurmExecutor._submitit_command_str"
-        " SlurmExecutor._num_tasks SlurmExecutor.affinity",
+        "SlurmExecutor._make_submission_file_text SlurmExecutor._submitit_command_str"
+        " SlurmExecutor.affinity",
     ),
     (
         *("submitit", "submitit.core.utils", "clusters/script.py", "move_temporary_file"),
-        "JobPaths.move_temporary_file DelayedSubmission.set_timeout",
+        "JobPaths.move_temporary_file DelayedSubmission.set_timeout DelayedSubmission.dump",
     ),
     (
         *("datasets", "datasets.config", "lm/fetch.py", r"datasets\.config"),
@@ -78,27 +77,29 @@ def test_one_module_knows_it(where: str, pattern: str) -> None:
 
 def test_a_cache_is_passed_and_found_by_its_names() -> None:
     """transformers 5.24 renamed `past_key_values` to `cache`; both serve us, without a warning."""
-    from alt_hpc.lm import cache
+    from alt_hpc.lm import prefix
 
     model, ids = tiny.model("llama"), torch.tensor([[3, 4, 5]])
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
-        kept = cache.of(model(input_ids=ids, use_cache=True))
-        assert cache.is_plain(kept), blame("transformers", "cache of an output", "lm/cache.py")
+        kept = prefix.cache_of(model(input_ids=ids, use_cache=True))
+        assert prefix.is_plain(kept), blame("transformers", "cache of an output", "lm/prefix.py")
         assert kept is not None
-        model(input_ids=ids, **cache.passing(model, kept))
-    assert kept.get_seq_length() == 6, blame("transformers", "keyword of a cache", "lm/cache.py")
+        model(input_ids=ids, **prefix.passing(model, kept))
+    assert kept.get_seq_length() == 6, blame("transformers", "keyword of a cache", "lm/prefix.py")
 
 
 def test_a_layer_holds_keys_and_values() -> None:
-    from alt_hpc.lm import cache
+    from alt_hpc.lm import prefix
 
     with torch.no_grad():
-        kept = cache.of(tiny.model("llama")(input_ids=torch.tensor([[3, 4, 5]]), use_cache=True))
+        kept = prefix.cache_of(
+            tiny.model("llama")(input_ids=torch.tensor([[3, 4, 5]]), use_cache=True)
+        )
     assert kept is not None
     for name in ("keys", "values"):
         state = getattr(kept.layers[0], name, None)
-        assert state is not None, blame("transformers", f"DynamicLayer.{name}", "lm/cache.py")
+        assert state is not None, blame("transformers", f"DynamicLayer.{name}", "lm/prefix.py")
         assert state.shape[2] == 3
 
 

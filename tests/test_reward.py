@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from alt_hpc.domains import tldr
 from alt_hpc.errors import InputError
-from alt_hpc.lm import check
-from alt_hpc.rewards import heads, text
+from alt_hpc.lm import check, load, save
+from alt_hpc.rewards import Answers, heads
 from alt_hpc.rewards.heads import RewardModel, Trunk, load_reward_model
 from alt_hpc.rewards.model import Settings
 
@@ -30,8 +30,14 @@ def _load(folder: Path, settings: Settings | None = None, **named: Path) -> Rewa
 
 
 def _trunk(folder: Path) -> Trunk:
-    words = text.of(folder, Settings(), TLDR, 48)
-    return heads.load_trunk(folder, words, "float32", CPU)
+    words = heads.Text(folder, Settings(), TLDR, 48)
+    return Trunk(load.whole(AutoModel, folder, "float32", CPU), words)
+
+
+def _score(model: RewardModel, prompt: str, summaries: list[str]) -> tuple[list[float], bool]:
+    """Rewards of a prompt's summaries; whether the prompt was shortened."""
+    (scored,) = model.score([Answers(prompt, summaries)])
+    return list(scored.rewards), scored.shortened
 
 
 def _save(folder: Path, policy: Path, head: torch.Tensor) -> None:
@@ -39,7 +45,7 @@ def _save(folder: Path, policy: Path, head: torch.Tensor) -> None:
     model = heads.classifier(policy, tiny.tokenizer())
     assert not heads.score_of(model, policy).weight.any()
     heads.score_of(model, policy).weight.data.copy_(head)
-    heads.save(folder, model, tiny.tokenizer(), "a card")
+    save.whole(folder, model, tiny.tokenizer(), "a card")
 
 
 # --- sequence classification ------------------------------------------------------------------
@@ -59,33 +65,33 @@ def _plain(folder: Path, text: str) -> float:
 @pytest.mark.parametrize("name", ["llama", "gptj", "gpt_neox", "gpt2", "sliding", "bloom"])
 def test_classifier_scores_as_plain_transformers_does(name: str, tmp_path: Path) -> None:
     folder = _classifier(tmp_path, name)
-    rewards, cut = _load(folder).score(PROMPT, SUMMARIES)
+    rewards, cut = _score(_load(folder), PROMPT, SUMMARIES)
     expected = [_plain(folder, f"{PROMPT} {summary}{EOT}") for summary in SUMMARIES]
     assert rewards == pytest.approx(expected, abs=1e-5, rel=1e-5)
     assert not cut
     assert len(set(rewards)) == 4  # one summary is given twice
-    assert _load(folder).score(PROMPT, SUMMARIES)[0] == rewards
+    assert _score(_load(folder), PROMPT, SUMMARIES)[0] == rewards
 
 
 def test_scores_do_not_depend_on_company(tmp_path: Path) -> None:
     model = _load(_classifier(tmp_path, "llama"))
     many = [*SUMMARIES, *(f"{'word ' * i}end" for i in range(9)), *("x" * i for i in range(40))]
-    together, _ = model.score(PROMPT, many)
-    alone = [model.score(PROMPT, [summary])[0][0] for summary in many]
+    together, _ = _score(model, PROMPT, many)
+    alone = [_score(model, PROMPT, [summary])[0][0] for summary in many]
     assert together == pytest.approx(alone, abs=1e-5, rel=1e-5)
-    assert model.score(PROMPT, [])[0] == []
+    assert _score(model, PROMPT, [])[0] == []
 
 
 def test_summaries_are_stripped_and_the_first_eos_counts(tmp_path: Path) -> None:
     model = _load(_classifier(tmp_path, "llama"))
-    rewards, _ = model.score(PROMPT, ["dog", " dog\n", f"dog{EOT} and more", f"dog{EOT}"])
+    rewards, _ = _score(model, PROMPT, ["dog", " dog\n", f"dog{EOT} and more", f"dog{EOT}"])
     assert rewards == pytest.approx([rewards[0]] * 4, abs=1e-6)
 
 
 def test_eos_in_the_prompt_changes_no_position(tmp_path: Path) -> None:
     folder = _classifier(tmp_path, "llama")
     prompt = PROMPT.replace("homework", f"home{EOT}work")
-    rewards, _ = _load(folder).score(prompt, ["dog", "a cat"])
+    rewards, _ = _score(_load(folder), prompt, ["dog", "a cat"])
     expected = [_plain(folder, f"{prompt} {summary}{EOT}") for summary in ("dog", "a cat")]
     assert rewards == pytest.approx(expected, abs=1e-5, rel=1e-5)
 
@@ -93,7 +99,7 @@ def test_eos_in_the_prompt_changes_no_position(tmp_path: Path) -> None:
 def test_a_template_of_ones_own(tmp_path: Path) -> None:
     folder = _classifier(tmp_path, "llama")
     settings = Settings(template="Post: {prompt} Summary: {summary} Good?")
-    rewards, _ = _load(folder, settings).score(PROMPT, ["dog"])
+    rewards, _ = _score(_load(folder, settings), PROMPT, ["dog"])
     expected = _plain(folder, f"Post: {PROMPT} Summary: dog Good?{EOT}")
     assert rewards == pytest.approx([expected], abs=1e-5)
 
@@ -114,7 +120,7 @@ def test_long_post_is_cut_once_for_its_group(tmp_path: Path) -> None:
     left = TLDR.fit(tiny.tokenizer(), "", post, 100 - taken)[0]
     kept = str(tiny.tokenizer().decode(left))
     assert kept.endswith("\nTL;DR:")
-    rewards, cut = model.score(post, SUMMARIES)
+    rewards, cut = _score(model, post, SUMMARIES)
     assert cut
     expected = [_plain(folder, f"{kept} {summary}{EOT}") for summary in SUMMARIES]
     assert rewards == pytest.approx(expected, abs=1e-5, rel=1e-5)
@@ -127,7 +133,7 @@ def test_rewards_that_are_no_numbers_are_returned(tmp_path: Path) -> None:
     folder = _classifier(tmp_path, "llama")
     model = _load(folder)
     model.head[0, 0] = float("nan")
-    rewards, _ = model.score(PROMPT, ["dog"])
+    rewards, _ = _score(model, PROMPT, ["dog"])
     assert math.isnan(rewards[0])
 
 
@@ -184,7 +190,7 @@ def test_carperai_equals_the_direct_computation(format_: str, base: Path, tmp_pa
     else:
         folder.mkdir()
         save_file(_carperai_weights(), folder / "model.safetensors")
-    rewards, _ = _load(folder, base=base).score(PROMPT, [*SUMMARIES, f"cat{EOT} or dog"])
+    rewards, _ = _score(_load(folder, base=base), PROMPT, [*SUMMARIES, f"cat{EOT} or dog"])
     texts = [f"<|startoftext|>{PROMPT} {summary}{EOT}" for summary in [*SUMMARIES, "cat"]]
     assert rewards == pytest.approx([_direct(text) for text in texts], abs=1e-4)
 
@@ -195,7 +201,7 @@ def test_carperai_in_half_precision(base: Path, tmp_path: Path) -> None:
         for k, v in _carperai_weights().items()
     }
     model = _load(_carperai(tmp_path / "rm", weights), Settings(dtype="bfloat16"), base=base)
-    rewards, _ = model.score(PROMPT, SUMMARIES)
+    rewards, _ = _score(model, PROMPT, SUMMARIES)
     assert model.trunk.model.dtype == torch.bfloat16
     assert all(map(math.isfinite, rewards))
 
@@ -258,7 +264,7 @@ def test_head_on_a_frozen_trunk(name: str, padding: int | None, tmp_path: Path) 
     folder = tmp_path / "rm"
     _save(folder, policy, head)
     check.weights(folder)
-    rewards, _ = _load(folder).score(PROMPT, SUMMARIES)
+    rewards, _ = _score(_load(folder), PROMPT, SUMMARIES)
     assert rewards == pytest.approx((hidden @ head[0]).tolist(), abs=1e-5, rel=1e-5)
     plain = [_plain(folder, f"{PROMPT} {summary}{EOT}") for summary in SUMMARIES]
     assert rewards == pytest.approx(plain, abs=1e-5, rel=1e-5)

@@ -23,7 +23,7 @@ from alt_hpc.graph import Piece
 from alt_hpc.methods.words import Settings as Words
 from alt_hpc.plan import Job
 from alt_hpc.rewards.model import Settings as Reward
-from alt_hpc.run import attempt, files, manifests, progress, rows
+from alt_hpc.run import attempt, files, manifests, rows
 from alt_hpc.run.files import append_line, link, read_lines, write_atomically
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Intent, Submit, Submitted
@@ -307,7 +307,7 @@ def test_every_drawn_row_is_in_one_shard_also_where_prompts_are_drawn_twice(run:
     assert len(set(drawn)) <= 5  # twelve out of five: with duplicates
     shards = run.graph().of(1, "sample")
     assert len(shards) == 3
-    found = [p for shard in shards for p in draws.drawn_prompts(run, shard)]
+    found = [p for shard in shards for p in draws.prompts(run, shard)]
     everything = [r["prompt"] for r in rows.frozen(run, "prompts-train")]
     assert found == [everything[i] for i in drawn]
     assert Counter(found) == Counter(everything[i] for i in drawn)
@@ -409,7 +409,7 @@ def test_a_new_attempt_makes_only_the_groups_that_none_has_kept(run: RunFolder) 
     made: list[int] = []
     with pytest.raises(RuntimeError, match="died"):
         make_rows(run, 1, made, dies_at=2)
-    assert progress.saved(run, SAMPLE) == 2
+    assert attempt.saved(run, SAMPLE) == 2
     found = make_rows(run, 2, made)
     assert made == [0, 1, 2, 3]
     assert [row["row"] for row in found] == [4, 5, 6, 7]
@@ -448,7 +448,7 @@ def test_each_pass_over_the_rows_keeps_its_own(run: RunFolder) -> None:
         make = lambda groups, n=number: ([{"pass": n}] for _ in groups)  # noqa: E731
         found = work.resumable(range(4, 9), make, "rows", part=(number, 2))
         assert [row["pass"] for row in found] == [number] * 4
-    told = progress.read(run, SAMPLE)
+    told = attempt.shown(run, SAMPLE)
     assert told is not None
     assert (told["done"], told["total"]) == (8, 8)
 
@@ -457,10 +457,10 @@ def test_a_shard_far_behind_the_others_is_told_with_its_node(run: RunFolder) -> 
     for shard in (0, 2):
         commit(run, Piece(1, "sample", shard))
     attempt.begin(run, SAMPLE, 1)
-    progress.show(run, SAMPLE, 3, 8, "samples", started=time.time() - 5)
-    assert progress.laggards(run, 1, "sample") == []
-    progress.show(run, SAMPLE, 3, 8, "samples", started=time.time() - 600)
-    (line,) = progress.laggards(run, 1, "sample")
+    attempt.show(run, SAMPLE, 3, 8, "samples", started=time.time() - 5)
+    assert attempt.laggards(run, 1, "sample") == []
+    attempt.show(run, SAMPLE, 3, 8, "samples", started=time.time() - 600)
+    (line,) = attempt.laggards(run, 1, "sample")
     assert line.startswith(f"sample 1 shard 1 lags on {process.node()}: 600 s so far, 3/8")
 
 

@@ -338,11 +338,11 @@ def test_a_time_limit_is_no_failure_where_requeue_is_refused(site: Site) -> None
     site.settings += ["sample.group=1", "cluster.sample.shards=1"]
     assert site.submit() == 0
     sample = Piece(1, "sample")
-    from alt_hpc.run import progress
+    from alt_hpc.run import attempt
 
     for stop in range(5):
-        more = progress.saved(site.run, sample) + 1
-        site.wait("another group", lambda more=more: progress.saved(site.run, sample) >= more)
+        more = attempt.saved(site.run, sample) + 1
+        site.wait("another group", lambda more=more: attempt.saved(site.run, sample) >= more)
         site.wait("the task", lambda: bool(running("run-sample-1")))
         job = running("run-sample-1")[0][0]
         client("scancel", "--signal=USR2", job)

@@ -28,7 +28,7 @@ from alt_hpc.errors import InputError, TrainingDiverged
 from alt_hpc.interrupt import Interrupted
 from alt_hpc.lm.blocks import train_top
 from alt_hpc.process import for_a_task
-from alt_hpc.run.checkpoints import Checkpoints
+from alt_hpc.run.manifests import Checkpoints
 from alt_hpc.training import deepspeed, examples
 from alt_hpc.training.examples import Example, FeaturePair, Pair
 from alt_hpc.training.loop import global_batches, learning_rate, order, prepare, train
@@ -203,7 +203,7 @@ def _start(folder: Path, world: int, jobs: list[dict[str, Any]]) -> list[subproc
     return [
         subprocess.Popen(
             [sys.executable, __file__, str(folder)],
-            env=for_a_task(rank, world, rank, start) | common,
+            env=for_a_task(rank, world, rank, start, None) | common,
             stdout=(folder / f"log-{rank}").open("ab"),
             stderr=subprocess.STDOUT,
         )

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
-from alt_hpc.config import Cluster as ClusterConfig
-from alt_hpc.config import StageCluster
+from alt_hpc import config
 from alt_hpc.plan import Dependency, Limits
 
 
@@ -18,12 +17,9 @@ class Task(Protocol):
 
     @property
     def stage(self) -> str: ...
-
     @property
     def iteration(self) -> int: ...
-
     def __call__(self) -> None: ...
-
     def command(self) -> list[str]: ...  # what stands behind `python` in the command that does it
 
 
@@ -36,8 +32,8 @@ class Request:
     key: str  # of the job in the plan
     folder: Path  # scripts and logs
     tasks: Sequence[Task]
-    stage: StageCluster
-    common: ClusterConfig
+    stage: config.StageCluster
+    common: config.Cluster
     threads: int = 1
     exclude: Sequence[str] = ()  # nodes not to run on, as far as enough others are left
     code: Path | None = None  # where tasks import the product from, ahead of all else
@@ -45,8 +41,7 @@ class Request:
     warm: bool = False  # its tasks may be forked from a process that has imported torch
 
     @property
-    def ranks(self) -> int:
-        """Processes of each element."""
+    def ranks(self) -> int:  # processes of each element
         return self.stage.nodes * self.stage.tasks_per_node
 
 
@@ -80,8 +75,7 @@ NEVER = {  # reasons for which Slurm keeps a job waiting for good, in words
 }
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """One element of a job as the cluster sees it now."""
 
     id: str
@@ -100,8 +94,7 @@ class Seen:
         return self.state == "PENDING" and self.reason in NEVER
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """A submitted job that a cluster is asked about."""
 
     key: str
@@ -110,9 +103,12 @@ class Asked:
 
 
 class Cluster:
-    """What the controller needs of a cluster. It raises `QueueUnknown` where it cannot answer."""
+    """What the controller needs of a cluster. It raises `QueueUnknown` where it cannot answer.
 
-    def limits(self, common: ClusterConfig, controllers: Path) -> Limits:
+    This one cannot be asked from here: Slurm's defaults, and an empty queue.
+    """
+
+    def limits(self, common: config.Cluster, controllers: Path) -> Limits:
         """What it takes now of this user, beside the controllers whose script lies there."""
         return Limits()
 
@@ -130,7 +126,3 @@ class Cluster:
 
     def cancel(self, *elements: str) -> None:
         """End jobs or elements."""
-
-
-class Unseen(Cluster):
-    """A cluster that cannot be asked from here: Slurm's defaults, and an empty queue."""

@@ -20,27 +20,6 @@ from alt_hpc.run.layout import task_log
 POLL_S = 0.1
 
 
-class Spawned(subprocess.Popen[bytes]):
-    """A process with an interpreter and a session of its own."""
-
-    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
-        with log.open("ab") as output:
-            super().__init__(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def end(self) -> None:
-        """Kill it and whatever it has started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self.wait()
-
-
 @dataclass
 class Element:
     """One element of a job and its processes, one a rank."""
@@ -48,18 +27,21 @@ class Element:
     id: str
     index: int
     request: Request
+    width: int  # of the slots
     state: str = "PENDING"
-    processes: list[Spawned | Child] = field(default_factory=list)
+    processes: list[subprocess.Popen[bytes] | Child] = field(default_factory=list)
 
     @property
     def task(self) -> Task:
         return self.request.tasks[self.index]
 
     def end(self, state: str) -> None:
-        """Kill what runs of it; afterwards it is in this state."""
-        for started in self.processes:
-            if started.poll() is None:
-                started.end()
+        """Kill what runs of it, and whatever that has started; afterwards it is in this state."""
+        for started in (one for one in self.processes if one.poll() is None):
+            for kill in (os.kill, os.killpg):  # before a fork has a session of its own, and after
+                with contextlib.suppress(ProcessLookupError):
+                    kill(started.pid, signal.SIGKILL)
+            started.wait()
         self.state = state
 
 
@@ -83,9 +65,9 @@ class Local(Cluster):
         """Queue a job; `turn` runs it."""
         assert not after
         self.jobs += 1
-        job, indices = str(self.jobs), range(len(request.tasks))
-        ids = [f"{job}_{i}" for i in indices] if len(indices) > 1 else [job]
-        self.elements += [Element(ids[i], i, request) for i in indices]
+        job, count, width = str(self.jobs), len(request.tasks), min(request.ranks, self.slots)
+        ids = [f"{job}_{i}" for i in range(count)] if count > 1 else [job]
+        self.elements += [Element(name, i, request, width) for i, name in enumerate(ids)]
         return job
 
     def look(self, asked: Sequence[Asked]) -> dict[str, dict[int, Seen]]:
@@ -123,7 +105,8 @@ class Local(Cluster):
         """Kill what runs and cancel what waits."""
         self.cancel(*(element.id for element in self.elements))
         if self.warm is not None:
-            self.warm.end()
+            self.warm.process.kill()  # and its children with it
+            self.warm.process.wait()
 
     def _has_ended(self, element: Element) -> bool:
         codes = [started.poll() for started in element.processes]
@@ -134,33 +117,36 @@ class Local(Cluster):
         return element.state in ENDED
 
     def _start(self) -> None:
-        busy = sum(self._width(e) for e in self.running())
+        busy = sum(element.width for element in self.running())
         waiting = [e for e in self.elements if e.state == "PENDING"]
         for element in sorted(waiting, key=lambda e: e.request.side):
-            busy += self._width(element)
-            parent = self._parent(element.request)
-            if busy > self.slots or (parent and parent.imports()):
+            request, parent = element.request, None
+            if request.warm and not request.stage.python and not process.has_gpu():
+                parent = self.warm = self.warm or Parent(request.threads, request.code)
+            busy += element.width
+            imports = parent and parent.lives() and parent.status(0) is None
+            if busy > self.slots or imports:
                 return  # a wide job is not overtaken for ever
             self._launch(element, parent)
 
-    def _width(self, element: Element) -> int:
-        return min(element.request.ranks, self.slots)
-
-    def _parent(self, request: Request) -> Parent | None:
-        """What tasks like these are forked from as long as it lives, if from anything."""
-        if not request.warm or request.stage.python or process.has_gpu():
-            return None
-        self.warm = self.warm or Parent(request.threads, request.code)
-        return self.warm
-
     def _launch(self, element: Element, parent: Parent | None) -> None:
         request, command = element.request, element.task.command()
-        plain = [request.stage.python or sys.executable, *command]
         start = f"local-{os.getpid()}-{element.id}"
         for rank in range(request.ranks):
             local = rank % request.stage.tasks_per_node
             about = process.for_a_task(rank, request.ranks, local, start, request.code)
             log = task_log(request.folder, element.id, rank)
-            forks = parent and parent.lives() and parent.fork(command, about, log)
-            element.processes.append(forks or Spawned(plain, about, log))
+            if parent and (child := parent.fork(command, about, log)):
+                element.processes.append(child)
+                continue
+            with log.open("ab") as output:
+                plain = subprocess.Popen(
+                    [request.stage.python or sys.executable, *command],
+                    env=about,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            element.processes.append(plain)
         element.state = "RUNNING"

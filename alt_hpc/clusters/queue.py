@@ -5,14 +5,15 @@ profile, hide partitions or drop comments. So jobs are known by their ids and by
 they run, which lies in the run's folder, and by nothing else.
 """
 
+import itertools
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from alt_hpc import process
 from alt_hpc.clusters.cluster import QueueUnknown, Seen
@@ -20,7 +21,7 @@ from alt_hpc.clusters.cluster import QueueUnknown, Seen
 CLIENT_TIMEOUT_S = 60  # Slurm's clients retry for long when slurmctld is away
 PATIENCE_S = (2.0, 5.0, 15.0, 30.0, 60.0)  # between the tries of one question, in a controller
 ERROR = re.compile(r"^(\w+: )?(fatal|error|slurm_\w+ error):", re.IGNORECASE | re.MULTILINE)
-JOB_ID = re.compile(r"^(?:Submitted batch job )?(\d+)(?:;\S+)?$", re.MULTILINE)
+Done = subprocess.CompletedProcess[str]
 
 
 class UnknownJob(QueueUnknown):
@@ -33,48 +34,34 @@ def client(*command: str, patience: Sequence[float] = ()) -> str:
     UnknownJob where there is no such job (any more); QueueUnknown where it failed, took too long,
     or printed an error though its exit status is 0.
     """
-    for wait in patience:
-        try:
-            return _ask(command)
-        except UnknownJob:
+    try:
+        done = call(command)
+        if done.returncode == 0 and not ERROR.search(done.stderr):
+            return done.stdout
+        words = telling(done.stderr) or telling(done.stdout) or f"exit status {done.returncode}"
+        kind = UnknownJob if "invalid job id" in words.lower() else QueueUnknown
+        raise kind(f"{command[0]}: {words}")
+    except QueueUnknown as error:
+        if not patience or isinstance(error, UnknownJob):
             raise
-        except QueueUnknown as error:
-            print(f"{error}; asking again in {wait:g} s", file=sys.stderr, flush=True)
-            time.sleep(wait)
-    return _ask(command)
+        print(f"{error}; asking again in {patience[0]:g} s", file=sys.stderr, flush=True)
+    time.sleep(patience[0])
+    return client(*command, patience=patience[1:])
 
 
-def _ask(command: Sequence[str]) -> str:
-    status, out, err = call(command)
-    if status == 0 and not ERROR.search(err):
-        return out
-    words = telling(err) or telling(out) or f"exit status {status}"
-    kind = UnknownJob if "invalid job id" in words.lower() else QueueUnknown
-    raise kind(f"{command[0]}: {words}")
+def call(command: Sequence[str], decided: Collection[str] = (), text: str = "") -> Done:
+    """What a client of Slurm did; bytes that are no UTF-8 are replaced.
 
-
-def call(
-    command: Sequence[str], decided: Collection[str] = (), text: str = ""
-) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of a client; bytes that are no UTF-8 are replaced.
-
-    `text` is its stdin; `decided` are the options of sbatch that the config decides. QueueUnknown
-    where it cannot be started, or takes too long.
+    `text` is its stdin, `decided` what the config decides. QueueUnknown where it gives no answer.
     """
     about: dict[str, Any] = {"env": process.for_slurm(decided), "timeout": CLIENT_TIMEOUT_S}
+    about |= {"encoding": "utf-8", "errors": "replace"}
     try:
-        done = subprocess.run(command, input=text.encode(), capture_output=True, **about)
+        return subprocess.run(command, input=text, capture_output=True, **about)
     except subprocess.TimeoutExpired as error:
         raise QueueUnknown(f"{command[0]}: no answer within {CLIENT_TIMEOUT_S} s") from error
     except OSError as error:
         raise QueueUnknown(f"{command[0]}: {error.strerror}") from error
-    out, err = (said.decode("utf-8", "replace") for said in (done.stdout, done.stderr))
-    return done.returncode, out, err
-
-
-def job_id(out: str) -> str | None:
-    """The id in an answer of `sbatch --parsable`, whatever is printed around it."""
-    return next(reversed(JOB_ID.findall(out)), None)
 
 
 def telling(text: str) -> str:
@@ -83,14 +70,6 @@ def telling(text: str) -> str:
     words = ("error", "unrecognized", "invalid")
     told = [line for line in lines if any(word in line.lower() for word in words)] or lines
     return told[0].removeprefix("sbatch: ").removeprefix("error: ") if told else ""
-
-
-class Job(NamedTuple):
-    """A job in Slurm's memory, as far as `squeue` lists it."""
-
-    id: str
-    state: str
-    script: Path
 
 
 def show(job: str, folder: Path, patience: Sequence[float] = ()) -> dict[int, Seen]:
@@ -106,52 +85,47 @@ def show(job: str, folder: Path, patience: Sequence[float] = ()) -> dict[int, Se
     for block in text.split("\n\n"):
         facts = dict(re.findall(r"(\w+)=(\S+)", block))
         script = re.search(r"^ *Command=(.+)$", block, re.MULTILINE)
-        if "JobState" not in facts or script is None or not _within(Path(script[1]), folder):
+        if "JobState" not in facts or script is None or not _within(script[1], folder):
             continue
         ids = {0: facts["JobId"]}
         if "ArrayTaskId" in facts:  # such as 0-3,7%2
             indices = map(int, _numbers(facts["ArrayTaskId"].partition("%")[0]))
             ids = {index: f"{facts['ArrayJobId']}_{index}" for index in indices}
         nodes = hostnames(facts.get("NodeList", ""))
-        for index, name in ids.items():
-            found[index] = Seen(name, facts["JobState"], nodes, facts.get("Reason", ""))
+        now = facts["JobState"], nodes, facts.get("Reason", "")
+        found |= {index: Seen(name, *now) for index, name in ids.items()}
     return found
 
 
-def mine(patience: Sequence[float] = ()) -> list[Job]:
-    """My jobs that have not ended, an array once or more, in partitions hidden or not."""
+def mine(folder: Path | None = None, patience: Sequence[float] = ()) -> dict[str, str]:
+    """My jobs that have not ended, in partitions hidden or not: id -> state.
+
+    Of a folder: those whose script lies there. Started elements of an array have ids of their own.
+    """
     command = ("squeue", "--noheader", "--all", f"--user={os.getuid()}", "--format=%A|%T|%o")
-    rows = [line.split("|", 2) for line in client(*command, patience=patience).splitlines()]
-    rows = [row for row in rows if len(row) == 3 and row[0].strip().isdigit()]
-    return [Job(job.strip(), state, Path(script.strip())) for job, state, script in rows]
+    text = client(*command, patience=patience)
+    rows = re.findall(r"(?m)^ *(\d+) *\|([^|\n]*)\| *(.*?) *$", text)
+    return {job: state for job, state, script in rows if not folder or _within(script, folder)}
 
 
-def running_from(folder: Path, jobs: Iterable[Job]) -> list[Job]:
-    """Those whose script lies in a folder, by whatever name they were told of it."""
-    return [job for job in jobs if _within(job.script, folder)]
-
-
-def _within(script: Path, folder: Path) -> bool:
+def _within(script: str, folder: Path) -> bool:
+    """Whether it lies there, by whatever name Slurm was told of the folder."""
+    place = Path(script).parent
     try:
-        return script.parent == folder or script.parent.samefile(folder)
+        return place == folder or place.samefile(folder)
     except OSError:
         return False
 
 
 def hostnames(listed: str) -> tuple[str, ...]:
     """`n[1-2],n4` as names, in order; none for `(null)`. As `scontrol show hostnames` has them."""
-    if not listed or listed.startswith("("):
-        return ()
-    parts = re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", listed)  # at commas outside brackets
-    return tuple(name for part in parts for name in _expanded(part))
-
-
-def _expanded(part: str) -> list[str]:
-    before, bracket, rest = part.partition("[")
-    if not bracket:
-        return [part]
-    ranges, _, after = rest.partition("]")
-    return [f"{before}{n}{tail}" for n in _numbers(ranges) for tail in _expanded(after)]
+    names: list[str] = []
+    if not listed.startswith("("):
+        for part in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", listed):  # at commas outside brackets
+            texts = re.split(r"\[(.*?)\]", part)  # every other one stood in brackets
+            choices = [_numbers(t) if i % 2 else [t] for i, t in enumerate(texts)]
+            names += map("".join, itertools.product(*choices))
+    return tuple(names)
 
 
 def _numbers(ranges: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import getpass
-import operator
 import os
 import re
 import shutil
@@ -18,7 +17,8 @@ from alt_hpc.errors import InputError
 from alt_hpc.plan import Dependency, Limits
 
 CONTROLLERS = 3  # of a run for which room is left: one that runs, its successor, and the next
-USABLE = ("idle", "mixed", "alloc", "comp")  # states of nodes that can run a job by and by
+# a line of sinfo about a node that can run a job by and by
+USABLE = re.compile(r"^ *([^|\n]*?) *\| *(?:idle|mixed|alloc|comp)", re.MULTILINE)
 
 
 def available() -> bool:
@@ -35,7 +35,7 @@ class Slurm(Cluster):
     def __init__(self, patience: Sequence[float] = ()) -> None:
         if not available():
             raise InputError("Slurm's commands (sbatch, squeue, scontrol, srun) are not on PATH")
-        several = process.clusters() or ""
+        several = process.wish("clusters")
         if "," in several or several == "all":
             raise InputError(f"the environment names several clusters ({several}): a run takes one")
         self.patience = patience
@@ -54,8 +54,7 @@ class Slurm(Cluster):
     def limits(self, common: ClusterConfig, controllers: Path) -> Limits:
         """What Slurm says that it takes: MaxArraySize, MaxJobCount, and this user's own limits.
 
-        This run's controllers have room of their own, so that it is the same before one of them
-        and within it.
+        The same before a controller of this run and within it: they have room of their own.
         """
         settings = self._settings()
         # submitit's indices run from 0, and the largest that Slurm takes is MaxArraySize - 1.
@@ -74,23 +73,18 @@ class Slurm(Cluster):
 
     def _submit_limits(self, account: str | None, qos: str | None) -> list[int]:
         """How many jobs this user may have in the queue, by association and QOS (slurmdbd)."""
-
-        def table(*what: str, form: str) -> list[list[str]]:
-            asked = ("sacctmgr", "--noheader", "--parsable2", "show", *what, f"format={form}")
-            rows = [line.split("|") for line in self._ask(*asked).splitlines()]
-            return [row for row in rows if len(row) == form.count(",") + 1]
-
-        me = f"user={getpass.getuser()}"
-        own = table("assoc", me, form="Account,MaxSubmitJobs,DefaultQOS")
-        named = dict(table("qos", form="Name,MaxSubmitJobsPerUser"))
+        show, cell = ("sacctmgr", "--noheader", "--parsable2", "show"), r"([^|\n]*)"
+        asked = ("assoc", f"user={getpass.getuser()}", "format=Account,MaxSubmitJobs,DefaultQOS")
+        own = re.findall(rf"(?m)^{cell}\|{cell}\|{cell}$", self._ask(*show, *asked))
+        text = self._ask(*show, "qos", "format=Name,MaxSubmitJobsPerUser")
+        of_qos = dict(re.findall(rf"(?m)^{cell}\|{cell}$", text))
         mine = [row for row in own if account in (None, row[0])]
-        limits = [n for row in mine for n in (row[1], named.get(qos or row[2] or "normal", ""))]
+        limits = [n for row in mine for n in (row[1], of_qos.get(qos or row[2] or "normal", ""))]
         return [int(limit) for limit in limits if limit.isdigit()]
 
     def submit(self, request: Request, after: Sequence[Dependency]) -> str:
-        """One sbatch: an array through submitit, or a plain job for a single element."""
-        jobs = script.Executor(request, after).map_array(operator.call, request.tasks)
-        return str(jobs[0].job_id).partition("_")[0]
+        """One sbatch: an array, or a plain job for a single element."""
+        return script.Executor(request, after).send()
 
     def spared(self, request: Request) -> Request:
         """It excludes the first nodes without which the partition still has enough."""
@@ -99,9 +93,7 @@ class Slurm(Cluster):
         partition = request.stage.partition or request.common.partition
         where = (f"--partition={partition}",) if partition else ()
         text = self._ask("sinfo", "--noheader", "--all", "--Node", "--format=%N|%T", *where)
-        states = (line.partition("|") for line in text.splitlines())
-        left = {node.strip() for node, _, state in states if state.strip().startswith(USABLE)}
-        excluded = []
+        left, excluded = set(USABLE.findall(text)), []
         for node in request.exclude:
             if node not in left or len(left) > request.stage.nodes:
                 left.discard(node)
@@ -109,15 +101,10 @@ class Slurm(Cluster):
         return replace(request, exclude=excluded)
 
     def look(self, asked: Sequence[Asked]) -> dict[str, dict[int, Seen]]:
-        """Each job by its id (`scontrol show job`); by its script where no id was noted.
-
-        Elements that have started are jobs of their own in Slurm's list: each tells of itself.
-        """
-        mine = [] if all(one.job for one in asked) else queue.mine(self.patience)
+        """Each job by its id (`scontrol show job`); by its script where no id was noted."""
         found: dict[str, dict[int, Seen]] = {one.key: {} for one in asked}
         for one in asked:
-            jobs = {one.job} if one.job else {j.id for j in queue.running_from(one.folder, mine)}
-            for job in jobs:
+            for job in [one.job] if one.job else queue.mine(one.folder, self.patience):
                 found[one.key] |= queue.show(job, one.folder, self.patience)
         return found
 
@@ -135,14 +122,14 @@ class Slurm(Cluster):
         self, batch: Path, log: Path, run: str, run_id: str, common: ClusterConfig, after: str
     ) -> str:
         """Queue a controller: `singleton` under a name of its own, so that one runs at a time."""
-        flags = [f"--output={log}", "--open-mode=append"]
-        flags += [f"--dependency={','.join(filter(None, [after, 'singleton']))}", str(batch)]
-        options = script.controller_options(run, run_id, common)
-        return script.sbatch(options + flags, script.decided(common, common.controller))
+        waits = ",".join(filter(None, [after, "singleton"]))
+        flags = [f"--output={log}", "--open-mode=append", f"--dependency={waits}", str(batch)]
+        decided = script.options(common, common.controller, run_id, "controller")
+        return script.sbatch(script.controller_options(run, run_id, common) + flags, decided)
 
     def controllers(self, folder: Path) -> dict[str, str]:
         """Controllers in the queue whose script lies in this folder: job id -> state."""
-        return {j.id: j.state for j in queue.running_from(folder, queue.mine(self.patience))}
+        return queue.mine(folder, self.patience)
 
     def depend(self, job: str, dependency: str) -> None:
         """Change what a pending job waits for."""
@@ -160,35 +147,27 @@ class Slurm(Cluster):
         known, first = self._partitions()
         for name, stage in common.stages().items():
             own = f"cluster.{name}"
-            named = stage.partition or common.partition or process.wish("partition") or first or ""
+            named = stage.partition or common.partition or process.wish("partition") or first
             partitions = named.split(",")  # Slurm takes the one that can start the job first
             if unknown := [partition for partition in partitions if partition not in known]:
-                raise InputError(
-                    f"no partition '{unknown[0]}' here (there are: {', '.join(known)})",
-                    f"{own}.partition" if stage.partition else "cluster.partition",
-                )
-            nodes, most = map(
-                max, zip(*(known[partition] for partition in partitions), strict=True)
-            )
+                problem = f"no partition '{unknown[0]}' here (there are: {', '.join(known)})"
+                raise InputError(problem, f"{own if stage.partition else 'cluster'}.partition")
+            nodes, most = (max(known[partition][i] for partition in partitions) for i in (0, 1))
             if stage.nodes > nodes:
                 problem = f"{stage.nodes} nodes asked of partition '{named}', which has {nodes}"
                 raise InputError(problem, f"{own}.nodes")
             default = script.CONTROLLER_MINUTES if name == "controller" else common.minutes
             minutes = stage.minutes or default
             if minutes > most:
-                raise InputError(
-                    f"{minutes} minutes asked of partition '{named}', which gives {most:g}",
-                    f"{own if stage.minutes or name == 'controller' else 'cluster'}.minutes",
-                )
+                problem = f"{minutes} minutes asked of partition '{named}', which gives {most:g}"
+                asks = own if stage.minutes or name == "controller" else "cluster"
+                raise InputError(problem, f"{asks}.minutes")
 
-    def _partitions(self) -> tuple[dict[str, tuple[int, float]], str | None]:
+    def _partitions(self) -> tuple[dict[str, tuple[int, float]], str]:
         """Partition -> its nodes and the most minutes that it gives; and the default one."""
         found: dict[str, tuple[int, float]] = {}
-        first = None
-        try:
-            text = self._ask("sinfo", "--noheader", "--all", "--format=%P|%D|%l")
-        except QueueUnknown as error:
-            raise InputError(f"Slurm does not answer: {error}") from error
+        first = ""
+        text = self._ask("sinfo", "--noheader", "--all", "--format=%P|%D|%l")
         form = r"^([^|\n]+?)(\*?)\|[ \t]*(\d+)[ \t]*\|([^|\n]*)$"  # which no greeting has
         for name, star, nodes, limit in re.findall(form, text, re.MULTILINE):
             first = name if star else first
@@ -197,22 +176,20 @@ class Slurm(Cluster):
 
     def test(self, request: Request, field: str) -> None:
         """Ask Slurm itself whether it would take such a job (`sbatch --test-only`)."""
-        decided, text = script.decided(request.common, request.stage), script.script(request, ())
+        job = script.Executor(request, ())
         try:
-            status, _, said = queue.call(["sbatch", "--test-only"], decided, text)
+            done = queue.call(["sbatch", "--test-only"], job.decided, job.text())
         except QueueUnknown as error:
             raise InputError(f"Slurm does not answer: {error}", field) from error
-        if status:
-            words = queue.telling(said.replace("allocation failure: ", ""))
+        if done.returncode:
+            words = queue.telling(done.stderr.replace("allocation failure: ", ""))
             raise InputError(f"Slurm would not take this job: {words}", field)
 
 
 def _minutes(text: str) -> float:
     """Slurm's `1-02:30:00`, `30:00` or `infinite` in minutes."""
-    days, _, rest = text.rpartition("-")
-    parts = rest.split(":")
-    if not all(part.isdigit() for part in [days or "0", *parts]):
+    found = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)", text)
+    if found is None:
         return float("inf")
-    numbers = [int(part) for part in parts]  # behind days they begin with the hours
-    hours, minutes, seconds = [*numbers, 0, 0][:3] if days else [0, 0, *numbers][-3:]
-    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
+    days, hours, minutes, seconds = (int(number or 0) for number in found.groups())
+    return days * 1440 + hours * 60 + minutes + seconds / 60

@@ -15,14 +15,14 @@ from alt_hpc.config.schema import Config
 from alt_hpc.errors import InputError, one_line
 from alt_hpc.settings import LARGEST, Settings
 
+_MOVED = ("model", "base", "tokenizer", "dtype", "template", "max_length")
 RENAMED = {  # what a key is called now, by what it was called before
     "sampling": "sample",
     "feedback": "method",
     "training": "train",
     "evaluation": "evaluate",
     "reward_training": "reward_model",
-    **{f"reward_model.{key}": f"reward.{key}" for key in ("model", "base", "tokenizer", "dtype")},
-    **{f"reward_model.{key}": f"reward.{key}" for key in ("template", "max_length")},
+    **{f"reward_model.{key}": f"reward.{key}" for key in _MOVED},
     "sample.engine": "engine.kind",
     "method.template": "domain.template",
     "train.head_only": "reward_model.head_only",
@@ -43,10 +43,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def located(error: InputError, path: str | Path, overrides: Sequence[str]) -> InputError:
     """An error found after loading, with the file and line where its field stands."""
-    if not error.field:
-        return error
-    reader, _ = _read(path, overrides)
-    return reader.error(error.field, error.problem)
+    return _read(path, overrides)[0].error(error.field, error.problem) if error.field else error
 
 
 def from_json(values: dict[str, Any], name: str) -> Config:
@@ -96,19 +93,15 @@ def _override(root: yaml.Node, override: str) -> None:
         value = _compose(text, origin) or _compose("null", origin)
     except yaml.YAMLError as error:
         raise InputError(f"--set {override}: the value is not valid YAML") from error
-    *parents, last = name.split(".")
-    for key in parents:
+    keys = name.split(".")
+    for depth, key in enumerate(keys, start=1):
         below = next((child for k, child in root.value if k.value == key), None)
-        if not isinstance(below, yaml.MappingNode):
+        if depth == len(keys) or not isinstance(below, yaml.MappingNode):
             below = yaml.MappingNode("tag:yaml.org,2002:map", [], value.start_mark)
-            _put(root, key, below)
+            below = value if depth == len(keys) else below
+            node = yaml.ScalarNode("tag:yaml.org,2002:str", key, value.start_mark)
+            root.value = [pair for pair in root.value if pair[0].value != key] + [(node, below)]
         root = below
-    _put(root, last, value)
-
-
-def _put(mapping: yaml.MappingNode, key: str, value: yaml.Node) -> None:
-    node = yaml.ScalarNode("tag:yaml.org,2002:str", key, value.start_mark)
-    mapping.value = [pair for pair in mapping.value if pair[0].value != key] + [(node, value)]
 
 
 class _Reader:
@@ -132,10 +125,21 @@ class _Reader:
     def plain(self, node: yaml.Node, name: str) -> Any:
         """Mappings, lists and scalars as Python has them; keys are texts, none given twice."""
         self.nodes[name] = node
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, name)
         if isinstance(node, yaml.SequenceNode):
             return [self.plain(child, f"{name}[{i}]") for i, child in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            values: dict[str, Any] = {}
+            for key_node, child in node.value:
+                key = key_node.value
+                if not isinstance(key_node, yaml.ScalarNode) or not key:
+                    raise self.error(name, "expected a word as key", key_node)
+                full = f"{name}.{key}".removeprefix(".")
+                if key in values:
+                    raise self.error(full, f"key '{key}' is given twice", key_node)
+                self._check_text(key, key_node, one_line(full))
+                self.keys[full] = key_node
+                values[key] = self.plain(child, full)
+            return values
         try:
             value = yaml.SafeLoader("").construct_object(node, deep=True)
         except (yaml.YAMLError, ValueError):  # such as an unknown !tag or an impossible date
@@ -145,20 +149,6 @@ class _Reader:
         if isinstance(value, str):
             self._check_text(value, node, name)
         return value
-
-    def _mapping(self, node: yaml.MappingNode, name: str) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for key_node, child in node.value:
-            key = key_node.value
-            if not isinstance(key_node, yaml.ScalarNode) or not key:
-                raise self.error(name, "expected a word as key", key_node)
-            full = f"{name}.{key}".removeprefix(".")
-            if key in values:
-                raise self.error(full, f"key '{key}' is given twice", key_node)
-            self._check_text(key, key_node, one_line(full))
-            self.keys[full] = key_node
-            values[key] = self.plain(child, full)
-        return values
 
     def _check_text(self, text: str, node: yaml.Node, name: str) -> None:
         """No text may hold NUL or half a character; what reaches Slurm must be one plain line."""
@@ -172,10 +162,9 @@ class _Reader:
         try:
             return Config.model_validate(values)
         except ValidationError as wrong:
-            found = map(self._located, wrong.errors(include_url=False))
-            raise self.error(
-                *min(found, key=lambda one: one[2].start_mark.line if one[2] else LARGEST)
-            ) from None
+            found = [self._located(error) for error in wrong.errors(include_url=False)]
+            found.sort(key=lambda one: one[2].start_mark.line if one[2] else LARGEST)
+            raise self.error(*found[0]) from None
 
     def _located(self, error: Any) -> tuple[str, str, yaml.Node | None]:
         """Name, problem and node of what pydantic refuses."""
@@ -184,7 +173,10 @@ class _Reader:
             below = f"{name}[{key}]" if isinstance(key, int) else f"{name}.{key}".removeprefix(".")
             name = below if below in self.nodes or not self.nodes else name
         if error["type"] == "extra_forbidden":
-            return name, _unknown(name, error["loc"]), self.keys.get(name)
+            near = _nearest(key, sorted(set(_keys(Config, error["loc"][:-1]))))
+            now = RENAMED.get(name)
+            hint = f"it is called '{now}' now" if now else f"the nearest valid key is '{near}'"
+            return name, f"unknown key '{key}'; {hint}", self.keys.get(name)
         if error["type"] == "missing":
             return below, f"the key '{key}' is missing", self.nodes.get(name)
         if error["type"] == "union_tag_invalid":
@@ -194,31 +186,25 @@ class _Reader:
         return name, _problem(error, value), node
 
 
-def _unknown(name: str, loc: Sequence[int | str]) -> str:
-    """That a section has no such key: what it is called now, or the nearest that it has."""
-    *parents, key = loc
-    if now := RENAMED.get(name):
-        return f"unknown key '{key}'; it is called '{now}' now"
-    known = sorted({key for section in _sections(Config, parents) for key in section.model_fields})
-    (near,) = difflib.get_close_matches(str(key), known, n=1, cutoff=0)
-    return f"unknown key '{key}'; the nearest valid key is '{near}'"
+def _nearest(word: Any, known: Sequence[str]) -> str:
+    return difflib.get_close_matches(str(word), known, n=1, cutoff=0)[0]
 
 
-def _sections(hint: Any, loc: Sequence[int | str]) -> Iterator[type[Settings]]:
-    """The sections that can stand at a place (pydantic's `loc`) within a type."""
+def _keys(hint: Any, loc: Sequence[int | str]) -> Iterator[str]:
+    """The keys of the sections that can stand at a place (pydantic's `loc`) within a type."""
     if isinstance(hint, type) and issubclass(hint, Settings):
         fields: dict[Any, Any] = hint.model_fields
         if not loc:
-            yield hint
+            yield from fields
         elif "kind" in fields and fields["kind"].default == loc[0]:
-            yield from _sections(hint, loc[1:])
+            yield from _keys(hint, loc[1:])
         elif loc[0] in fields:
-            yield from _sections(fields[loc[0]].annotation, loc[1:])
+            yield from _keys(fields[loc[0]].annotation, loc[1:])
     elif typing.get_origin(hint) in (dict, list):
-        yield from _sections(typing.get_args(hint)[-1], loc[1:])
+        yield from _keys(typing.get_args(hint)[-1], loc[1:])
     else:  # a union, or what annotates one
         for option in typing.get_args(hint):
-            yield from _sections(option, loc)
+            yield from _keys(option, loc)
 
 
 _EXPECTED = {  # by pydantic's type of error, or its first word
@@ -240,11 +226,9 @@ _EXPECTED = {  # by pydantic's type of error, or its first word
 
 
 def _problem(error: Any, value: Any) -> str:
-    """What is wrong with a value, in words."""
     kind, about = error["type"], error.get("ctx", {})
     if choices := re.findall(r"'([^']*)'", about.get("expected", about.get("expected_tags", ""))):
-        (near,) = difflib.get_close_matches(str(value), choices, n=1, cutoff=0)
-        return f"expected one of {', '.join(choices)} (nearest: {near})"
+        return f"expected one of {', '.join(choices)} (nearest: {_nearest(value, choices)})"
     if about.get("le") == LARGEST:
         return f"{value} is too large (at most {LARGEST})"
     expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.partition("_")[0])

@@ -1,18 +1,18 @@
 """Rules between the keys of a config: values of the right type that still cannot be meant."""
 
-from alt_hpc import graph
-from alt_hpc.config.schema import Config, HeldOut, SbatchValue, Source
-from alt_hpc.errors import InputError, blaming
-from alt_hpc.graph import OWN, TEST, VALID
-from alt_hpc.training.settings import PolicyTraining, Training, check_batches
+from collections.abc import Iterator
 
+from alt_hpc import graph
+from alt_hpc.config.schema import Config, SbatchValue
+from alt_hpc.errors import InputError, blaming
+from alt_hpc.training.settings import PolicyTraining, check_batches
+
+Problems = Iterator[tuple[str, str]]  # (field, what is wrong with it)
 _LEFT_OUT = ("requeue", "signal", "open-mode", "cpus-per-task")  # by false, where a site refuses
-_OUR_SBATCH = [
-    *("array", "cpus-per-task", "dependency", "error", "job-name", "nodes"),
-    *("no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "requeue"),
-    *("signal", "wait", "wrap"),
-]
-_TAKEN = {"sets": ("train", VALID, TEST), "policies": (OWN,)}  # names that mean something already
+_OUR_SBATCH = (
+    *(*_LEFT_OUT, "array", "dependency", "error", "job-name", "nodes", "no-requeue"),
+    *("ntasks", "ntasks-per-node", "output", "parsable", "wait", "wrap"),
+)
 
 
 def check(config: Config) -> None:
@@ -21,117 +21,96 @@ def check(config: Config) -> None:
         raise InputError("the run folder's name is empty", "run")
     config.method.check()
     config.domain.check()
+    for problems in (_models, _evaluation, _cluster, _trainings):
+        for field, problem in problems(config):
+            raise InputError(problem, field)
+
+
+def _models(config: Config) -> Problems:
+    """Models are named or made; behind a prompt, answers have room in the contexts of both."""
+    policy, reward, measure = config.policy, config.reward, config.measure.reward
     answers, fewest = config.sample.generations, len(config.method.levels)
     if fewest > answers:
-        problem = f"{answers} generations cannot fill {fewest} quantiles"
-        raise InputError(problem, "sample.generations")
-    _check_models(config)
-    _check_lengths(config)
-    _check_columns(config)
-    _check_evaluate(config)
-    _check_cluster(config)
-    for section, stage in trainings().items():
-        training: Training | None = getattr(config, section)
-        if training is not None:
-            asked = config.cluster.stage(stage.name)
-            with blaming(section):
-                _check_training(config, training, asked.nodes * asked.tasks_per_node)
-
-
-def trainings() -> dict[str, graph.Stage]:
-    """The stages that optimise something, by the section that says how."""
-    return {stage.key: stage for stage in graph.STAGES.values() if stage.training}
-
-
-def _check_models(config: Config) -> None:
-    policy, reward, measure = config.policy, config.reward, config.measure.reward
+        yield "sample.generations", f"{answers} generations cannot fill {fewest} quantiles"
     if policy.model is None and (config.sft is None or policy.base is None):
-        problem = "give policy.model, or policy.base and an sft section that trains it"
-        raise InputError(problem, "policy.model")
+        yield "policy.model", "give policy.model, or policy.base and an sft section that trains it"
     if reward.trained and (config.reward_model is None or "base" not in reward.named()):
         problem = "give reward.model, or reward.base and a reward_model section that trains it"
-        raise InputError(problem, "reward.model")
+        yield "reward.model", problem
     if reward.trained and config.data.comparisons is None:
-        raise InputError("needed to train the reward model", "data.comparisons")
+        yield "data.comparisons", "needed to train the reward model"
     if measure is not None and measure.trained:
-        raise InputError("give the model that measures", "measure.reward.model")
-
-
-def _check_lengths(config: Config) -> None:
-    """Answers have room behind a prompt, in the policy's context and in the reward model's."""
+        yield "measure.reward.model", "give the model that measures"
     sampled, evaluated = config.sample.max_new_tokens, config.evaluated_tokens
-    new = {"sample.max_new_tokens": sampled, "evaluate.max_new_tokens": evaluated}
     for section in ("policy", "reward"):
         most = getattr(getattr(config, section), "max_length", None)
-        for field, tokens in new.items():
+        for stage, tokens in ((graph.SAMPLE, sampled), (graph.EVALUATE, evaluated)):
             if most is not None and most <= tokens:
-                raise InputError(f"no room for a prompt in {section}.max_length ({most})", field)
+                problem = f"no room for a prompt in {section}.max_length ({most})"
+                yield f"{stage}.max_new_tokens", problem
     if evaluated > sampled:
         problem = f"{evaluated}, but rewards keep room for {sampled} (sample.max_new_tokens)"
-        raise InputError(problem, "evaluate.max_new_tokens")
+        yield "evaluate.max_new_tokens", problem
 
 
-def _check_columns(config: Config) -> None:
-    prompts, pair = ("prompt", "label"), ("prompt", "chosen", "rejected")
-    given: dict[str, tuple[Source | HeldOut | None, tuple[str, ...]]] = {
-        "data.prompts": (config.data.prompts, prompts),
-        "data.comparisons": (config.data.comparisons, pair),
-        **{f"evaluate.sets.{key}": (held, prompts) for key, held in config.evaluate.sets.items()},
-    }
-    for field, (source, names) in given.items():
+def _evaluation(config: Config) -> Problems:
+    evaluate, prompts, pair = config.evaluate, ("prompt", "label"), ("prompt", "chosen", "rejected")
+    sources = [
+        ("data.prompts", config.data.prompts, prompts),
+        ("data.comparisons", config.data.comparisons, pair),
+        *((f"evaluate.sets.{name}", held_out, prompts) for name, held_out in evaluate.sets.items()),
+    ]
+    for field, source, names in sources:
         for name in source.columns if source else ():
             if name not in names:
-                problem = f"no such column (there are: {', '.join(names)})"
-                raise InputError(problem, f"{field}.columns.{name}")
-
-
-def _check_evaluate(config: Config) -> None:
-    evaluate = config.evaluate
+                yield f"{field}.columns.{name}", f"no such column (there are: {', '.join(names)})"
     if evaluate.test_prompts and config.data.prompts.test is None:
-        raise InputError("data.prompts.test names no test split", "evaluate.test_prompts")
-    for key, taken in _TAKEN.items():
+        yield "evaluate.test_prompts", "data.prompts.test names no test split"
+    for key, taken in (("sets", ("train", graph.VALID, graph.TEST)), ("policies", (graph.OWN,))):
         for name in getattr(evaluate, key):
             if name in taken or not name.isidentifier():
-                problem = f"'{name}' cannot be a name here: give another word"
-                raise InputError(problem, f"evaluate.{key}.{name}")
+                yield f"evaluate.{key}.{name}", f"'{name}' cannot be a name here: give another word"
     for name, policy in evaluate.policies.items():
         if policy.ask.count("{prompt}") != 1 or not policy.ask.endswith("{prompt}"):
-            raise InputError("must hold {prompt} once, at its end", f"evaluate.policies.{name}.ask")
+            yield f"evaluate.policies.{name}.ask", "must hold {prompt} once, at its end"
 
 
-def _check_cluster(config: Config) -> None:
+def _cluster(config: Config) -> Problems:
     """No setting of a stage that would do nothing, or break the chain of jobs."""
-    cluster = config.cluster
-    rows = {stage.key: stage for stage in graph.STAGES.values()}
-    _check_sbatch("cluster", cluster.sbatch)
+    cluster, rows = config.cluster, {stage.key: stage for stage in graph.STAGES.values()}
+    yield from _sbatch("cluster", cluster.sbatch)
     for key, asked in cluster.stages().items():
         row, field = rows.get(key), f"cluster.{key}"  # the controller is no stage
         if asked.nodes * asked.tasks_per_node > 1 and not (row and row.training):
             size = "nodes" if asked.nodes > 1 else "tasks_per_node"
-            raise InputError("one process makes a shard: ask for more shards", f"{field}.{size}")
+            yield f"{field}.{size}", "one process makes a shard: ask for more shards"
         cut = row.cut if row else None
         if asked.shards > 1 and cut is None:
-            raise InputError("this stage is not cut into shards", f"{field}.shards")
-        if cut and cut != key and asked.shards not in (1, cluster.stage(cut).shards):
-            problem = f"this stage has the shards of {cut} ({cluster.stage(cut).shards})"
-            raise InputError(problem, f"{field}.shards")
-        _check_sbatch(field, asked.sbatch)
+            yield f"{field}.shards", "this stage is not cut into shards"
+        if cut and asked.shards not in (1, most := cluster.stage(cut).shards):
+            yield f"{field}.shards", f"this stage has the shards of {cut} ({most})"
+        yield from _sbatch(field, asked.sbatch)
 
 
-def _check_sbatch(section: str, given: dict[str, SbatchValue]) -> None:
-    for key, value in given.items():
+def _sbatch(field: str, options: dict[str, SbatchValue]) -> Problems:
+    for key, value in options.items():
         name = key.replace("_", "-")
         if name in _OUR_SBATCH and not (value is False and name in _LEFT_OUT):
-            raise InputError("alt_hpc sets this option itself", f"{section}.sbatch.{key}")
+            yield f"{field}.sbatch.{key}", "alt_hpc sets this option itself"
 
 
-def _check_training(config: Config, training: Training, world: int) -> None:
-    check_batches(training, world)
-    if isinstance(training, PolicyTraining) and training.share_prompts:
-        batch, micro, size = training.global_batch, training.micro_batch, config.method.family
-        if batch % (world * size) or micro % size:
-            raise InputError(
-                f"with train.share_prompts, {batch} sequences of {world} processes, {micro} at"
-                f" once, must be whole families of {size} (generations with the same feedback)",
-                ".global_batch",
-            )
+def _trainings(config: Config) -> Problems:
+    for section, stage in graph.TRAININGS.items():
+        training, asked = getattr(config, section), config.cluster.stage(stage.name)
+        world, size = asked.nodes * asked.tasks_per_node, config.method.family
+        if training is not None:
+            with blaming(section):
+                check_batches(training, world)
+        if isinstance(training, PolicyTraining) and training.share_prompts:
+            batch, micro = training.global_batch, training.micro_batch
+            if batch % (world * size) or micro % size:
+                yield (
+                    f"{section}.global_batch",
+                    f"with train.share_prompts, {batch} sequences of {world} processes, {micro} at"
+                    f" once, must be whole families of {size} (generations with the same feedback)",
+                )

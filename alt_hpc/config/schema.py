@@ -1,10 +1,8 @@
 """The sections of a config, their keys, ranges and defaults (the paper's, arXiv 2407.16970)."""
 
-import functools
-import operator
 from collections.abc import Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Discriminator, Field, Tag, create_model
 
@@ -13,7 +11,7 @@ from alt_hpc.domains import DOMAINS, Domain
 from alt_hpc.engines import ENGINES, Engine
 from alt_hpc.methods import METHODS, Method
 from alt_hpc.rewards import REWARDS, Reward
-from alt_hpc.settings import BelowOne, Count, Dtype, Natural, Positive, Settings, Share, digest
+from alt_hpc.settings import BelowOne, Count, Dtype, Natural, Positive, Settings, Share, digest, key
 from alt_hpc.training.settings import PolicyTraining, RewardModelTraining, Sft
 
 # What may change when a run is submitted again: no training depends on it.
@@ -27,12 +25,11 @@ def _one_of(kinds: Mapping[str, ModuleType], default: str) -> Any:
         return kinds[default].Settings
 
     def kind_of(value: Any) -> str:
-        has = value.get if isinstance(value, dict) else functools.partial(getattr, value)
-        return str(has("kind", default))
+        given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+        return str(given.get("kind", default))
 
-    tagged = [Annotated[module.Settings, Tag(kind)] for kind, module in kinds.items()]
-    union: Any = functools.reduce(operator.or_, tagged)
-    return Annotated[union, Discriminator(kind_of)]
+    tagged = tuple(Annotated[module.Settings, Tag(kind)] for kind, module in kinds.items())
+    return Annotated[Union[tagged], Discriminator(kind_of)]  # noqa: UP007
 
 
 if not TYPE_CHECKING:  # what pydantic reads: a section is one of its kinds
@@ -43,18 +40,13 @@ if not TYPE_CHECKING:  # what pydantic reads: a section is one of its kinds
 class Policy(Settings):
     """The model that is aligned."""
 
-    model: str | None = None
-    """Hub name or folder; none: the `sft` stage makes it."""
-    base: str | None = None
-    """What `sft` starts from."""
-    tokenizer: str | None = None
-    """Where the model's folder has none."""
-    dtype: Dtype = "bfloat16"
-    """Of sampling and evaluation."""
+    model: str | None = key(None, "Hub name or folder; none: the `sft` stage makes it.")
+    base: str | None = key(None, "What `sft` starts from.")
+    tokenizer: str | None = key(None, "Where the model's folder has none.")
+    dtype: Dtype = key("bfloat16", "Of sampling and evaluation.")
     max_length: Count | None = None
     """Tokens of prompt + generation; default: the model's context."""
-    dropout: BelowOne = 0.0
-    """While training."""
+    dropout: BelowOne = key(0.0, "While training.")
 
 
 class Source(Settings):
@@ -64,12 +56,9 @@ class Source(Settings):
     train: str = "train"
     valid: str = "valid"
     test: str | None = None
-    columns: dict[str, str] = Field({})
-    """Our name -> the data set's."""
-    limit: Count | None = None
-    """Rows kept of the train split."""
-    valid_limit: Count | None = None
-    """Rows kept of the valid split."""
+    columns: dict[str, str] = key({}, "Our name -> the data set's.")
+    limit: Count | None = key(None, "Rows kept of the train split.")
+    valid_limit: Count | None = key(None, "Rows kept of the valid split.")
 
 
 class Data(Settings):
@@ -82,11 +71,9 @@ class Data(Settings):
 class Sample(Settings):
     """Drawing prompts and sampling generations (paper, section 4 and its model card)."""
 
-    prompts: Count = 2048
-    """N, drawn per iteration."""
+    prompts: Count = key(2048, "N, drawn per iteration.")
     replacement: bool = True
-    generations: Count = 96
-    """G, per prompt."""
+    generations: Count = key(96, "G, per prompt.")
     temperature: Positive = 0.9
     top_p: Share = 0.9
     max_new_tokens: Count = 64
@@ -98,10 +85,8 @@ class External(Settings):
     """A policy that the run did not make, evaluated beside its own."""
 
     model: str
-    tokenizer: str | None = None
-    """Where the model's folder has none."""
-    ask: str = "{prompt}"
-    """How it is asked."""
+    tokenizer: str | None = key(None, "Where the model's folder has none.")
+    ask: str = key("{prompt}", "How it is asked.")
 
 
 class HeldOut(Settings):
@@ -109,10 +94,8 @@ class HeldOut(Settings):
 
     path: str
     split: str = "test"
-    columns: dict[str, str] = Field({})
-    """Our name -> the data set's."""
-    prompts: Count | None = None
-    """Its first rows; none: all."""
+    columns: dict[str, str] = key({}, "Our name -> the data set's.")
+    prompts: Count | None = key(None, "Its first rows; none: all.")
 
 
 class Evaluate(Settings):
@@ -122,21 +105,17 @@ class Evaluate(Settings):
     """Rows of the valid split, evaluated at each iteration; none: all."""
     test_prompts: Count | None = None
     """Rows of the test split, evaluated at 0 and at the end; none: no test split."""
-    sets: dict[str, HeldOut] = Field({})
-    """Further sets, by name."""
+    sets: dict[str, HeldOut] = key({}, "Further sets, by name.")
     policies: dict[str, External] = Field({})
     """Policies that the run did not make, by name: evaluated once, on every set."""
-    max_new_tokens: Count | None = None
-    """Default: as sampled."""
-    group: Count = 16
-    """Prompts that are computed together."""
+    max_new_tokens: Count | None = key(None, "Default: as sampled.")
+    group: Count = key(16, "Prompts that are computed together.")
 
 
 class Measure(Settings):
     """What answers are measured with."""
 
-    reward: Reward | None = None
-    """Default: `reward`, which the policy was trained for."""
+    reward: Reward | None = key(None, "Default: `reward`, which the policy was trained for.")
 
 
 class StageCluster(Settings):
@@ -144,22 +123,15 @@ class StageCluster(Settings):
 
     shards: Count = 1
     nodes: Count = 1
-    tasks_per_node: Count = 1
-    """`train`, `sft`, `reward_model`: one process per GPU."""
-    gpus: Natural = 0
-    """Per task."""
-    cpus: Count | None = None
-    """Per task; default: `threads`."""
-    mem_gb: Positive | None = None
-    """Per node."""
+    tasks_per_node: Count = key(1, "`train`, `sft`, `reward_model`: one process per GPU.")
+    gpus: Natural = key(0, "Per task.")
+    cpus: Count | None = key(None, "Per task; default: `threads`.")
+    mem_gb: Positive | None = key(None, "Per node.")
     minutes: Count | None = None
     partition: str | None = None
-    parallel: Count = 256
-    """Array elements that may run at once."""
-    python: str | None = None
-    """Another environment's interpreter."""
-    container: str | None = None
-    """Image for srun --container-image (pyxis)."""
+    parallel: Count = key(256, "Array elements that may run at once.")
+    python: str | None = key(None, "Another environment's interpreter.")
+    container: str | None = key(None, "Image for srun --container-image (pyxis).")
     sbatch: dict[str, SbatchValue] = Field({})
     """Any further sbatch option; false leaves out one that we would set."""
 
@@ -168,15 +140,12 @@ class Cluster(Settings):
     """Where and how jobs run. Free: it may change whenever a run is submitted again."""
 
     backend: Literal["local", "slurm"] = "local"
-    slots: Count = 1
-    """local: tasks at once."""
+    slots: Count = key(1, "local: tasks at once.")
     max_attempts: Count = 3
     chain: Literal["controller", "presubmitted"] = "controller"
     """presubmitted: where nodes have no sbatch."""
-    kill_invalid_dependencies: bool = True
-    """false where a site asks not to use that option."""
-    hung_minutes: Positive = 60.0
-    """A task without progress for so long ends itself."""
+    kill_invalid_dependencies: bool = key(True, "false where a site asks not to use that option.")
+    hung_minutes: Positive = key(60.0, "A task without progress for so long ends itself.")
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -190,7 +159,7 @@ class Cluster(Settings):
 
     def stages(self) -> dict[str, StageCluster]:
         """Settings of the controller and of every stage, by their keys."""
-        return {key: value for key, value in self if isinstance(value, StageCluster)}
+        return {name: value for name, value in self if isinstance(value, StageCluster)}
 
 
 if not TYPE_CHECKING:  # what pydantic reads: a key for each stage
@@ -211,10 +180,8 @@ class Config(Settings, title="alt_hpc"):
     data: Data
     seed: Natural = 0
     iterations: Count = 10
-    threads: Count = 1
-    """CPU threads of a task: part of what decides content bit for bit."""
-    keep: Count = 2
-    """Last policies kept on disk, beside the best one and any still in use."""
+    threads: Count = key(1, "CPU threads of a task: part of what decides content bit for bit.")
+    keep: Count = key(2, "Last policies kept on disk, beside the best one and any still in use.")
     domain: Domain = Field(DOMAINS["tldr"].Settings())
     method: Method = Field(METHODS["words"].Settings())
     reward: Reward = Field(REWARDS["model"].Settings())
@@ -227,13 +194,9 @@ class Config(Settings, title="alt_hpc"):
     measure: Measure = Field(Measure())
     cluster: Cluster = Field(Cluster())
 
-    def values(self) -> dict[str, Any]:
-        """All of it, as plain JSON values."""
-        return self.model_dump(mode="json")
-
     def frozen(self) -> dict[str, Any]:
         """What decides content that training depends on, as plain JSON values."""
-        return {key: value for key, value in self.values().items() if key not in FREE}
+        return self.model_dump(mode="json", exclude=set(FREE))
 
     def fingerprint(self) -> str:
         """sha256 (hex) of `frozen`."""

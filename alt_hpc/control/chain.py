@@ -3,16 +3,15 @@
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
 from alt_hpc import process
-from alt_hpc.clusters.cluster import QueueUnknown, Seen, SubmissionRefused, Unseen
-from alt_hpc.clusters.queue import PATIENCE_S
-from alt_hpc.clusters.script import imports
+from alt_hpc.clusters import queue, script
+from alt_hpc.clusters.cluster import Cluster, QueueUnknown, SubmissionRefused
 from alt_hpc.clusters.slurm import Slurm, available
-from alt_hpc.control.step import Step, finish, looked, read_state, scripts, step
+from alt_hpc.control.step import finish, looked, read_state, scripts, step
 from alt_hpc.data import draws
 from alt_hpc.errors import InputError
 from alt_hpc.plan import plan
@@ -34,30 +33,29 @@ def run(folder: RunFolder) -> int:
     if folder.ended():
         print(folder.ended())
         return 0
-    if not available():  # a presubmitted chain is at its end, on a node that can submit nothing
-        todo = plan(read_state(folder, Unseen()))
-        if todo.finished:
-            folder.end("FINISHED", finish(todo))
-            return 0
-        missing = todo.jobs[0].pieces[0] if todo.jobs else todo.stop
-        return _stop(folder, f"{missing} is not whole, and sbatch is not on this node")
-    chain = Chain(folder, Slurm(PATIENCE_S), process.job())
+    chain = Chain(folder, Slurm(queue.PATIENCE_S)) if available() else None
     try:
-        with folder.only_one(folder.layout.controller_lock, LOCK_WITHIN_S):  # two at once, perhaps
-            return chain.go_on()
+        if chain:
+            with folder.only_one(folder.layout.controller_lock, LOCK_WITHIN_S):  # perhaps two
+                chain.go_on()
+        else:  # a presubmitted chain is at its end, on a node that can submit nothing
+            todo = plan(read_state(folder, Cluster()))
+            if not todo.finished:
+                missing = todo.jobs[0].pieces[0] if todo.jobs else todo.stop
+                raise InputError(f"{missing} is not whole, and sbatch is not on this node")
+            folder.end("FINISHED", finish(todo))
+        return 0
     except InputError as error:
-        return chain.stop(str(error))
+        sentence = f"stopped: {error}; logs are in {folder.layout.jobs}; submit again to go on"
+        folder.end("STOPPED", sentence)
     except OSError as error:  # a full disk, say: each successor would die of it in turn
-        chain.cancel_others()
-        print(f"stopped: {error}; submit again when it is mended", file=sys.stderr, flush=True)
-        return 1
-
-
-def _stop(folder: RunFolder, why: str) -> int:
-    """End the run with a sentence."""
-    sentence = f"stopped: {why}; logs are in {folder.layout.jobs}; submit again to go on"
-    folder.end("STOPPED", sentence)
-    print(sentence, file=sys.stderr, flush=True)
+        sentence = f"stopped: {error}; submit again when it is mended"
+    try:
+        if chain:
+            jobs = dict.fromkeys([chain.successor, *chain.others(), *chain.unused])
+            chain.slurm.cancel(*filter(None, jobs))
+    finally:
+        print(sentence, file=sys.stderr, flush=True)
     return 1
 
 
@@ -73,7 +71,6 @@ def begin(folder: RunFolder, slurm: Slurm) -> str:
         for k in range(1, config.iterations + 1):
             draws.begin(folder, k)
         done = step(folder, slurm, config.iterations)
-        _tell(done)
         waits = done.waits
         if problem := done.plan.stop or done.refused:
             slurm.cancel(*waits)
@@ -86,15 +83,15 @@ def begin(folder: RunFolder, slurm: Slurm) -> str:
 
 def _queue(folder: RunFolder, slurm: Slurm, waits: Sequence[str]) -> str:
     """Queue a controller of this run that waits for these jobs; returns its job id."""
-    layout, script = folder.layout, folder.layout.controller_script()
+    layout, common = folder.layout, folder.config().cluster
     make_private(layout.jobs)
-    make_private(script.parent)
+    make_private(scripts(folder))
     command = shlex.join([sys.executable, "-m", "alt_hpc", "controller", str(folder.path)])
-    lines = ["#!/bin/bash", "# a controller of this run", *imports(layout.code), f"exec {command}"]
-    script.write_text("\n".join(lines) + "\n")
-    common, log = folder.config().cluster, layout.controller_log()
+    lines = ["#!/bin/bash", "# a controller of this run", *script.imports(layout.code)]
+    layout.controller_script.write_text("\n".join([*lines, f"exec {command}\n"]))
     after = f"afterany:{':'.join(waits)}" if waits else ""
-    job = slurm.submit_controller(script, log, folder.path.name, folder.run_id, common, after)
+    files = layout.controller_script, layout.controller_log
+    job = slurm.submit_controller(*files, folder.path.name, folder.run_id, common, after)
     folder.journal.record(Queued(job=job))
     return job
 
@@ -109,58 +106,50 @@ def check_cluster(folder: RunFolder, slurm: Slurm) -> None:
         raise InputError(f"{folder.path}: its jobs are {which} ({names})", "run")
 
 
-def held(elements: Iterable[Seen], why: str = "held") -> list[str]:
-    """Those elements in the queue that do not start by themselves, for a reason like this."""
-    return [e.id for e in elements if e.state == "PENDING" and why in e.reason.lower()]
-
-
-def _tell(done: Step) -> None:
-    """Say what was submitted."""
-    for job in done.plan.jobs:
-        if name := done.submitted.get(job.key):
-            print(f"submitted {job.key} as {name} ({len(job.elements)} tasks)", flush=True)
-
-
 @dataclass
 class Chain:
-    """A controller among those of its run; `me` is its own job."""
+    """A controller among those of its run. InputError ends the run."""
 
     folder: RunFolder
     slurm: Slurm
-    me: str
     successor: str = ""
+    unused: Sequence[str] = ()  # elements in the queue that would wait for nothing
 
-    def go_on(self) -> int:
-        """Queue a successor, if none waits already, then take a step; returns the exit status."""
+    def go_on(self) -> None:
+        """Queue a successor, if none waits already, then take a step."""
         try:
-            waiting = [job for job, state in self._others().items() if state == "PENDING"]
+            waiting = [job for job, state in self.others().items() if state == "PENDING"]
             self.slurm.cancel(*waiting[1:])
-            me = [self.me] if self.me else []
+            me = [process.job()] if process.job() else []
             self.successor = waiting[0] if waiting else _queue(self.folder, self.slurm, me)
         except SubmissionRefused as error:  # nothing has been submitted
-            return self.stop(f"Slurm refused the next controller: {error}")
+            raise InputError(f"Slurm refused the next controller: {error}") from error
         since = self.folder.journal.since(lambda entry: isinstance(entry, Submit | Stepped))
         if sum(isinstance(entry, Queued) for entry in since) > DEAD_CONTROLLERS:
             died = f"{DEAD_CONTROLLERS} controllers in a row died"
-            return self.stop(f"{died} before they had submitted all")
+            raise InputError(f"{died} before they had submitted all")
         try:
-            self._release()
-            return self._step()
+            released = [entry.job for entry in self.folder.journal.of(Released)]
+            for job in looked(self.folder, self.slurm).values():  # Slurm, no person, holds some
+                held = job.state == "PENDING" and "launch_failed" in job.reason.lower()
+                if held and released.count(job.id) < RELEASES:
+                    self.folder.journal.record(Released(job=job.id))
+                    self.slurm.release(job.id)
+            self._step()
         except QueueUnknown as error:  # jobs of the run may be in flight
-            return self._back_off(str(error), UNKNOWN_CONTROLLERS)
+            self._back_off(str(error), UNKNOWN_CONTROLLERS)
 
-    def _step(self) -> int:
+    def _step(self) -> None:
         folder = self.folder
         done = step(folder, self.slurm)
-        _tell(done)
         if done.plan.finished:
             folder.end("FINISHED", finish(done.plan))
-            self.slurm.cancel(self.successor)
-            return 0
+            return self.slurm.cancel(self.successor)
         if done.plan.stop:  # what runs keeps what it finishes, what waits would never be used
-            return self.stop(done.plan.stop, *sorted(done.waiting))
+            self.unused = sorted(done.waiting)
+            raise InputError(done.plan.stop)
         if done.refused and done.refused.kind == "wrong":
-            return self.stop(f"Slurm would not take a job: {done.refused}")
+            raise InputError(f"Slurm would not take a job: {done.refused}")
         if not done.waits:
             why = f"sbatch refused a job: {done.refused}" if done.refused else "no room for a job"
             return self._back_off(why, IDLE_CONTROLLERS)
@@ -170,41 +159,21 @@ class Chain:
         last = self._steps()[-IDLE_CONTROLLERS:]
         if last == IDLE_CONTROLLERS * last[:1]:  # Slurm lets us go on before its jobs have ended
             self.slurm.start_after(self.successor, BACK_OFF_MINUTES[0])
-        return 0
 
-    def stop(self, why: str, *further: str) -> int:
-        """End the run with a sentence, and the other controllers (and further jobs) with it."""
-        status = _stop(self.folder, why)
-        self.cancel_others(*further)
-        return status
-
-    def cancel_others(self, *further: str) -> None:
-        """Cancel the run's other controllers, as far as Slurm tells, and further jobs."""
-        jobs = dict.fromkeys([self.successor, *self._others(), *further])
-        self.slurm.cancel(*filter(None, jobs))
-
-    def _others(self) -> dict[str, str]:
-        """The run's other controllers and their states."""
+    def others(self) -> dict[str, str]:
+        """The run's other controllers and their states, as far as Slurm tells."""
         try:
             found = self.slurm.controllers(scripts(self.folder))
         except QueueUnknown:
             return {}
-        return {job: state for job, state in found.items() if job != self.me}
+        return {job: state for job, state in found.items() if job != process.job()}
 
-    def _release(self) -> None:
-        """Let go what Slurm, no person, holds: a node could not launch it. A few times each."""
-        released = [entry.job for entry in self.folder.journal.of(Released)]
-        for job in held(looked(self.folder, self.slurm).values(), "launch_failed"):
-            if released.count(job) < RELEASES:
-                self.folder.journal.record(Released(job=job))
-                self.slurm.release(job)
-
-    def _back_off(self, why: str, most: int) -> int:
+    def _back_off(self, why: str, most: int) -> None:
         """Nothing could be submitted: the successor tries again in a while, `most` times."""
         self.folder.journal.record(Stepped(progress=None, waits=()))
         tries = len([*takewhile(lambda made: made is None, reversed(self._steps()))])
         if tries > most:
-            return self.stop(why)
+            raise InputError(why)
         minutes = BACK_OFF_MINUTES[:tries][-1]
         print(f"{why}; trying again in {minutes} min", flush=True)
         try:
@@ -212,7 +181,6 @@ class Chain:
         except QueueUnknown as error:  # then the successor waits for us alone
             print(f"{error}; waiting here", flush=True)
             time.sleep(60 * minutes)
-        return 0
 
     def _steps(self) -> list[Sequence[int] | None]:
         """How far the run was after each step since a person last submitted."""

@@ -1,106 +1,147 @@
-"""What jobs would refuse of models is refused here, before anything is queued.
+"""The models that a config names: found, still what they were, and of use for what they are for.
 
-Every weight is there and finite, every tokenizer too; and what engines, rewards and training would
-refuse in their jobs is asked of a model without memory.
+What jobs would refuse of a model that is new to a run is refused here, before anything is queued:
+every weight is there and finite, every tokenizer too; and what engines, rewards and training would
+refuse is asked of a model without memory. A run that exists has no use for torch.
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-)
-
-from alt_hpc.config import Config, rules
-from alt_hpc.control import named
+from alt_hpc.config import Config
 from alt_hpc.errors import InputError, blaming
-from alt_hpc.lm import check, load, tokens
-from alt_hpc.lm.blocks import train_top
-from alt_hpc.run.models import key
-from alt_hpc.training import losses
-from alt_hpc.training.settings import Training
-
-Places = Mapping[str, Path]  # of models, by what they stand under
+from alt_hpc.graph import TRAININGS
+from alt_hpc.lm import tokens
+from alt_hpc.rewards import Named, Reward
+from alt_hpc.run import models
+from alt_hpc.run.folder import RunFolder
 
 
-def models(config: Config, found: Places, fresh: Places) -> None:
+def places(config: Config, run: RunFolder | None = None) -> dict[str, Path]:
+    """Folders of all models that the config names and the run does not know, each checked.
+
+    Downloaded where needed. Those that the run knows must have the bytes that they had. InputError
+    where a model is nowhere, broken, changed, or not to be used for what it is named for.
+    """
+    known = models.known(run) if run else {}
+    fresh: dict[str, Path] = {}
+    for field, one in named(config):
+        key = models.key(one.name, whole=one.whole)
+        with blaming(field):
+            if run and key in known:
+                place = models.place(run, one.name, whole=one.whole)
+                began, now = models.revision(place), models.newest(place)
+                if now and now != began:
+                    words = f"has moved on to {now[:12]}; the run goes on with {began[:12]}"
+                    print(f"{field}: {one.name} {words}, which it began with", file=sys.stderr)
+            elif key not in fresh:
+                from alt_hpc.lm.fetch import fetch
+
+                fresh[key] = fetch(one.name, whole=one.whole).absolute()
+    if fresh:
+        _check(config, known | fresh, fresh)
+    return fresh
+
+
+def named(config: Config) -> Iterator[tuple[str, Named]]:
+    """All models behind the fields that name them; the starting policy first, then whole ones."""
+    policy = config.policy
+    yield (
+        "policy.model" if policy.model else "policy.base",
+        Named(policy.model or policy.base or ""),
+    )
+    for section, reward in _rewards(config):
+        for key, one in reward.named().items():
+            yield f"{section}.{key}", one
+    for name, external in config.evaluate.policies.items():
+        yield f"evaluate.policies.{name}.model", Named(external.model)
+        if external.tokenizer:
+            yield f"evaluate.policies.{name}.tokenizer", Named(external.tokenizer, whole=False)
+    if policy.tokenizer:
+        yield "policy.tokenizer", Named(policy.tokenizer, whole=False)
+
+
+def _rewards(config: Config) -> list[tuple[str, Reward]]:
+    both = ("reward", config.reward), ("measure.reward", config.measure.reward)
+    return [(section, reward) for section, reward in both if reward]
+
+
+def _check(config: Config, found: dict[str, Path], fresh: dict[str, Path]) -> None:
     """Raise InputError where a fresh model cannot be used for what the config names it for."""
-    if (config.policy.model or config.policy.base) in fresh:
-        _check_policy(config, found)
-    for section, reward in named.rewards(config).items():
-        keys = {k: key(one.name, whole=one.whole) for k, one in reward.named().items()}
+    from transformers import AutoModelForSequenceClassification
+
+    from alt_hpc.lm import blocks, load
+
+    field, policy = next(named(config))
+    if policy.name in fresh:
+        _check_policy(config, found, field, found[policy.name])
+    for section, reward in _rewards(config):
+        keys = {k: models.key(one.name, whole=one.whole) for k, one in reward.named().items()}
         if not fresh.keys() & set(keys.values()):
             continue
-        places = {k: found[name] for k, name in keys.items()}
+        its, head = {k: found[key] for k, key in keys.items()}, config.reward_model
         with blaming(section):
-            reward.check(places.__getitem__, config.domain, config.sample.max_new_tokens)
-        if reward.trained and config.reward_model and not config.reward_model.head_only:
+            reward.check(its.__getitem__, config.domain, config.sample.max_new_tokens)
+        if reward.trained and head and not head.head_only:
             with blaming("reward.base"):
-                shape = load.config(places["base"])
-                _check_trained(shape, AutoModelForSequenceClassification, config.reward_model)
+                shape = load.config(its["base"])
+                empty = load.empty(shape, AutoModelForSequenceClassification)
+                blocks.train_top(empty, head.trained_blocks, head.trains_embeddings)
     for name, external in config.evaluate.policies.items():
         if external.model in fresh:
             with blaming(f"evaluate.policies.{name}.model"):
                 place = found[external.model]
-                tokenizer = _check_answers(config, place, found, external.tokenizer, "")
+                tokenizer = _check_answers(config, place, found, external.tokenizer)
                 context = tokens.context_length(load.config(place), config.policy.max_length)
                 taken = len(tokens.text_ids(tokenizer, external.ask.removesuffix("{prompt}")))
                 if taken + config.evaluated_tokens >= context:
                     raise InputError(f"{place}: no room for a prompt: it reads {context} tokens")
 
 
-def _check_policy(config: Config, found: Places) -> None:
+def _check_policy(config: Config, found: dict[str, Path], field: str, place: Path) -> None:
     """What the policy is given and writes fits into its context, and it can be trained."""
+    from transformers import AutoModelForCausalLM
+
+    from alt_hpc.lm import blocks, check, load
+    from alt_hpc.training import losses
+
     policy, new = config.policy, config.sample.max_new_tokens
-    place = found[policy.model or policy.base or ""]
-    with blaming(named.start(config)):
-        named_by = "policy.tokenizer" if policy.tokenizer else ""
-        tokenizer = _check_answers(config, place, found, policy.tokenizer, named_by)
+    with blaming(field):
+        tokenizer = _check_answers(config, place, found, policy.tokenizer, "policy.tokenizer")
         check.decodable(place)  # `measure` reads answers with it, whatever the engine
         shape = load.config(place)
-        losses.check(load.empty(shape, AutoModelForCausalLM))
-        for section in rules.trainings():
-            settings: Training | None = getattr(config, section)
-            if settings is not None and section != "reward_model":
-                _check_trained(shape, AutoModelForCausalLM, settings)
+        losses.checked_head(load.empty(shape, AutoModelForCausalLM))
+        for section in TRAININGS:
+            if section != "reward_model" and (settings := getattr(config, section)):
+                empty = load.empty(shape, AutoModelForCausalLM)
+                blocks.train_top(empty, settings.trained_blocks, settings.trains_embeddings)
     context = tokens.context_length(shape, policy.max_length)
-    if policy.max_length is not None and policy.max_length > context:
-        problem = f"{policy.max_length}, but the model reads {context} tokens"
-        raise InputError(problem, "policy.max_length")
+    reads = f"the model reads {context} tokens"
+    if (policy.max_length or 0) > context:
+        raise InputError(f"{policy.max_length}, but {reads}", "policy.max_length")
     if new >= context:
-        problem = f"no room for a prompt: the model reads {context} tokens"
-        raise InputError(problem, "sample.max_new_tokens")
+        raise InputError(f"no room for a prompt: {reads}", "sample.max_new_tokens")
     room = (policy.max_length or context) - new
     for feedback in config.method.widest:
         taken = len(tokens.text_ids(tokenizer, config.domain.before(feedback)))
         if taken >= room:
-            raise InputError(
-                f"no room for a prompt behind {feedback!r}: it takes {taken} of {room} tokens"
-                " (policy.max_length without sample.max_new_tokens)",
-                "method",
-            )
+            problem = f"no room for a prompt behind {feedback!r}: it takes {taken} of {room} tokens"
+            without = "(policy.max_length without sample.max_new_tokens)"
+            raise InputError(f"{problem} {without}", "method")
 
 
 def _check_answers(
-    config: Config, place: Path, found: Places, tokenizer: str | None, field: str
-) -> PreTrainedTokenizerBase:
-    """A model that writes answers: its weights, engine and tokenizer; returns that.
+    config: Config, place: Path, found: dict[str, Path], tokenizer: str | None, field: str = ""
+) -> Any:
+    """Check a model that writes answers; returns its tokenizer, or the one that `field` names."""
+    from alt_hpc.lm import check, load
 
-    `tokenizer` is a name that stands in the config's `field`, where it has not its own.
-    """
     check.weights(place)
-    with blaming(field):
-        loaded = load.tokenizer(found[key(tokenizer, whole=False)] if tokenizer else place)
+    with blaming(field if tokenizer else ""):
+        loaded = load.tokenizer(found[models.key(tokenizer, whole=False)] if tokenizer else place)
     if not tokens.all_ends(place, loaded):
         raise InputError(f"{place}: neither model nor tokenizer names a token that ends a text")
     config.engine.check(place)
     return loaded
-
-
-def _check_trained(shape: PretrainedConfig, auto: Any, settings: Training) -> None:
-    """The blocks that are to be trained can be found."""
-    train_top(load.empty(shape, auto), settings.trained_blocks, settings.trains_embeddings)

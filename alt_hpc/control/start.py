@@ -11,25 +11,22 @@ from alt_hpc.clusters import queue
 from alt_hpc.clusters.cluster import QueueUnknown
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm
-from alt_hpc.config import Config, rules
-from alt_hpc.control import chain, named, status
+from alt_hpc.config import Config
+from alt_hpc.control import chain, checks, status
 from alt_hpc.control.step import finish, looked, request, scripts, step
-from alt_hpc.data import frozen, texts
-from alt_hpc.errors import InputError, blaming
-from alt_hpc.graph import STAGES
+from alt_hpc.data import texts
+from alt_hpc.errors import InputError
+from alt_hpc.graph import STAGES, TRAININGS
 from alt_hpc.plan import Job
-from alt_hpc.report import text
+from alt_hpc.report import results
 from alt_hpc.run import code, models
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Submit
 
 ZERO2: dict[str, Any] = {  # configs/deepspeed/zero2.json, which an installation has not
     "zero_optimization": {
-        "stage": 2,
-        "overlap_comm": True,
-        "contiguous_gradients": True,
-        "reduce_bucket_size": 50_000_000,
-        "allgather_bucket_size": 50_000_000,
+        **{"stage": 2, "overlap_comm": True, "contiguous_gradients": True},
+        **{"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000},
     },
     "data_types": {"grad_accum_dtype": "fp32"},
 }
@@ -52,20 +49,16 @@ def submit(config: Config, wait: bool = False, accept_packages: bool = False) ->
         print(f"{folder.path}: goes on already (controller {waiting} is in the queue)")
     else:
         _begin(folder, accept_packages, slurm.name())
-        print(
-            f"submitted controller {chain.begin(folder, slurm)} of run {folder.path}\n"
-            f"  squeue --me\n"
-            f"  alt-hpc status {folder.path}\n"
-            f"  tensorboard --logdir {folder.layout.tensorboard}"
-        )
+        print(f"submitted controller {chain.begin(folder, slurm)} of run {folder.path}")
+        print(f"  squeue --me\n  alt-hpc status {folder.path}")
+        print(f"  tensorboard --logdir {folder.layout.tensorboard}")
     return status.follow(folder) if wait else 0
 
 
 def prepare(config: Config, backend: str = "") -> RunFolder:
     """Everything that can be found wrong now is (InputError); then data and settings are frozen.
 
-    To a run that exists is added what is new: sets and policies to be evaluated. `backend` is what
-    the command says.
+    To a run that exists is added what is new (sets, policies). `backend`: what the command says.
     """
     cluster = config.cluster.model_copy(update={"backend": backend or config.cluster.backend})
     config = absolute(config).model_copy(update={"cluster": cluster})
@@ -73,8 +66,8 @@ def prepare(config: Config, backend: str = "") -> RunFolder:
     fresh = not folder.exists()
     try:
         deepspeed = _deepspeed(config) if fresh else {}
-        frozen.freeze(config, folder)
-        found = named.places(config, None if fresh else folder)
+        texts.freeze(config, folder)
+        found = checks.places(config, None if fresh else folder)
         code.keep(folder)
         models.record(folder, found)
     except BaseException:
@@ -94,51 +87,43 @@ def absolute(config: Config) -> Config:
 
 
 def _deepspeed(config: Config) -> dict[str, dict[str, Any]]:
-    """The DeepSpeed JSONs that the config names: path -> content; "" stands for none."""
-    found = {"": ZERO2}
-    for name in rules.trainings():
-        path = getattr(getattr(config, name), "deepspeed", None)
-        if path is not None:
-            with blaming(f"{name}.deepspeed"):
-                found[path] = _read_deepspeed(path)
-    return found
-
-
-def _read_deepspeed(path: str) -> dict[str, Any]:
-    """A DeepSpeed JSON that training would not refuse."""
+    """The DeepSpeed JSONs that the config names, none that training would refuse; "": of none."""
     from alt_hpc.training.deepspeed import check
 
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise InputError("expected a JSON object")
-        check(value)
-        return value
-    except OSError as error:
-        problem = f": cannot be read ({error.strerror})"
-    except UnicodeDecodeError:
-        problem = ": not UTF-8 text"
-    except json.JSONDecodeError as error:
-        problem = f":{error.lineno}: not valid JSON ({error.msg})"
-    except InputError as error:
-        problem = f": {error}"
-    raise InputError(path + problem)
+    found = {"": ZERO2}
+    for name in TRAININGS:
+        path = getattr(getattr(config, name), "deepspeed", None)
+        if path is None:
+            continue
+        try:
+            found[path] = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(found[path], dict):
+                raise InputError("expected a JSON object")
+            check(found[path])
+            continue
+        except OSError as error:
+            problem = f": cannot be read ({error.strerror})"
+        except UnicodeDecodeError:
+            problem = ": not UTF-8 text"
+        except json.JSONDecodeError as error:
+            problem = f":{error.lineno}: not valid JSON ({error.msg})"
+        except InputError as error:
+            problem = f": {error}"
+        raise InputError(path + problem, f"{name}.deepspeed")
+    return found
 
 
 def fetch(config: Config) -> None:
     """Models and data into the caches of this machine's home, for nodes without a network."""
-    for name, place in named.places(config).items():
+    for name, place in checks.places(config).items():
         print(f"{name}: {place}")
-    for one in frozen.wanted(config):
+    for one in texts.wanted(config):
         rows = sum(1 for _ in texts.read(one.source, one.split, one.columns, one.field))
         print(f"{one.source.path} {getattr(one.source, one.split)}: {rows} rows")
 
 
 def cancel(folder: RunFolder) -> int:
-    """Cancel a run's jobs, controllers first; submitting again goes on from there.
-
-    It looks again until it finds nothing more: a controller may have been at work.
-    """
+    """Cancel a run's jobs, controllers first, until none is found: one may have been at work."""
     slurm = Slurm()
     queue.mine()  # or slurmctld does not answer
     ended: set[str] = set()
@@ -179,7 +164,7 @@ def run(config: Config, accept_packages: bool = False) -> int:
             print(sentence, file=sys.stderr)
             return 1
         folder.end("FINISHED", finish(todo))
-    print("\n" + text.last_words(folder), flush=True)
+    print("\n" + results.last_words(folder), flush=True)
     for why in todo.given_up.values():
         print(why, file=sys.stderr)
     return 0
@@ -190,5 +175,4 @@ def _begin(folder: RunFolder, accept_packages: bool, cluster: str = "") -> None:
     if accept_packages:
         code.accept_packages(folder)
     folder.reopen()
-    who = os.environ.get("USER", str(os.getuid()))
-    folder.journal.record(Submit(who=who, cluster=cluster))
+    folder.journal.record(Submit(who=os.environ.get("USER", str(os.getuid())), cluster=cluster))

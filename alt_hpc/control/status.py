@@ -1,18 +1,22 @@
-"""How far a run is: lines while it runs here, and `alt-hpc status` from anywhere."""
+"""What a person is shown: how far a run is, and what it would submit next."""
 
+import shlex
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from alt_hpc.clusters.cluster import ENDED, NEVER, QueueUnknown
+from alt_hpc import plan as plans
+from alt_hpc.clusters import script
+from alt_hpc.clusters.cluster import ENDED, NEVER, Cluster, QueueUnknown
 from alt_hpc.clusters.local import Element, Local
 from alt_hpc.clusters.slurm import Slurm, available
+from alt_hpc.config import Config
 from alt_hpc.control import chain
-from alt_hpc.control.step import looked, scripts
+from alt_hpc.control.step import finish, looked, read_state, request, scripts
 from alt_hpc.errors import InputError
-from alt_hpc.report import text
-from alt_hpc.run import progress
+from alt_hpc.report import results
+from alt_hpc.run import attempt
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.layout import task_log
 
@@ -56,7 +60,7 @@ def line(folder: RunFolder, iteration: int, stage: str, silent: str = "starting"
     pieces = folder.graph().of(iteration, stage)
     count, whole = len(pieces), sum(folder.manifests.get(piece) is not None for piece in pieces)
     words = f"{stage} {iteration}".ljust(16) + f"shards {whole}/{count}".ljust(16)
-    found = [told for piece in pieces if (told := progress.read(folder, piece))]
+    found = [told for piece in pieces if (told := attempt.shown(folder, piece))]
     if not found:
         return words + ("whole" if whole == count else silent)
     unit, done = found[0]["unit"], sum(p["done"] for p in found)
@@ -75,11 +79,11 @@ def status(folder: RunFolder) -> str:
     for k in graph.shardings:
         for stage in graph.stages(k):
             lines.append(line(folder, k, stage, "not started"))
-            lines += [f"  {lag}" for lag in progress.laggards(folder, k, stage)]
+            lines += [f"  {lag}" for lag in attempt.laggards(folder, k, stage)]
     submissions, counted_from = folder.journal.submissions()
     keys = {submission.key for submission in submissions[counted_from:]}
-    ends = [(p, end) for (key, p), end in folder.journal.outcomes().items() if key in keys]
-    final = {piece: end.sentence for piece, end in ends if end.sentence}
+    ends = folder.journal.outcomes().items()
+    final = {p: end.sentence for (key, p), end in ends if key in keys and end.sentence}
     lines += [f"{piece}: {why}" for piece, why in final.items()]
     ended = folder.ended()
     return "\n".join([*lines, ": ".join(ended) if ended else _going(folder)])
@@ -97,13 +101,11 @@ def _going(folder: RunFolder) -> str:
         queued, elements = slurm.controllers(scripts(folder)), looked(folder, slurm)
     except (QueueUnknown, InputError) as error:
         return f"not known whether it goes on ({error})"
-    if held := chain.held(elements.values()):
+    pending = [e for e in elements.values() if e.state == "PENDING"]
+    if held := [e.id for e in pending if "held" in e.reason.lower()]:
         return f"held by Slurm: scontrol release {' '.join(held)}"
-    words = [
-        f"{key} can never start: {NEVER[element.reason]} ({element.reason})"
-        for key, element in elements.items()
-        if element.never
-    ]
+    never = [e for e in pending if e.never]
+    words = [f"{e.id} can never start: {NEVER[e.reason]} ({e.reason})" for e in never]
     if queued:
         return "\n".join([*words, f"goes on (controller {', '.join(queued)})"])
     jobs = ", ".join(dict.fromkeys(element.partition("_")[0] for element in elements))
@@ -121,8 +123,55 @@ def follow(folder: RunFolder) -> int:
         shown = now
         dead = dead + 1 if now.endswith(SLURM_DEAD) else 0
         time.sleep(EVERY_S)
-    print(text.last_words(RunFolder(folder.path)))
+    print(results.last_words(RunFolder(folder.path)))
     how, sentence = folder.ended() or ("STOPPED", SLURM_DEAD)
     if how == "STOPPED":
         print(sentence, file=sys.stderr)
     return int(how == "STOPPED")
+
+
+def preview(config: Config) -> str:
+    """The plan as text: jobs, dependencies, resources and scripts. Writes and submits nothing.
+
+    It is what the next controller submits, read from the same state by the same function. A script
+    is byte for byte what sbatch would get, but for ids not yet given (`{ITERATION:STAGE:ATTEMPT}`).
+    InputError where no partition has what is asked for; QueueUnknown where Slurm does not answer.
+    """
+    folder = RunFolder.preview(config)
+    cluster = Cluster()
+    if config.cluster.backend == "slurm" and available():
+        cluster = Slurm()
+        cluster.check(config.cluster)
+        chain.check_cluster(folder, cluster)
+    state = read_state(folder, cluster)
+    chained = isinstance(cluster, Slurm) and bool(cluster.controllers(scripts(folder)))
+    if not chained or folder.ended():  # it is a person who submits next: no try counts
+        state = replace(state, counted_from=len(state.submissions))
+    todo = plans.plan(state, cluster.limits(config.cluster, scripts(folder)))
+    if todo.finished:
+        return f"{folder.path}: {finish(todo)}: nothing to submit"
+    if todo.stop:
+        return f"{folder.path}: {todo.stop}"
+    return "\n".join(_lines(folder, config, todo, cluster))
+
+
+def _lines(folder: RunFolder, config: Config, todo: plans.Plan, cluster: Cluster) -> list[str]:
+    """A line a job and the controllers', then what each job is started with."""
+    backend, shown = config.cluster.backend, {job.key: f"{{{job.key}}}" for job in todo.jobs}
+    lines, started = [f"run {folder.path} on {backend}: {len(todo.jobs)} jobs"], []
+    for job in todo.jobs:
+        asked = cluster.spared(request(folder, config, job))
+        after = [plans.Dependency(d.kind, shown.get(d.target, d.target)) for d in job.after]
+        stage, key = asked.stage, shown[job.key]
+        size = f"{len(job.elements)} x {stage.nodes} nodes x {stage.tasks_per_node} tasks"
+        asks = f"{stage.cpus or asked.threads} cpus, {stage.gpus} gpus a task"
+        waits = " ".join(f"{d.kind}:{d.target}" for d in after) or "-"
+        lines.append(f"{key:22} {size:28} {asks:24} {asked.name:32} {waits}")
+        command = shlex.join(["python", *asked.tasks[0].command()])
+        started.append(f"\n===== {key}")
+        started.append(script.Executor(asked, after).text() if backend == "slurm" else command)
+    lines.append(f"next controller   afterany:{':'.join(shown.get(t, t) for t in todo.wait_for)}")
+    if backend == "slurm":
+        options = script.controller_options(folder.path.name, folder.run_id, config.cluster)
+        lines.append(f"every controller  sbatch {shlex.join(options)}")
+    return lines + started

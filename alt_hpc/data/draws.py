@@ -5,8 +5,7 @@ from itertools import islice
 
 import numpy as np
 
-from alt_hpc.config import Config
-from alt_hpc.data import frozen, texts
+from alt_hpc.data import texts
 from alt_hpc.graph import EVALUATE, OWN, SAMPLE, TEST, VALID, Piece, Shard, Sharding, cut
 from alt_hpc.run import rows
 from alt_hpc.run.folder import RunFolder
@@ -15,9 +14,8 @@ from alt_hpc.run.folder import RunFolder
 def begin(run: RunFolder, iteration: int) -> None:
     """Draw an iteration's prompts and cut it into shards, if that has not been done.
 
-    The draw is a function of (run seed, iteration): N rows of the train split, with replacement
-    (duplicates are separate rows) or without. Iteration 0 only evaluates. What is evaluated later
-    than the iteration began (a set, a policy) is added to it.
+    The draw is a function of (run seed, iteration): N rows of the train split, duplicates separate.
+    Iteration 0 only evaluates. A set or policy that is evaluated only since is added to it.
     """
     planned = sharding(run, iteration)
     if run.graph().shardings.get(iteration) == planned:
@@ -29,52 +27,30 @@ def begin(run: RunFolder, iteration: int) -> None:
 
 
 def sharding(run: RunFolder, iteration: int) -> Sharding:
-    """How an iteration that begins now is cut; one that has begun keeps what fits still."""
+    """How an iteration that begins now is cut; one that has begun keeps what fits still.
+
+    Validation posts are evaluated with each iteration; all sets at 0 and at the end, and at 0 the
+    policies that the run did not make. What was the end when it began stays evaluated.
+    """
     config, begun = run.config(), run.graph().shardings.get(iteration)
     shards = [Shard(*about) for about in run.draw(iteration)[EVALUATE]] if begun else []
+    sets = [VALID, *([TEST] if config.evaluate.test_prompts else []), *config.evaluate.sets]
+    if iteration not in (0, config.iterations):
+        before = {VALID, *(shard.set for shard in shards)}
+        sets = [name for name in sets if name in before]
     asked: dict[Shard, None] = {}  # a set in order
-    for policy, name in evaluated(config, iteration, shards):
-        asked |= dict.fromkeys(_covering(shards, policy, name, posts(run, name), config))
+    for policy in [OWN, *(config.evaluate.policies if iteration == 0 else [])]:
+        for name in sets:
+            asked |= dict.fromkeys(_covering(run, shards, policy, name))
     kept = [shard if shard in asked else None for shard in dict.fromkeys([*shards, *asked])]
     count = config.sample.prompts if iteration else 0
     sample = cut(count, config.sample.group, config.cluster.stage(SAMPLE).shards)
     return Sharding(begun.sample if begun else sample, tuple(kept))
 
 
-def evaluated(config: Config, iteration: int, begun: Iterable[Shard]) -> list[tuple[str, str]]:
-    """Policies and sets that are evaluated with an iteration.
-
-    Validation posts with each; all sets, and the policies that the run did not make, at 0 and at
-    the end. What was the end when an iteration began stays evaluated.
-    """
-    further = [*([TEST] if config.evaluate.test_prompts else []), *config.evaluate.sets]
-    if iteration not in (0, config.iterations):
-        before = {shard.set for shard in begun}
-        further = [name for name in further if name in before]
-    policies = [OWN, *(config.evaluate.policies if iteration == 0 else [])]
-    return [(policy, name) for policy in policies for name in [VALID, *further]]
-
-
-def posts(run: RunFolder, name: str) -> int:
-    """How many rows of a set are evaluated."""
-    config = run.config()
-    asked = {VALID: config.evaluate.prompts, TEST: config.evaluate.test_prompts}.get(name)
-    place = frozen.of_set(config, name)
-    if rows.is_frozen(run, place):
-        found = rows.count(run, place)
-    elif asked:  # only a plan is asked for, before anything has been frozen
-        return asked
-    else:
-        (one,) = [one for one in frozen.wanted(config) if one.name == place]
-        wanted = texts.read(one.source, one.split, one.columns, one.field)
-        found = sum(1 for _ in islice(wanted, one.limit))
-    return min(found, asked or found)
-
-
-def _covering(
-    begun: Iterable[Shard], policy: str, name: str, count: int, config: Config
-) -> list[Shard]:
-    """Shards for the first `count` rows of a set: those begun, as far as they go, and new ones."""
+def _covering(run: RunFolder, begun: Iterable[Shard], policy: str, name: str) -> list[Shard]:
+    """Shards for the evaluated rows of a set: those begun, as far as they go, and new ones."""
+    config, count = run.config(), _posts(run, name)
     mine = {s.start: s for s in begun if (s.policy, s.set) == (policy, name) and s.end <= count}
     chosen, at = [], 0
     while at in mine:
@@ -84,14 +60,26 @@ def _covering(
     return chosen + [Shard(policy, name, at + start, at + end) for start, end in rest]
 
 
-def drawn_prompts(run: RunFolder, piece: Piece) -> list[str]:
-    """Raw prompts of a shard of an iteration's draw."""
+def _posts(run: RunFolder, name: str) -> int:
+    """How many rows of a set are evaluated."""
+    config = run.config()
+    asked = {VALID: config.evaluate.prompts, TEST: config.evaluate.test_prompts}.get(name)
+    place = texts.of_set(config, name)
+    if rows.is_frozen(run, place):
+        found = rows.count(run, place)
+        return min(found, asked or found)
+    if asked:  # only a plan is asked for, before anything has been frozen
+        return asked
+    (one,) = [one for one in texts.wanted(config) if one.name == place]
+    wanted = texts.read(one.source, one.split, one.columns, one.field)
+    return sum(1 for _ in islice(wanted, one.limit))
+
+
+def prompts(run: RunFolder, piece: Piece) -> list[str]:
+    """Raw prompts of a shard: of an iteration's draw, or of the set that it evaluates."""
     start, end = run.graph().rows(piece) or (0, 0)
-    drawn = run.draw(piece.iteration)["rows"][start:end]
-    return [row["prompt"] for row in rows.frozen(run, "prompts-train", drawn)]
-
-
-def held_out_prompts(run: RunFolder, shard: Shard) -> list[str]:
-    """Raw prompts of a shard of evaluation."""
-    name = frozen.of_set(run.config(), shard.set)
-    return [row["prompt"] for row in rows.frozen(run, name, range(shard.start, shard.end))]
+    if shard := run.graph().shard(piece):
+        name, asked = texts.of_set(run.config(), shard.set), range(start, end)
+    else:
+        name, asked = "prompts-train", run.draw(piece.iteration)["rows"][start:end]
+    return [row["prompt"] for row in rows.frozen(run, name, asked)]

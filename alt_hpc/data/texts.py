@@ -1,4 +1,4 @@
-"""Rows of text from a hub data set or local files, as a stream, each checked."""
+"""Rows of text that a run uses: read from the hub or local files, each checked, and frozen."""
 
 import contextlib
 import gzip
@@ -6,15 +6,68 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from alt_hpc.config import HeldOut, Source
+from alt_hpc.config import Config, HeldOut, Source
 from alt_hpc.errors import InputError, blaming, one_line
+from alt_hpc.run import rows
+from alt_hpc.run.folder import RunFolder
+from alt_hpc.settings import digest
 
 Numbered = Iterator[tuple[int, dict[str, Any]]]  # (line, row)
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+
+
+class Wanted(NamedTuple):
+    """Rows that a run uses: what they are called in its folder, and where they come from."""
+
+    name: str
+    source: Source | HeldOut
+    split: str  # the key of the source that names it
+    columns: tuple[str, ...]
+    field: str  # of the config
+    limit: int | None = None
+
+
+def wanted(config: Config) -> Iterator[Wanted]:
+    """All rows of text that a config uses."""
+    prompts, pairs, field = config.data.prompts, config.data.comparisons, "data.prompts"
+    one, pair = ("prompt",), ("prompt", "chosen", "rejected")
+    label = ("label",) if config.sft is not None and config.policy.model is None else ()
+    yield Wanted("prompts-train", prompts, "train", (*one, *label), field, prompts.limit)
+    yield Wanted("prompts-valid", prompts, "valid", one, field, prompts.valid_limit)
+    if config.evaluate.test_prompts:
+        yield Wanted("prompts-test", prompts, "test", one, field)
+    if pairs is not None and config.reward.trained:
+        for split, limit in (("train", pairs.limit), ("valid", pairs.valid_limit)):
+            yield Wanted(f"comparisons-{split}", pairs, split, pair, "data.comparisons", limit)
+    for key, held_out in config.evaluate.sets.items():
+        name, field = of_set(config, key), f"evaluate.sets.{key}"
+        yield Wanted(name, held_out, "split", one, field, held_out.prompts)
+
+
+def of_set(config: Config, name: str) -> str:
+    """What a set's rows are called in a run; a further set may be given other settings later."""
+    if name in config.evaluate.sets:
+        return f"set-{name}-{digest(config.evaluate.sets[name].model_dump())[:8]}"
+    return f"prompts-{name}"
+
+
+def freeze(config: Config, run: RunFolder) -> None:
+    """Write the rows that a run uses into its folder, once; to a run that exists, what is new.
+
+    InputError, with file and line, where there is none, a column is missing, a row is no text.
+    """
+    for one in wanted(config):
+        if not (run.exists() and rows.is_frozen(run, one.name)):
+            found = read(one.source, one.split, one.columns, one.field)
+            rows.freeze(run, one.name, map(config.domain.example, islice(found, one.limit)))
+    asked, count = config.sample.prompts, rows.count(run, "prompts-train")
+    if not config.sample.replacement and count < asked:
+        problem = f"{asked} prompts cannot be drawn without replacement from {count} rows"
+        raise InputError(problem, "sample.prompts")
 
 
 def read(
@@ -32,9 +85,8 @@ def read(
             raise InputError(f"{where}: the data set is empty")
         for ours, column in theirs.items():
             if column not in first[1]:
-                found = one_line(", ".join(first[1]))
-                problem = f"{where}: no column '{column}' (found: {found})"
-                raise InputError(problem, f".columns.{ours}")
+                problem = f"no column '{column}' (found: {one_line(', '.join(first[1]))})"
+                raise InputError(f"{where}: {problem}", f".columns.{ours}")
         for number, row in chain([first], numbered):
             for column in theirs.values():
                 if problem := _problem(row.get(column)):
@@ -43,7 +95,6 @@ def read(
 
 
 def _problem(value: Any) -> str:
-    """Why a value cannot be used as text, or nothing."""
     if value is None or value == "":
         return "is missing or empty, not text"
     if not isinstance(value, str):
@@ -66,8 +117,7 @@ def _find(path: str, name: str, split: str) -> tuple[str, Numbered]:
         return f"{path} ({name})", _load(path, name, split)
     file = next(filter(Path.is_file, [place / f"{name}{end}" for end in ("", *ENDINGS)]), None)
     if file is None:
-        kinds = ",".join(ENDINGS)
-        raise InputError(f"{place}: no file {name}{{{kinds}}} in this folder", split)
+        raise InputError(f"{place}: no file {name}{{{','.join(ENDINGS)}}} in this folder", split)
     if file.suffix == ".parquet":
         return str(file), _read_parquet(file)
     if ".json" in file.name:
@@ -96,13 +146,12 @@ def _load(path: str, name: str, split: str) -> Numbered:
 
 def _read_parquet(file: Path) -> Numbered:
     """Not by `datasets`, which fails on an empty table and prints tracebacks of its own."""
-    import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
-            rows = chain.from_iterable(batch.to_pylist() for batch in table.iter_batches(1000))
-            yield from enumerate(rows, start=1)
+            found = chain.from_iterable(batch.to_pylist() for batch in table.iter_batches(1000))
+            yield from enumerate(found, start=1)
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{file}: cannot be read ({_reason(error)})") from error
 
@@ -115,23 +164,18 @@ def _read_json_lines(file: Path) -> Numbered:
         with opened(file, "rb") as lines:
             for number, line in enumerate(lines, start=1):
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if text.strip():
-                    yield number, _json_object(text, f"{file}:{number}")
+                if not text.strip():
+                    continue
+                if not isinstance(row := json.loads(text), dict):
+                    raise InputError(f"{file}:{number}: not a JSON object")
+                yield number, row
     except UnicodeDecodeError as error:
         raise InputError(f"{file}:{number}: not UTF-8 text") from error
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{file}: cannot be read ({_reason(error)})") from error
-
-
-def _json_object(text: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
     except (RecursionError, ValueError) as error:  # bad JSON, or a number of 5,000 digits
         reason = getattr(error, "msg", None) or _reason(error)
-        raise InputError(f"{where}: not valid JSON ({reason})") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: not a JSON object")
-    return row
+        raise InputError(f"{file}:{number}: not valid JSON ({reason})") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -1,13 +1,11 @@
 r"""tldr: posts of Reddit to summarise, `SUBREDDIT: r/...\nTITLE: ...\nPOST: ...\nTL;DR:`."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from alt_hpc.domains.domain import Domain, Fitted
 from alt_hpc.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase as Tokenizer
+from alt_hpc.lm.tokens import Tokenizer
 
 TLDR = "TL;DR:"
 
@@ -39,7 +37,7 @@ class Settings(Domain):
             return ""
         return self.template.removesuffix("{prompt}").replace("{feedback}", feedback)
 
-    def fit(self, tokenizer: "Tokenizer", before: str, prompt: str, room: int) -> Fitted:
+    def fit(self, tokenizer: Tokenizer, before: str, prompt: str, room: int) -> Fitted:
         r"""What does not fit is lost from the end of the post; title and last line stay.
 
         That is everything up to the first `\nPOST:`, and the tail from the last newline on. Where

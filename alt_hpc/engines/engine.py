@@ -1,29 +1,26 @@
 """What an engine is: it generates answers. Sampling and evaluation go through it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from alt_hpc.lm.tokens import Generation
 from alt_hpc.settings import Settings
 
 if TYPE_CHECKING:
     import torch
 
-    from alt_hpc.lm.decode import Generation
 
-
-@dataclass(frozen=True)
-class Ask:
+class Ask(NamedTuple):
     """A prompt to be answered, and the row that it comes from."""
 
     ids: list[int]
     seed: int
-    row: Mapping[str, Any] = field(default_factory=dict)
+    row: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Decoding:
+class Decoding(NamedTuple):
     """How answers are generated."""
 
     answers: int  # to each prompt
@@ -34,8 +31,7 @@ class Decoding:
     silent: tuple[int, ...] = ()  # token ids that are never generated
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(NamedTuple):
     """The policy that generates."""
 
     place: Path
@@ -45,14 +41,15 @@ class Model:
     device: "torch.device"  # where to compute; vLLM finds that out by itself
 
 
-class Generator(Protocol):
+Groups: TypeAlias = Iterable[Sequence[Ask]]  # of prompts
+Generations: TypeAlias = Iterator[list[list[Generation]]]  # of each group, of each prompt, in order
+
+
+class Generator(NamedTuple):
     """An engine with a policy loaded."""
 
     together: int  # prompts of a group: what is kept, or lost, at once
-
-    def sample(self, groups: Iterable[Sequence[Ask]]) -> "Iterator[list[list[Generation]]]":
-        """The answers to each prompt of each group, in order, as a stream."""
-        ...
+    sample: Callable[[Groups], Generations]  # as a stream
 
 
 class Engine(Settings):

@@ -1,16 +1,11 @@
 """exact: our own decoding on a transformers model; the same answers whatever the sharding."""
 
-import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from alt_hpc.engines.engine import Ask, Decoding, Engine, Model
+from alt_hpc.engines.engine import Decoding, Engine, Generations, Generator, Groups, Model
 
-if TYPE_CHECKING:
-    from alt_hpc.lm.decode import Generation
-
-# lm.decode imports torch: it is imported where a policy is loaded.
+# lm.check, decode and load import torch: they are imported where a policy is at hand.
 
 
 class Settings(Engine):
@@ -23,23 +18,16 @@ class Settings(Engine):
 
         check.decodable(place)
 
-    def load(self, model: Model, decoding: Decoding) -> "Generator":
-        return Generator(model, decoding)
+    def load(self, model: Model, decoding: Decoding) -> Generator:
+        from alt_hpc.lm import decode, load
 
+        policy = load.policy(model.place, model.dtype, model.device)
+        how = decoding._asdict() | {"eos": model.ends}  # as `generate` calls it
+        together, answers = how.pop("group"), how.pop("answers")
 
-class Generator:
-    """A policy, prompt group by prompt group."""
+        def sample(groups: Groups) -> Generations:
+            for group in groups:
+                ids, seeds = [ask.ids for ask in group], [ask.seed for ask in group]
+                yield decode.generate(policy, ids, answers, seeds, **how)
 
-    def __init__(self, model: Model, decoding: Decoding) -> None:
-        from alt_hpc.lm import load
-
-        self.policy = load.policy(model.place, model.dtype, model.device)
-        self.how = dataclasses.asdict(decoding) | {"eos": model.ends}  # as `generate` calls it
-        self.together, self.answers = self.how.pop("group"), self.how.pop("answers")
-
-    def sample(self, groups: Iterable[Sequence[Ask]]) -> "Iterator[list[list[Generation]]]":
-        from alt_hpc.lm.decode import generate
-
-        for group in groups:
-            ids, seeds = [ask.ids for ask in group], [ask.seed for ask in group]
-            yield generate(self.policy, ids, self.answers, seeds, **self.how)
+        return Generator(together, sample)

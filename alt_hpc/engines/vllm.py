@@ -1,20 +1,15 @@
 """vllm: vLLM generates, for throughput on GPUs; equality across shardings is not promised."""
 
-from __future__ import annotations
-
 import collections
 import functools
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from alt_hpc.engines.engine import Ask, Decoding, Engine, Model
+from alt_hpc.engines.engine import Decoding, Engine, Generations, Generator, Groups, Model
 from alt_hpc.errors import InputError
-
-if TYPE_CHECKING:
-    from alt_hpc.lm.decode import Generation
+from alt_hpc.lm.tokens import Generation
 
 # What vLLM reads from the environment; a user's own values stay.
 VLLM_ENVIRONMENT = {
@@ -34,18 +29,17 @@ class Settings(Engine):
     kind: Literal["vllm"] = "vllm"
 
     def load(self, model: Model, decoding: Decoding) -> Generator:
-        return Generator(model, decoding)
+        return Generator(1, _Loaded(model, decoding).sample)
 
 
-class Generator:
+class _Loaded:
     """vLLM: n generations are one request (generation i takes seed + i), prefix caching on.
 
     As many prompts as a prompt group has are in flight, each kept as it is done: the batch never
     runs empty, and a killed task loses no more than a group. It is for GPUs; the CPU build serves
-    to test it. Measured with that on 2 shared cores with AVX-512 (SmolLM2-135M, bfloat16, 2
-    threads): 8 s to import and 15 s to start, once per task (52 s the first time, its files not
-    yet in memory); then 280 tokens/s at best, 16 generations of a 179-token prompt at once, but 7
-    to 75 beside busier neighbours: OpenMP threads wait for one another.
+    to test it: on 2 shared cores with AVX-512 (SmolLM2-135M, bfloat16) 8 s to import and 15 s to
+    start a task (52 s from a cold disk), then 280 tokens/s at best (16 generations of a 179-token
+    prompt), but 7 to 75 beside busier neighbours: OpenMP threads wait for one another.
     """
 
     def __init__(self, model: Model, decoding: Decoding) -> None:
@@ -59,7 +53,7 @@ class Generator:
                 f"engine.kind: vllm is not installed in {sys.prefix} ({error}); let"
                 " cluster.sample.python and cluster.evaluate.python name an environment that has it"
             ) from error
-        self.together, self.in_flight, self.ends = 1, decoding.group, model.ends
+        self.in_flight, self.ends = decoding.group, model.ends
         on_cpu = vllm.platforms.current_platform.is_cpu()
         self.engine = vllm.LLM(
             model=str(model.place),
@@ -75,7 +69,6 @@ class Generator:
             disable_log_stats=True,
             use_tqdm_on_load=False,
         ).llm_engine
-        self.prompt = vllm.TokensPrompt
         self.parameters = functools.partial(
             vllm.SamplingParams,
             n=decoding.answers,
@@ -91,24 +84,19 @@ class Generator:
         self.names = map(str, itertools.count())  # of requests
         self.answers: dict[str, list[Generation]] = {}  # not yet asked for, by request
 
-    def sample(self, groups: Iterable[Sequence[Ask]]) -> Iterator[list[list[Generation]]]:
+    def sample(self, groups: Groups) -> Generations:
         ahead: collections.deque[list[str]] = collections.deque()
         for group in groups:
-            ahead.append([self._enter(ask) for ask in group])
+            ahead.append([next(self.names) for _ in group])
+            for name, ask in zip(ahead[-1], group, strict=True):
+                prompt = {"prompt_token_ids": ask.ids}
+                self.engine.add_request(name, prompt, self.parameters(seed=ask.seed))
             if len(ahead) == self.in_flight:
                 yield self._answers(ahead.popleft())
         yield from map(self._answers, ahead)
 
-    def _enter(self, ask: Ask) -> str:
-        """The name of a new request."""
-        name, prompt = next(self.names), self.prompt(prompt_token_ids=ask.ids)
-        self.engine.add_request(name, prompt, self.parameters(seed=ask.seed))
-        return name
-
     def _answers(self, requests: list[str]) -> list[list[Generation]]:
         """Work until all these requests are answered. vLLM keeps a stop token, as we do."""
-        from alt_hpc.lm.decode import Generation
-
         while not self.answers.keys() >= set(requests):
             for answer in filter(lambda one: one.finished, self.engine.step()):
                 made = [list(map(int, one.token_ids)) for one in answer.outputs]

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_Mask = Tensor | None
 _Output = tuple[Tensor, None]
 _SPECIAL = {"is_causal", "softcap", "position_bias", "s_aux", "output_attentions"}
 _sdpa = AttentionInterface()["sdpa"]
@@ -16,11 +17,9 @@ _sdpa = AttentionInterface()["sdpa"]
 
 @functools.cache
 def quicken() -> None:
-    """Have torch keep the memory that it frees, and attend by matrix products.
-
-    glibc gives large blocks back to the system at once, and each operation's result then faults
-    its pages in anew (see tests/benchmarks/results.md). Other C libraries are left as they are.
-    """
+    """Have torch keep the memory that it frees, and attend by matrix products."""
+    # glibc gives large blocks back to the system at once, and each operation's result then faults
+    # its pages in anew (see tests/benchmarks/results.md). Other C libraries are left as they are.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
@@ -29,12 +28,7 @@ def quicken() -> None:
 
 
 def _attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **how: Any,
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: _Mask, **how: Any
 ) -> _Output:
     """Attention without gradients as plain products; all else is left to torch's fused kernel.
 

@@ -13,10 +13,6 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from alt_hpc.errors import InputError, said
 
-HUB_WITHIN_S = 5.0  # how long an unreachable hub may keep us waiting
-_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
-_LIGHT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
-
 
 def fetch(name: str, *, whole: bool = True) -> Path:
     """The folder of a model, downloaded where needed.
@@ -25,17 +21,22 @@ def fetch(name: str, *, whole: bool = True) -> Path:
     Hugging Face cache, then on the hub. Not `whole`: configuration and tokenizer are enough.
     InputError where the folder holds no weights, or the model can be had nowhere.
     """
-    folder = Path(name)
-    if folder.is_dir():
-        return _checked(folder, whole)
+    if Path(name).is_dir():
+        return _checked(name, whole)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(f"{name}: no such model folder")
     with contextlib.suppress(LocalEntryNotFoundError, InputError):
-        return _checked(Path(snapshot_download(name, local_files_only=True)), whole)
-    why = unreachable()
-    if why is None:
+        return _checked(snapshot_download(name, local_files_only=True), whole)
+    if (why := unreachable()) is None:
+        wanted = ["*.json", "*.txt", "*.model", "*.jinja"]
         try:
-            return _checked(_downloaded(name, whole), whole)
+            if whole:  # the weights in one format only
+                files = HfApi().list_repo_files(name)
+                safe = any(file.endswith(".safetensors") and "/" not in file for file in files)
+                wanted.append("*.safetensors" if safe else "pytorch_model*.bin")
+            print(f"getting {name} from {constants.ENDPOINT}...", flush=True)
+            got = snapshot_download(name, allow_patterns=wanted, ignore_patterns="*/*")
+            return _checked(got, whole)
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             why = said(error)
     raise InputError(
@@ -44,48 +45,31 @@ def fetch(name: str, *, whole: bool = True) -> Path:
     )
 
 
-def _checked(folder: Path, whole: bool) -> Path:
+def _checked(place: str, whole: bool) -> Path:
+    folder = Path(place)
     if whole:
         weight_files(folder)
-    elif not any((folder / name).is_file() for name in _LIGHT_FILES):
+    light = ("config.json", "tokenizer.json", "tokenizer_config.json")
+    if not whole and not any((folder / name).is_file() for name in light):
         raise InputError(f"{folder}: neither a model configuration nor a tokenizer is here")
     return folder
 
 
-def _downloaded(name: str, whole: bool) -> Path:
-    """A model's root files, and its weights in one format only."""
-    wanted = [*_SMALL_FILES]
-    if whole:
-        files = HfApi().list_repo_files(name)
-        safe = any(file.endswith(".safetensors") and "/" not in file for file in files)
-        wanted.append("*.safetensors" if safe else "pytorch_model*.bin")
-    print(f"getting {name} from {constants.ENDPOINT}...", flush=True)
-    return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns="*/*"))
-
-
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights, sorted: safetensors, else pytorch_model*.bin.
-
-    An index names its files; without one every file counts. InputError where there are none, or
-    one that the index names is missing.
-    """
+    """The weight files, sorted; InputError where there are none, or one of an index is missing."""
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        indices = sorted(folder.glob(pattern + ".index.json"))
-        files = _named(indices[0]) if indices else sorted(folder.glob(pattern))
+        files = sorted(folder.glob(pattern))  # without an index every file counts
+        for index in sorted(folder.glob(pattern + ".index.json"))[:1]:
+            weights = read_json(index).get("weight_map")
+            if not isinstance(weights, dict) or not all(type(n) is str for n in weights.values()):
+                raise InputError(f"{index}: weight_map must say which file holds each weight")
+            files = [folder / name for name in sorted(set(weights.values()))]
+            for file in files:
+                if not file.is_file():
+                    raise InputError(f"{file}: named by {index.name}, but missing")
         if files:
             return files
     raise InputError(f"{folder}: no model weights here (*.safetensors or pytorch_model*.bin)")
-
-
-def _named(index: Path) -> list[Path]:
-    weights = read_json(index).get("weight_map")
-    if not isinstance(weights, dict) or not all(isinstance(n, str) for n in weights.values()):
-        raise InputError(f"{index}: weight_map must say which file holds each weight")
-    files = [index.parent / name for name in sorted(set(weights.values()))]
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"{file}: named by {index.name}, but missing")
-    return files
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -105,9 +89,8 @@ def unreachable() -> str | None:
         return "HF_HUB_OFFLINE is set"
     request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
     try:
-        urllib.request.urlopen(request, timeout=HUB_WITHIN_S).close()
-    except urllib.error.HTTPError:
-        return None  # it answered
+        with contextlib.suppress(urllib.error.HTTPError):  # it answered
+            urllib.request.urlopen(request, timeout=5.0).close()
     except (OSError, ValueError) as error:
         return f"{constants.ENDPOINT} cannot be reached: {getattr(error, 'reason', error)}"
     return None

@@ -9,11 +9,12 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel
 
 from alt_hpc.errors import InputError, said
 from alt_hpc.lm import cpu
 from alt_hpc.lm.fetch import weight_files
+from alt_hpc.lm.tokens import Tokenizer
 
 transformers.utils.logging.disable_progress_bar()  # jobs write to log files
 transformers.utils.logging.set_verbosity_error()
@@ -22,7 +23,7 @@ _HERE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 @contextlib.contextmanager
-def _blaming(problem: str) -> Iterator[None]:
+def refusing(problem: str) -> Iterator[None]:
     """Whatever a broken folder makes transformers, torch or pickle raise is wrong input."""
     try:
         yield
@@ -30,45 +31,42 @@ def _blaming(problem: str) -> Iterator[None]:
         raise InputError(f"{problem} ({said(error)})") from error
 
 
-def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a folder; InputError where it has none."""
-    with _blaming(f"{folder}: no tokenizer can be loaded from here"):
-        found: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder, **_HERE)
-    return found
+    with refusing(f"{folder}: no tokenizer can be loaded from here"):
+        return transformers.AutoTokenizer.from_pretrained(folder, **_HERE)
 
 
 def config(folder: Path) -> PretrainedConfig:
     """The `config.json` of a folder; InputError where it has none that transformers knows."""
-    with _blaming(f"{folder}/config.json: no model configuration"):
+    with refusing(f"{folder}/config.json: no model configuration"):
         found: PretrainedConfig = transformers.AutoConfig.from_pretrained(folder, **_HERE)
     return found
 
 
 def policy(folder: Path, dtype: str, device: torch.device) -> PreTrainedModel:
-    """A causal language model in evaluation mode, every weight read from the folder.
-
-    `dtype` is `float32`, `bfloat16` or `float16`. InputError where configuration or weights are
-    missing or of the wrong shape (transformers would fill those with random numbers).
-    """
+    """The causal language model of a folder, see `whole`."""
     return whole(transformers.AutoModelForCausalLM, folder, dtype, device)
 
 
 def whole(
     auto: Any,
     folder: Path,
-    dtype: str,
+    dtype: str,  # float32, bfloat16 or float16
     device: torch.device,
     *,
-    shape: PretrainedConfig | None = None,
+    shape: PretrainedConfig | None = None,  # else the folder's
     new: Collection[str] = (),
 ) -> PreTrainedModel:
-    """As `policy`, for any `AutoModel...`; with a `shape` of its own, weights may be `new`.
+    """A model of any `AutoModel...`, in evaluation mode; only `new` weights are not the folder's.
 
-    Attention is left to transformers: sdpa where the architecture has it (GPT-J has not).
+    InputError where configuration or weights are missing or of the wrong shape (transformers would
+    fill those with random numbers). Attention is left to transformers: sdpa where the architecture
+    has it (GPT-J has not).
     """
     given: dict[str, Any] = {"config": shape or config(folder), "dtype": getattr(torch, dtype)}
     file = weight_files(folder)[0]
-    with _blaming(f"{file}: the weights cannot be loaded"):
+    with refusing(f"{file}: the weights cannot be loaded"):
         model, info = auto.from_pretrained(folder, output_loading_info=True, **given, **_HERE)
     if missing := set(info["missing_keys"]) - set(new):
         raise InputError(f"{file}: the weight {min(missing)} is missing")
@@ -87,41 +85,36 @@ def empty(shape: PretrainedConfig, auto: Any, dtype: str = "float32") -> PreTrai
     """The model of a config without memory for its weights."""
     kind = auto.__name__.removeprefix("AutoModelFor")
     problem = f"{shape.name_or_path}/config.json: no {kind} can be made of it"
-    with _blaming(problem), torch.device("meta"):
+    with refusing(problem), torch.device("meta"):
         model: PreTrainedModel = auto.from_config(shape, dtype=getattr(torch, dtype))
     return model
 
 
-def _tied(model: PreTrainedModel) -> Collection[str]:
-    return getattr(model, "all_tied_weights_keys", {})
-
-
 def shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights that a checkpoint must hold: a tied one may be absent."""
-    return {n: tuple(t.shape) for n, t in model.state_dict().items() if n not in _tied(model)}
+    tied = getattr(model, "all_tied_weights_keys", {})
+    return {n: tuple(t.shape) for n, t in model.state_dict().items() if n not in tied}
 
 
 def assembled(
     auto: Any, shape: PretrainedConfig, weights: Mapping[str, Tensor], dtype: str, folder: Path
 ) -> PreTrainedModel:
     """A model made of weights; InputError where one is missing, unknown or of the wrong shape."""
-    model = empty(shape, auto, dtype)
-    expected = shapes(model)
-    for name in expected.keys() ^ (weights.keys() - set(_tied(model))):
+    model, exact = empty(shape, auto, dtype), getattr(torch, dtype)
+    expected, tied = shapes(model), getattr(model, "all_tied_weights_keys", {})
+    for name in expected.keys() ^ {name for name in weights if name not in tied}:
         problem = "missing" if name in expected else "unknown to this architecture"
         raise InputError(f"{folder}: the weight {name} is {problem}")
     for name, wanted in expected.items():
-        given = tuple(weights[name].shape)
-        if given != wanted:
+        if (given := tuple(weights[name].shape)) != wanted:
             raise InputError(f"{folder}: the weight {name} has shape {given}, not {wanted}")
-    exact = getattr(torch, dtype)
     kept = {name: weights[name].detach().to("cpu", exact).contiguous() for name in expected}
     return type(model).from_pretrained(None, config=shape, state_dict=kept, dtype=exact)
 
 
 def tensors(file: Path) -> dict[str, Tensor]:
     """All of a weight file by its names, memory-mapped; nothing but tensors is unpickled."""
-    with _blaming(f"{file}: the weights cannot be read"):
+    with refusing(f"{file}: the weights cannot be read"):
         if file.suffix == ".safetensors":
             return load_file(file)
         state = torch.load(file, weights_only=True, mmap=True, map_location="cpu")

@@ -1,30 +1,100 @@
-"""What a model says behind one prompt that is computed once."""
+"""What a model says behind a prompt that is computed once: masks, and all we know of its cache.
 
-from collections.abc import Iterator, Sequence
+The layers of transformers' caches are no public interface: `tests/test_private_names.py` says
+which release broke them.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
-
-from alt_hpc.lm import cache
+from torch.nn.functional import pad
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 # Architectures known (and tested) to take 4-D masks and free positions. Others have one prompt
 # at a time: GPT-Neo, for one, lays a local mask of its own over whatever it is given.
 SIDE_BY_SIDE = frozenset({"gpt2", "gpt_neox", "gptj", "llama", "mistral", "qwen2", "qwen3"})
 NOBODY, ALL = -2, -1  # owners of padding and of the prompt; answers are numbered from 0
+_Both = tuple[Tensor, Tensor]  # keys and values [rows, heads, slots, size]
+
+
+def passing(model: PreTrainedModel, cache: Cache | None) -> Mapping[str, Any]:
+    """The keywords that hand a cache to a model: renamed by transformers 5.24."""
+    named = "cache" in inspect.signature(model.forward).parameters
+    return {"cache" if named else "past_key_values": cache, "use_cache": cache is not None}
+
+
+def cache_of(output: Any) -> Cache | None:
+    """The cache of a model's output."""
+    found: Cache | None = getattr(output, "cache", None)
+    return getattr(output, "past_key_values", None) if found is None else found
+
+
+def is_plain(cache: Cache | None) -> bool:
+    """Whether it is keys and values of all positions, in every layer."""
+    return cache is not None and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def strange(cache: Cache | None) -> str | None:
+    """What a cache holds that answers to a prompt cannot share, if anything."""
+    if type(cache) is not DynamicCache:
+        return "no keys and values"
+    kinds = {type(layer) for layer in cache.layers} - {DynamicLayer, DynamicSlidingWindowLayer}
+    return f"states ({kinds.pop().__name__})" if kinds else None
+
+
+class _Fork(DynamicLayer):
+    """A prompt's layer that any number of rows go on from, once; nothing they add is kept."""
+
+    def __init__(self, prompt: Any) -> None:
+        vars(self).update(vars(prompt))
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> _Both:
+        past: Any = self.keys, self.values
+        keys, values = (states.expand(len(key_states), -1, -1, -1) for states in past)
+        return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
+
+
+class Slots(DynamicLayer):
+    """Prompts' layers, each `rows` times, ends aligned; appending copies only what is appended."""
+
+    def __init__(self, prompts: Sequence[Any], rows: int, room: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.is_initialized = True
+        self.length: int = max(layer.get_seq_length() for layer in prompts)
+        self.both: list[Tensor] = []  # with room set aside for `room` tokens a row
+        for name in ("keys", "values"):
+            states = [getattr(layer, name) for layer in prompts]
+            # Zeros, not garbage: 0 x NaN is NaN.
+            aligned = [pad(one, (0, 0, self.length - one.shape[2], room)) for one in states]
+            self.both.append(torch.cat([one.expand(rows, -1, -1, -1) for one in aligned]))
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> _Both:
+        start, self.length = self.length, self.length + key_states.shape[2]
+        for states, new in zip(self.both, (key_states, value_states), strict=True):
+            states[:, :, start : self.length] = new
+        keys, values = (states[:, :, : self.length] for states in self.both)
+        return keys, values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.both = [states[indices] for states in self.both]
 
 
 def side_by_side(shape: PretrainedConfig) -> bool:
     """Whether such a model can have several answers to a prompt in one row of a batch."""
-    known = shape.model_type in SIDE_BY_SIDE and cache.is_plain(DynamicCache(config=shape))
+    known = shape.model_type in SIDE_BY_SIDE and is_plain(DynamicCache(config=shape))
     return known and shape._attn_implementation in ("sdpa", "eager")
 
 
 def sight(owners: Tensor, slots: Tensor, dtype: torch.dtype, *, causal: bool = False) -> Tensor:
-    """What each token sees, as scores to add [rows, 1, tokens, slots]: the prompt and its own.
-
-    `owners` [rows, tokens] says whose each is, `slots` [rows, slots] whose is what it may see.
-    """
+    """What each token sees, as scores to add [rows, 1, tokens, slots]: the prompt and its own."""
+    # `owners` [rows, tokens] says whose each is, `slots` [rows, slots] whose is what it may see.
     seen = (slots[:, None, :] == owners[:, :, None]) | (slots == ALL)[:, None, :]
     seen = seen.tril() if causal else seen
     scores = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
@@ -40,7 +110,7 @@ def padded(rows: Sequence[list[int]], device: torch.device | None = None) -> Ten
 def prefill(model: PreTrainedModel, ids: list[int]) -> tuple[Tensor, Cache]:
     """Logits of the token after a prompt [1, vocabulary], and the prompt's cache."""
     out = model(input_ids=padded([ids], model.device), use_cache=True, logits_to_keep=1)
-    kept = cache.of(out)
+    kept = cache_of(out)
     assert kept is not None  # `check.decodable`
     return out.logits[:, -1], kept
 
@@ -58,8 +128,8 @@ def outputs(
     order = sorted(range(len(continuations)), key=lambda i: len(continuations[i]))
     kept, device = None, model.device
     if prefix:
-        kept = cache.of(model.base_model(input_ids=padded([prefix], device), use_cache=True))
-    if prefix and not cache.is_plain(kept):
+        kept = cache_of(model.base_model(input_ids=padded([prefix], device), use_cache=True))
+    if prefix and not is_plain(kept):
         for i in order:
             ids = padded([prefix + continuations[i]], device)
             yield i, model(input_ids=ids, use_cache=False)[0][0, len(prefix) :]
@@ -68,8 +138,8 @@ def outputs(
         most = sum(n * len(continuations[i]) <= budget for n, i in enumerate(order, 1)) or 1
         chosen, order = order[:most], order[most:]
         ids = padded([continuations[i] for i in chosen], device)
-        fork = None if kept is None else cache.fork(kept)
-        out = model(input_ids=ids, **cache.passing(model, fork))[0]
+        fork = None if kept is None else Cache(layers=[_Fork(layer) for layer in kept.layers])
+        out = model(input_ids=ids, **passing(model, fork))[0]
         for row, i in enumerate(chosen):
             yield i, out[row, : len(continuations[i])]
 

@@ -6,26 +6,23 @@ from pathlib import Path
 
 import transformers
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel
 
 from alt_hpc.lm import load
+from alt_hpc.lm.tokens import Tokenizer
 
 
 def policy(
     folder: Path,
     shape: PretrainedConfig,
     weights: Mapping[str, Tensor],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     dtype: str,
-    card: str,
-    ends: Sequence[int],
-    silent: Sequence[int] = (),
+    card: str,  # the text of README.md
+    ends: Sequence[int],  # token ids that end a generation
+    silent: Sequence[int] = (),  # those that are never generated
 ) -> None:
-    """Write a causal language model, stored as `dtype`; InputError as `load.assembled`.
-
-    `card` is the text of README.md; `ends` are the token ids that end a generation, `silent` those
-    that are never generated.
-    """
+    """Write a causal language model, stored as `dtype`; InputError as `load.assembled`."""
     shape = type(shape).from_dict(shape.to_dict())
     model = load.assembled(transformers.AutoModelForCausalLM, shape, weights, dtype, folder)
     pad = tokenizer.pad_token_id
@@ -38,9 +35,7 @@ def policy(
     whole(folder, model, tokenizer, card)
 
 
-def whole(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str
-) -> None:
+def whole(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer, card: str) -> None:
     """Write model, tokenizer and model card."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,21 +1,27 @@
 """Text and token ids: how a text begins or goes on, what ends it, how many fit."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from alt_hpc.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+Tokenizer: TypeAlias = "PreTrainedTokenizerBase"  # for those that must not import transformers
 
-def all_ends(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every token that ends a generation of a folder's model, ascending.
 
-    The tokenizer's and those of config.json and generation_config.json (of chat models several).
+class Generation(NamedTuple):
+    """Sampled token ids, the EOS included where it was sampled, and how the generation ended."""
+
+    ids: list[int]
+    ended: Literal["eos", "limit"]
+
+
+def all_ends(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Every token that ends a generation of a folder's model (of a chat model several), ascending.
+
     Ids beyond the vocabulary are left out: small models inherit those of their big relatives.
     """
     from alt_hpc.lm import fetch, load
@@ -29,7 +35,7 @@ def all_ends(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...
     return tuple(sorted(i for i in ids if isinstance(i, int) and i < text.vocab_size))
 
 
-def context_length(shape: PretrainedConfig, unknown: int | None = None) -> int:
+def context_length(shape: "PretrainedConfig", unknown: int | None = None) -> int:
     """The most tokens that a model sees at once; else `unknown`; InputError where nothing says."""
     text = shape.get_text_config()
     given = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions")]
@@ -42,26 +48,23 @@ def context_length(shape: PretrainedConfig, unknown: int | None = None) -> int:
     )
 
 
-def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of a text that begins a sequence: with BOS where the tokenizer adds one, no EOS."""
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     bos = tokenizer.bos_token_id
     return [bos, *ids] if bos is not None and tokenizer.encode("")[:1] == [bos] else ids
 
 
-def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text that goes on after another.
-
-    Tokenised behind a colon, as prompts end in one: some tokenizers put a space in front of
-    whatever begins a text.
-    """
+def continuation_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text that goes on after another."""
+    # Behind a colon, as prompts end in one: some tokenizers put a space in front of a text.
     colon, ids = (tokenizer.encode(t, add_special_tokens=False) for t in (":", ":" + text))
     if ids[: len(colon)] != colon:  # the two were merged
         return list(tokenizer.encode(text, add_special_tokens=False))
     return list(ids[len(colon) :])
 
 
-def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: Collection[int]) -> str:
+def text_of(tokenizer: Tokenizer, ids: Sequence[int], ends: Collection[int]) -> str:
     """The text of generated token ids, EOS and special tokens left out, stripped."""
     kept = [i for i in ids if i not in ends]
     return str(tokenizer.decode(kept, skip_special_tokens=True)).strip()

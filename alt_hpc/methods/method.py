@@ -1,17 +1,16 @@
 """What a method is: it turns scored generations into training data and conditioning."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from alt_hpc.lm.tokens import Tokenizer
 from alt_hpc.settings import Settings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 Row = Mapping[str, Any]
 Asking = Literal["plain", "best", "worst"]
@@ -45,12 +44,12 @@ class Method(Settings):
         """Raise InputError, with its field, where its settings contradict each other."""
 
     @property
-    def levels(self) -> Sequence[str]:
+    def levels(self) -> list[str]:
         """What its quantiles are called, best first, in tables and curves."""
         raise NotImplementedError
 
     @property
-    def widest(self) -> Sequence[str]:
+    def widest(self) -> list[str]:
         """The feedback that a prompt must leave room for: it is shortened once for all of it."""
         return self.levels
 
@@ -83,17 +82,17 @@ class Method(Settings):
         """Indices of the generations that are trained on; `finished`: those that ended by EOS."""
         raise NotImplementedError
 
-    def learned(self, generation: Row, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
+    def learned(self, generation: Row, tokenizer: Tokenizer, limit: int) -> list[int]:
         """Token ids that are learned of a selected generation: those that were sampled."""
         return list(generation["ids"])
 
-    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def prepare(self, model: "PreTrainedModel", tokenizer: Tokenizer) -> None:
         """Change a policy before it is trained (new tokens, say). Called again on its successor."""
 
-    def silent(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    def silent(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Token ids that are never sampled, here or from the export."""
         return ()
 
-    def loss_view(self, tokenizer: PreTrainedTokenizerBase) -> LossView:
+    def loss_view(self, tokenizer: Tokenizer) -> LossView:
         """What the KL term compares."""
         return LossView()

@@ -17,13 +17,11 @@ def quantiles(rewards: Sequence[float], q: int, remainder: str = "spread") -> li
     rest. Fewer finite rewards than quantiles: all None, the prompt is set aside.
     """
     finite = [i for i, reward in enumerate(rewards) if math.isfinite(reward)]
-    n, found = len(finite), dict[int, int]()
-    if n >= q:
-        ordered = sorted(finite, key=lambda i: -rewards[i])  # sorted is stable: ties by index
-        last = remainder == "last"
-        found = {
-            i: min(r // (n // q), q - 1) if last else r * q // n for r, i in enumerate(ordered)
-        }
+    ordered = sorted(finite, key=lambda i: -rewards[i])  # sorted is stable: ties by index
+    n, last = len(ordered), remainder == "last"
+    if n < q:
+        return [None] * len(rewards)
+    found = {i: min(r // (n // q), q - 1) if last else r * q // n for r, i in enumerate(ordered)}
     return [found.get(i) for i in range(len(rewards))]
 
 

@@ -3,18 +3,16 @@
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from alt_hpc.errors import InputError
+from alt_hpc.lm.tokens import Tokenizer
 from alt_hpc.methods import quantiles as paper
 from alt_hpc.methods.method import Asking, Label, Method, Row
 from alt_hpc.settings import LARGEST, Count
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 class Settings(Method):
@@ -43,7 +41,7 @@ class Settings(Method):
                 raise InputError("the feedback text is empty", f"method.texts[{i}]")
 
     @property
-    def levels(self) -> Sequence[str]:
+    def levels(self) -> list[str]:
         return self.texts
 
     @property
@@ -71,7 +69,7 @@ class Settings(Method):
     def select(self, label: Label, finished: Sequence[bool], rng: np.random.Generator) -> list[int]:
         return paper.select(label.quantiles, finished, self.per_quantile, rng)
 
-    def learned(self, generation: Row, tokenizer: "PreTrainedTokenizerBase", limit: int) -> list[int]:
+    def learned(self, generation: Row, tokenizer: Tokenizer, limit: int) -> list[int]:
         """The sampled ids; with `append_eos` what the authors train on (METHOD of their code).
 
         That is ` ` + the stripped text, tokenised again, and an EOS, but where the text does not

@@ -1,34 +1,67 @@
-"""Reward models: a value head on a decoder; a prompt's answers share their common beginning."""
+"""Reward models: a value head on a decoder, the text it reads, their folders."""
 
-from __future__ import annotations
-
-import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alt_hpc.domains import Domain
 from alt_hpc.errors import InputError
 from alt_hpc.lm import check as lm_check
 from alt_hpc.lm import load, prefix, tokens
-from alt_hpc.lm import save as lm_save
-from alt_hpc.rewards import text
-from alt_hpc.rewards.text import Text
+from alt_hpc.rewards.model import Settings
+from alt_hpc.rewards.reward import Answers, Scored
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from alt_hpc.rewards.model import Settings
-
-_HEAD = "v_head.weight"
-_TRUNK = "transformer."
+CLASSIFIER = transformers.AutoModelForSequenceClassification
+PLAIN_TEMPLATE = "{prompt} {summary}"
+_HEAD, _TRUNK = "v_head.weight", "transformer."
 _IGNORED = (".attn.bias", ".attn.masked_bias")  # causal masks that old GPT-J files carry
 _BUDGET = {"cpu": 640, "cuda": 16384}  # tokens read at once, behind the prompt; measured on CPUs
+
+
+class Text:
+    """How prompt and summary become the token ids whose last one is scored.
+
+    Summaries are stripped. The first EOS behind the prompt ends the text, also within a summary.
+    A prompt is shortened to what the template and a summary of `new` tokens leave of max_length,
+    whatever its summaries: all generations of a prompt see the same prompt. InputError where
+    `folder` has no tokenizer, or the template cannot be used.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Settings, domain: Domain, new: int, *, carperai: bool = False
+    ) -> None:
+        self.tokenizer, self.domain = load.tokenizer(folder), domain
+        self.most, self.scores_eos = settings.max_length, not carperai  # or the token before EOS
+        template = settings.template or ("<|startoftext|>" if carperai else "") + PLAIN_TEMPLATE
+        if template.count("{prompt}") != 1 or template.count("{summary}") != 1:
+            raise InputError(f"{template!r} must hold {{prompt}} and {{summary}} once", ".template")
+        self.before, _, rest = template.partition("{prompt}")
+        self.between, mark, self.after = rest.partition("{summary}")
+        if not mark:
+            raise InputError(f"{template!r} has {{summary}} before {{prompt}}", ".template")
+        if self.tokenizer.eos_token_id is None:
+            name = self.tokenizer.name_or_path
+            raise InputError(f"{name}: the reward model's tokenizer has no EOS token")
+        self.room = self.most - len(self._tail("", self.most)) - new
+        if self.room <= len(tokens.text_ids(self.tokenizer, self.before)):
+            problem = f"{self.most} tokens leave no room for a post beside the template and"
+            raise InputError(f"{problem} {new} new tokens", ".max_length")
+
+    def ids(self, prompt: str, summaries: list[str]) -> tuple[list[list[int]], bool]:
+        """Ids of each text (too long a summary loses its end); whether the prompt was shortened."""
+        head, lost = self.domain.fit(self.tokenizer, self.before, prompt, self.room)
+        return [head + self._tail(s, self.most - len(head)) for s in summaries], lost > 0
+
+    def _tail(self, summary: str, room: int) -> list[int]:
+        text = self.between + summary.strip() + self.after
+        ids, eos = tokens.continuation_ids(self.tokenizer, text), self.tokenizer.eos_token_id
+        ids = ids[: ids.index(eos)] if eos in ids else ids
+        return [*ids[: room - 1], eos] if self.scores_eos else ids[:room]
 
 
 @dataclass(frozen=True)
@@ -48,71 +81,51 @@ class Trunk:
         texts, shortened = self.text.ids(prompt, summaries)
         width: int = self.model.config.get_text_config().hidden_size
         hidden = torch.empty(len(texts), width, dtype=torch.float32, device=self.model.device)
-        if not texts:
-            return hidden, shortened
-        common = _common(texts)
-        rests = [ids[common:] for ids in texts]
-        budget = _BUDGET.get(self.model.device.type, 1024)
-        for i, states in prefix.outputs(self.model, texts[0][:common], rests, budget):
-            hidden[i] = states[-1].float()
+        if texts:  # each keeps at least one token behind the beginning that all share
+            first, last = min(texts), max(texts)  # in the order of lists, all others lie between
+            shared = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+            common = min([next(shared, len(first)), *(len(ids) - 1 for ids in texts)])
+            rests = [ids[common:] for ids in texts]
+            budget = _BUDGET.get(self.model.device.type, 1024)
+            for i, states in prefix.outputs(self.model, texts[0][:common], rests, budget):
+                hidden[i] = states[-1].float()
         return hidden, shortened
-
-
-def _common(texts: list[list[int]]) -> int:
-    """Length of the beginning that all texts share; each keeps at least one token behind it."""
-    first, last = min(texts), max(texts)  # in the order of lists, all others lie between
-    shared = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-    return min([next(shared, len(first)), *(len(ids) - 1 for ids in texts)])
 
 
 @dataclass(frozen=True)
 class RewardModel:
-    """A trunk and its value head."""
+    """A trunk and its value head: the scorer of kind `model`."""
 
     trunk: Trunk
     head: Tensor  # [1, hidden], float32
 
-    def score(self, prompt: str, summaries: list[str]) -> tuple[list[float], bool]:
-        """Rewards (may be no numbers) of a plain prompt's summaries; whether it was shortened."""
-        hidden, shortened = self.trunk.hidden(prompt, summaries)
-        # One head product per text: a matrix product's rounding may depend on its rows.
-        rewards: list[float] = (hidden * self.head).sum(-1).tolist()
-        return rewards, shortened
+    def score(self, groups: Iterable[Answers]) -> Iterator[Scored]:
+        for answers in groups:
+            hidden, shortened = self.trunk.hidden(answers.prompt, list(answers.texts))
+            # One head product per text: a matrix product's rounding may depend on its rows.
+            yield Scored((hidden * self.head).sum(-1).tolist(), shortened=shortened)
 
 
-@dataclass(frozen=True)
-class _Checkpoint:
-    """Where the parts of a reward model on disk are."""
+def _found(places: Mapping[str, Path]) -> tuple[Path, Path, dict[str, Tensor] | None]:
+    """Folders of architecture and tokenizer; the weights, memory-mapped, if in CarperAI's format.
 
-    config: Path  # the folder of its architecture
-    tokenizer: Path
-    carperai: dict[str, Tensor] | None = None  # the weights, memory-mapped, if in that format
-
-    def text(self, settings: Settings, domain: Domain, new: int) -> Text:
-        carperai = self.carperai is not None
-        return text.of(self.tokenizer, settings, domain, new, carperai=carperai)
-
-
-def _found(places: Mapping[str, Path]) -> _Checkpoint:
-    """What the folder of `model` holds; `base` and `tokenizer` have what it lacks."""
-    folder, base = places["model"], places.get("base")
-    own = folder if (folder / "tokenizer_config.json").is_file() else base
-    home = places.get("tokenizer") or own or folder
+    `base` and `tokenizer` have what the folder of `model` lacks; without one, `base` is trained.
+    """
+    base = places.get("base")
+    folder = places.get("model") or places["base"]
+    own = folder if base is None or (folder / "tokenizer_config.json").is_file() else base
+    home = places.get("tokenizer", own)
     for file in (folder / "pytorch_model.bin", folder / "model.safetensors"):
-        if file.is_file() and _HEAD in (state := load.tensors(file)):
+        if "model" in places and file.is_file() and _HEAD in (state := load.tensors(file)):
             if base is None and not (folder / "config.json").is_file():
                 problem = f"{folder}: CarperAI's format needs it, for its architecture"
                 raise InputError(problem, ".base")
-            return _Checkpoint(base or folder, home, state)
-    return _Checkpoint(folder, home)
+            return base or folder, home, state
+    return folder, home, None
 
 
 def load_reward_model(
-    settings: Settings,
-    domain: Domain,
-    max_new_tokens: int,
-    places: Mapping[str, Path],
-    device: torch.device,
+    settings: Settings, domain: Domain, new: int, places: Mapping[str, Path], device: torch.device
 ) -> RewardModel:
     """The reward model in the folder `places["model"]`, which tells of which kind it is.
 
@@ -121,75 +134,54 @@ def load_reward_model(
     [1, hidden]; its architecture is the config of `base`) scores
     `<|startoftext|>{prompt} {summary}<|endoftext|>` at the token before the first
     `<|endoftext|>`; its prompts end in `TL;DR:`. `settings.template` replaces the text before
-    the EOS. `max_new_tokens` are kept free for a summary when a prompt is shortened.
-
-    InputError where there is no such model, a weight is missing, unknown or of the wrong shape,
-    or the template is bad.
+    the EOS. InputError where there is no such model, or a weight is missing, unknown or of the
+    wrong shape; and as `Text`.
     """
-    folder, found = places["model"], _found(places)
-    if found.carperai is None:
-        whole = load.whole(AutoModelForSequenceClassification, folder, settings.dtype, device)
+    folder, dtype = places["model"], settings.dtype
+    config, home, state = _found(places)
+    if state is None:
+        whole = load.whole(CLASSIFIER, folder, dtype, device)
         model: PreTrainedModel = getattr(whole, whole.base_model_prefix)
         head: Tensor = score_of(whole, folder).weight
     else:
-        model, head = _carperai(folder, found.carperai, found.config, settings.dtype)
+        shape, head = load.config(config), state.pop(_HEAD)
+        if strange := [name for name in state if not name.startswith(_TRUNK)]:
+            raise InputError(f"{folder}: the weight {min(strange)} is unknown to CarperAI's format")
+        kept = {n.removeprefix(_TRUNK): t for n, t in state.items() if not n.endswith(_IGNORED)}
+        model = load.assembled(transformers.AutoModel, shape, kept, dtype, folder)
+        given, wanted = tuple(head.shape), (1, shape.hidden_size)
+        if given != wanted:
+            raise InputError(f"{folder}: {_HEAD} has shape {given}, not {wanted}")
         model = load.ready(model, device)
-    trunk = Trunk(model, found.text(settings, domain, max_new_tokens))
+    trunk = Trunk(model, Text(home, settings, domain, new, carperai=state is not None))
     return RewardModel(trunk, head.to(device, torch.float32))
 
 
-def _carperai(
-    folder: Path, state: dict[str, Tensor], config: Path, dtype: str
-) -> tuple[PreTrainedModel, Tensor]:
-    head, shape = state[_HEAD], load.config(config)
-    names = state.keys() - {_HEAD}
-    if strange := [name for name in names if not name.startswith(_TRUNK)]:
-        raise InputError(f"{folder}: the weight {min(strange)} is unknown to CarperAI's format")
-    kept = {n.removeprefix(_TRUNK): state[n] for n in names if not n.endswith(_IGNORED)}
-    model = load.assembled(AutoModel, shape, kept, dtype, folder)
-    given, wanted = tuple(head.shape), (1, shape.hidden_size)
-    if given != wanted:
-        raise InputError(f"{folder}: {_HEAD} has shape {given}, not {wanted}")
-    return model, head
-
-
-def check(
-    settings: Settings, domain: Domain, max_new_tokens: int, places: Mapping[str, Path]
-) -> None:
+def check(settings: Settings, domain: Domain, new: int, places: Mapping[str, Path]) -> None:
     """Raise InputError where a reward model cannot be loaded or made, or a weight is not finite."""
     folder, most = places["base" if settings.trained else "model"], settings.max_length
-    if settings.trained:
-        found = _Checkpoint(folder, places.get("tokenizer", folder))
-    else:
-        found = _found(places)
-    for name, tensor in (found.carperai or {}).items():
+    config, home, state = _found(places)
+    for name, tensor in (state or {}).items():
         lm_check.finite(folder, name, tensor)
-    shape = load.config(found.config)
-    if found.carperai is None:
+    shape = load.config(config)
+    if state is None:
         lm_check.weights(folder)
         if not settings.trained and shape.num_labels != 1:
             raise InputError(f"{folder}: not a reward model: expected one label")
         shape.num_labels = 1
-        score_of(load.empty(shape, AutoModelForSequenceClassification), folder)
-    found.text(settings, domain, max_new_tokens)
+        score_of(load.empty(shape, CLASSIFIER), folder)
+    Text(home, settings, domain, new, carperai=state is not None)
     if most > (context := tokens.context_length(shape, unknown=most)):
-        raise InputError(f"{most}, but {found.config} reads {context} tokens", ".max_length")
+        raise InputError(f"{most}, but {config} reads {context} tokens", ".max_length")
 
 
 def score_of(model: PreTrainedModel, folder: Path) -> nn.Linear:
     """The head of a decoder with one label."""
     head: nn.Linear | None = getattr(model, "score", None)
-    if getattr(head, "weight", None) is None or head is None or head.weight.shape[0] != 1:
-        raise InputError(
-            f"{folder}: not a reward model: expected a decoder with one label (score.weight of"
-            " shape [1, hidden])"
-        )
+    if head is None or getattr(head, "weight", None) is None or head.weight.shape[0] != 1:
+        problem = "expected a decoder with one label (score.weight of shape [1, hidden])"
+        raise InputError(f"{folder}: not a reward model: {problem}")
     return head
-
-
-def load_trunk(folder: Path, words: Text, dtype: str, device: torch.device) -> Trunk:
-    """The trunk of a causal language model, reading what `words` says."""
-    return Trunk(load.whole(AutoModel, folder, dtype, device), words)
 
 
 def classifier(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -199,22 +191,10 @@ def classifier(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMo
     same token it would skip the EOS: then the model names no padding token, and plain
     transformers scores one text at a time.
     """
-    shape = load.config(folder)
+    shape, cpu = load.config(folder), torch.device("cpu")
     shape.num_labels = 1
     if shape.pad_token_id == tokenizer.eos_token_id:
         shape.pad_token_id = None
-    auto, cpu = AutoModelForSequenceClassification, torch.device("cpu")
-    model = load.whole(auto, folder, "float32", cpu, shape=shape, new=("score.weight",))
+    model = load.whole(CLASSIFIER, folder, "float32", cpu, shape=shape, new=("score.weight",))
     nn.init.zeros_(score_of(model, folder).weight)
     return model
-
-
-# A sequence classifier made of (config, weights, dtype, folder), see `load.assembled`.
-assembled = functools.partial(load.assembled, AutoModelForSequenceClassification)
-
-
-def save(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str
-) -> None:
-    """Write a sequence-classification folder."""
-    lm_save.whole(folder, model, tokenizer, f"# Reward model\n{card}\n")

@@ -1,19 +1,13 @@
 """model: a reward model ranks generations; sequence classification, or CarperAI's format."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from alt_hpc.domains import Domain
 from alt_hpc.errors import blaming
-from alt_hpc.rewards.reward import Answers, Given, Named, Reward, Scored
+from alt_hpc.rewards.reward import Given, Named, Reward, Scorer
 from alt_hpc.settings import Count, Dtype
-
-if TYPE_CHECKING:
-    from alt_hpc.rewards.heads import RewardModel
-
-# heads imports torch: it is imported where a model is read.
 
 
 class Settings(Reward):
@@ -36,17 +30,16 @@ class Settings(Reward):
 
     def named(self) -> dict[str, Named]:
         named = {"model": self.model, "base": self.base, "tokenizer": self.tokenizer}
-        whole = {"model", "base"} if self.trained else {"model"}
-        return {key: Named(name, key in whole) for key, name in named.items() if name}
+        whole = "base" if self.trained else "model"
+        return {key: Named(name, key == whole) for key, name in named.items() if name}
 
     def check(self, place: Callable[[str], Path], domain: Domain, new_tokens: int) -> None:
-        from alt_hpc.rewards import heads
+        from alt_hpc.rewards import heads  # imports torch
 
-        places = {key: place(key) for key in self.named()}
         with blaming(".base" if self.trained else ".model"):
-            heads.check(self, domain, new_tokens, places)
+            heads.check(self, domain, new_tokens, {key: place(key) for key in self.named()})
 
-    def load(self, given: Given) -> "Scorer":
+    def load(self, given: Given) -> Scorer:
         from alt_hpc.rewards import heads
 
         if self.trained:  # what the run has made has a tokenizer of its own
@@ -54,17 +47,4 @@ class Settings(Reward):
             places = {"model": given.made}
         else:
             places = {key: given.place(key) for key in self.named()}
-        domain, new = given.domain, given.new_tokens
-        return Scorer(heads.load_reward_model(self, domain, new, places, given.device))
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """A reward model, loaded."""
-
-    model: "RewardModel"
-
-    def score(self, groups: Iterable[Answers]) -> Iterator[Scored]:
-        for answers in groups:
-            rewards, shortened = self.model.score(answers.prompt, list(answers.texts))
-            yield Scored(rewards, shortened=shortened)
+        return heads.load_reward_model(self, given.domain, given.new_tokens, places, given.device)

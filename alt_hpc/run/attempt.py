@@ -1,4 +1,4 @@
-"""One try at a piece: it writes in a folder of its own, and makes the piece whole in the end."""
+"""One try at a piece: its folder, how far it is, how it ends, and how the piece becomes whole."""
 
 import contextlib
 import json
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from alt_hpc import interrupt, process
-from alt_hpc.graph import Piece
-from alt_hpc.run import code, progress
-from alt_hpc.run.files import append_line, read_lines, sha256, write_atomically
+from alt_hpc.graph import STAGES, Piece
+from alt_hpc.run import code, files
 from alt_hpc.run.folder import RunFolder
-from alt_hpc.run.layout import KEPT_FILE
+from alt_hpc.run.layout import KEPT_FILE, PROGRESS_FILE
 from alt_hpc.run.manifests import Manifest
 from alt_hpc.settings import digest
 
+MOST, LAGS = 0.6, 3.0  # a shard lags: this share is whole, and it takes so many times as long
 LOOK_EVERY_S = 60.0  # how often a task looks whether it lags
 STOPPED = "STOPPED"  # it was asked to stop, and what it had done is safe
 FINAL = "FINAL"  # no further try would end otherwise
@@ -24,25 +24,19 @@ FINAL = "FINAL"  # no further try would end otherwise
 
 def begin(run: RunFolder, piece: Piece, number: int, inputs: Mapping[str, str] = {}) -> "Attempt":
     """Begin a try at a piece made from `inputs` (checksums), in a folder of its own."""
-    run.layout.piece(piece).mkdir(parents=True, exist_ok=True)
     for again in range(1000):  # Slurm may run one job twice
         folder = run.layout.attempt(piece, number, again)
         with contextlib.suppress(FileExistsError):
-            folder.mkdir()
+            folder.mkdir(parents=True)
             return Attempt(run, piece, number, folder, inputs)
     raise RuntimeError(f"{folder}: the thousandth folder of attempt {number}")
-
-
-def began(run: RunFolder, piece: Piece, number: int) -> bool:
-    """Whether a try has begun: a task may have died before it came to this piece."""
-    return run.layout.attempt(piece, number).exists()
 
 
 def tell(run: RunFolder, piece: Piece, number: int, how: str, sentence: str) -> None:
     """Write down how a try ends, where Slurm says no more than an exit status."""
     run.layout.piece(piece).mkdir(parents=True, exist_ok=True)
     text = json.dumps({"how": how, "sentence": sentence})
-    write_atomically(run.layout.verdict(piece, number), text)
+    files.write_atomically(run.layout.verdict(piece, number), text)
 
 
 def told(run: RunFolder, piece: Piece, number: int) -> tuple[str, str]:
@@ -54,9 +48,44 @@ def told(run: RunFolder, piece: Piece, number: int) -> tuple[str, str]:
         return "", ""
 
 
-def go_on(run: RunFolder, piece: Piece, number: int) -> None:
-    """The same try has been started again: what it told no longer holds."""
-    run.layout.verdict(piece, number).unlink(missing_ok=True)
+def show(run: RunFolder, piece: Piece, done: int, total: int, unit: str, started: float) -> None:
+    """Say how far a piece is: `done` of `total` units since `started` (seconds, epoch)."""
+    interrupt.beat()
+    values = {"done": done, "total": total, "unit": unit, "started": started}
+    values |= {"at": time.time(), "node": process.node()}
+    files.write_atomically(run.layout.piece(piece) / PROGRESS_FILE, json.dumps(values))
+
+
+def shown(run: RunFolder, piece: Piece) -> dict[str, Any] | None:
+    """What was last said of a piece, if anything was."""
+    try:
+        return dict(json.loads((run.layout.piece(piece) / PROGRESS_FILE).read_text()))
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def saved(run: RunFolder, piece: Piece) -> int:
+    """Prompt groups kept, or the last step of a whole checkpoint: work that outlives its task."""
+    kept = sum(1 for file in run.layout.kept(piece) for _ in files.read_lines(file))
+    return max([kept, *run.layout.steps_saved(piece)])
+
+
+def laggards(run: RunFolder, iteration: int, stage: str) -> list[str]:
+    """A line for each shard that lags far behind, once most shards of its stage are whole."""
+    found = {piece: run.manifests.get(piece) for piece in run.graph().of(iteration, stage)}
+    took = sorted(m.facts["seconds"] for m in found.values() if m)
+    if STAGES[stage].cut is None or len(found) < 3 or len(took) < MOST * len(found):
+        return []
+    usual, lines = took[len(took) // 2], []
+    for piece in [piece for piece, manifest in found.items() if not manifest]:
+        now = shown(run, piece) or {"started": time.time()}
+        so_far = time.time() - now["started"]
+        if so_far > LAGS * max(usual, LAGS):
+            lines.append(
+                f"{piece} lags on {now['node']}: {so_far:.0f} s so far,"
+                f" {now['done']}/{now['total']} {now['unit']}; the others took {usual:.0f} s"
+            )
+    return lines
 
 
 @dataclass
@@ -78,38 +107,35 @@ class Attempt:
         if now - self._shown < 1.0 and done < total:
             return
         self._shown = now
-        progress.show(self.run, self.piece, done, total, unit, self.started)
+        show(self.run, self.piece, done, total, unit, self.started)
         if now - self._looked > LOOK_EVERY_S:
             self._looked = now
-            for line in progress.laggards(self.run, self.piece.iteration, self.piece.stage):
+            for line in laggards(self.run, self.piece.iteration, self.piece.stage):
                 if line.startswith(f"{self.piece} "):
                     print(line, flush=True)
 
-    def commit(self, files: Iterable[str], *, rows: int, facts: Mapping[str, Any] = {}) -> None:
+    def commit(self, names: Iterable[str], *, rows: int, facts: Mapping[str, Any] = {}) -> None:
         """Declare the piece whole: all files are written and closed. The manifest comes last."""
-        paths = {name: self.folder / name for name in sorted(files)}
-        entries = {n: {"size": p.stat().st_size, "sha256": sha256(p)} for n, p in paths.items()}
+        paths = {name: self.folder / name for name in sorted(names)}
+        made = {n: {"size": p.stat().st_size, "sha256": files.sha256(p)} for n, p in paths.items()}
         when = {"started": self.started, "seconds": time.time() - self.started}
-        what = {"code": code.fingerprint(), "packages": code.packages(), "device": code.device()}
         manifest = Manifest(
             attempt=self.number,
             folder=self.folder.name,
             rows=rows,
-            files=entries,
+            files=made,
             fingerprint=self.run.manifests.fingerprint(self.piece),
             inputs=self.inputs,
-            facts={**when, **what, "node": process.node(), **facts},
+            facts={**when, **code.facts(), "node": process.node(), **facts},
         )
         manifest.write(self.run.layout.manifest(self.piece))
 
     def commit_rows(self, rows: Iterable[Mapping[str, Any]], facts: Mapping[str, Any] = {}) -> None:
         """Write rows as JSON lines and commit them; what attempts kept is of no more use."""
-        name, count = self.run.layout.rows(self.piece), 0
-        with (self.folder / name).open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                count += 1
-        self.commit([name], rows=count, facts=facts)
+        name = self.run.layout.rows(self.piece)
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (self.folder / name).write_text("".join(lines), encoding="utf-8")
+        self.commit([name], rows=len(lines), facts=facts)
         for old in self.run.layout.kept(self.piece):
             old.unlink(missing_ok=True)
 
@@ -129,8 +155,12 @@ class Attempt:
         this is. Interrupted where the task was asked to stop; every group made so far is kept.
         """
         identity = digest([self.run.manifests.fingerprint(self.piece), dict(self.inputs), part])
-        earlier, firsts = self._kept(identity), starts[:-1]
-        rows = {start: earlier[start] for start in firsts if start in earlier}
+        firsts, rows = dict.fromkeys(starts[:-1]), dict[int, list[dict[str, Any]]]()
+        for file in self.run.layout.kept(self.piece):
+            for line in files.read_lines(file):  # no torn or changed one counts
+                whole = line.pop("sha256", None) == digest(line)
+                if whole and line["identity"] == identity and line["start"] in firsts:
+                    rows[line["start"]] = json.loads(line["rows"])
         if rows:
             print(f"{self.piece}: {len(rows)} of {len(firsts)} prompt groups kept", flush=True)
         size = (starts[-1] - starts[0]) * each
@@ -141,16 +171,9 @@ class Attempt:
         for start in missing:
             interrupt.check()
             rows[start] = made = next(groups)
-            line = {"identity": identity, "start": start}
-            line["rows"] = json.dumps(made, ensure_ascii=False)
-            append_line(self.folder / KEPT_FILE, {**line, "sha256": digest(line)})
+            text = json.dumps(made, ensure_ascii=False)
+            line = {"identity": identity, "start": start, "rows": text}
+            files.append_line(self.folder / KEPT_FILE, {**line, "sha256": digest(line)})
             done += len(made) * each
             self.progress(done, size * part[1], unit)
         return [row for start in firsts for row in rows[start]]
-
-    def _kept(self, identity: str) -> dict[int, list[dict[str, Any]]]:
-        """First row -> rows of the groups that attempts kept; no torn or changed line counts."""
-        lines = (line for file in self.run.layout.kept(self.piece) for line in read_lines(file))
-        whole = (line for line in lines if line.pop("sha256", None) == digest(line))
-        mine = (line for line in whole if line.get("identity") == identity)
-        return {line["start"]: json.loads(line["rows"]) for line in mine}

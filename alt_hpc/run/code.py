@@ -10,6 +10,7 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import alt_hpc
 from alt_hpc.errors import InputError
@@ -31,14 +32,18 @@ def keep(run: RunFolder) -> None:
     copy_once(HERE, run.layout.package, "__pycache__")
 
 
-@functools.lru_cache(maxsize=1)
-def fingerprint() -> str:
-    """sha256 (hex) of the code that this process runs."""
-    return digest({str(file.relative_to(HERE)): sha256(file) for file in HERE.rglob("*.py")})
+@functools.cache
+def facts() -> dict[str, Any]:
+    """What a manifest says of this process: its code (sha256, hex), packages and device."""
+    code = digest({str(file.relative_to(HERE)): sha256(file) for file in HERE.rglob("*.py")})
+    torch = sys.modules.get("torch")
+    gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_available() else ""
+    device = str(gpu or platform.processor() or platform.machine())
+    return {"code": code, "packages": _packages(), "device": device}
 
 
-@functools.lru_cache(maxsize=1)
-def packages() -> dict[str, str]:
+@functools.cache
+def _packages() -> dict[str, str]:
     """Name -> version of what decides content and is installed here; Python's own too."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -47,17 +52,9 @@ def packages() -> dict[str, str]:
     return found
 
 
-def device() -> str:
-    """What this process computes on."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    return platform.processor() or platform.machine()
-
-
 def check_packages(run: RunFolder, stage: str) -> None:
     """Stop where other packages are here than the first task of this stage wrote down."""
-    file, here = run.layout.packages(stage), packages()  # a stage may have its own interpreter
+    file, here = run.layout.packages(stage), _packages()  # a stage may have its own interpreter
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
         write_atomically(file, json.dumps(here, indent=1))

@@ -66,12 +66,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
     """Append one JSON line durably; a torn line of a killed writer is closed first."""
-    line = json.dumps(value) + "\n"
     with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
+        file.seek(max(0, file.tell() - 1))
         torn = file.read() not in (b"", b"\n")
-        file.write((("\n" if torn else "") + line).encode())
+        file.write(b"\n" * torn + json.dumps(value).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -91,8 +89,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             with contextlib.suppress(json.JSONDecodeError):
-                value = json.loads(line)
-                if isinstance(value, dict):
+                if isinstance(value := json.loads(line), dict):
                     yield value
 
 
@@ -106,7 +103,7 @@ def flushed_size(path: Path) -> int:
 def link(place: Path, target: Path) -> None:
     """Make `place` a relative link to `target`, or turn the link that is there."""
     place.parent.mkdir(exist_ok=True)
-    temporary = place.with_name(f".{secrets.token_hex(4)}")
+    temporary = _beside(place)
     temporary.symlink_to(os.path.relpath(target, place.parent))
     os.replace(temporary, place)
 

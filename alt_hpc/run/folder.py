@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
-import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,28 +26,36 @@ FORMAT = 3  # of a run folder: another one is read by no other version
 
 
 class RunFolder:
-    """A run on disk. Cheap to construct: nothing is read before it is asked for."""
+    """A run on disk. Cheap to construct: nothing is read before it is asked for, or twice."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         self.layout = Layout(self.path)
         self.journal = Journal(self.layout.journal)
+        self.facts = functools.cache(self._facts)
+        self.config = functools.cache(self._config)
+        self.graph = functools.cache(self._graph)
         self.manifests = Manifests(self.layout, self.graph)
-        self._facts: dict[str, Any] | None = None
-        self._config: Config | None = None
-        self._graph: Graph | None = None
 
     @classmethod
     def create(cls, config: Config) -> "RunFolder":
         """Make the run folder, or open it; InputError where it is not ours, or another config's."""
-        folder = cls(config.run)
-        _check_place(folder.path)
-        if folder.exists():
-            folder._check_same(config)
-        elif strange := folder._strange():
+        path, problem = Path(config.run).absolute(), "cannot make the run folder"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if (owner := path.stat().st_uid) != os.getuid():
+                belongs = f"belongs to user {owner}, not to you; choose another"
+                raise InputError(f"{path}: the folder {belongs}", "run")
+            problem = "the run folder cannot be written"
+            with tempfile.NamedTemporaryFile(prefix=".probe-", dir=path):
+                pass
+        except OSError as error:
+            raise InputError(f"{path}: {problem} ({error.strerror})", "run") from error
+        folder = cls.preview(config)
+        if not folder.exists() and (strange := folder._strange()):
             problem = f"the folder is not empty and holds no run (found {strange[0]})"
-            raise InputError(f"{folder.path}: {problem}", "run")
-        os.chmod(folder.path, files.PRIVATE)  # only now is it known to be a run's
+            raise InputError(f"{path}: {problem}", "run")
+        os.chmod(path, files.PRIVATE)  # only now is it known to be a run's
         folder.check_owner()  # a file system may keep no modes: then no job would start
         return folder
 
@@ -54,11 +63,16 @@ class RunFolder:
     def preview(cls, config: Config) -> "RunFolder":
         """The run folder as it would be with this config; nothing is written."""
         folder = cls(config.run)
-        if folder.exists():
-            folder._check_same(config)
-        elif any(p.exists() and not p.is_dir() for p in (folder.path, *folder.path.parents)):
-            raise InputError(f"{folder.path}: a file is in the way of the run folder", "run")
-        folder._config = config
+        if not folder.exists():
+            if any(p.exists() and not p.is_dir() for p in (folder.path, *folder.path.parents)):
+                raise InputError(f"{folder.path}: a file is in the way of the run folder", "run")
+        elif folder.facts()["fingerprint"] != config.fingerprint():
+            now, frozen = _flat(config.frozen()), _flat(folder.facts()["frozen"])
+            differing = sorted(name for name in now | frozen if now.get(name) != frozen.get(name))
+            problem = "what decides content is frozen: choose another run folder"
+            another = f"{folder.path}: the folder belongs to a run with another"
+            raise InputError(f"{another} {', '.join(differing[:3])}; {problem}", "run")
+        folder.config = functools.cache(lambda: config)
         return folder
 
     def exists(self) -> bool:
@@ -86,71 +100,47 @@ class RunFolder:
         """Stop where the folder is not ours alone: jobs unpickle what lies in it."""
         files.check_private(self.path, "run")
 
-    def _check_same(self, config: Config) -> None:
-        if self.facts()["fingerprint"] == config.fingerprint():
-            return
-        now, frozen = _flat(config.frozen()), _flat(self.facts()["frozen"])
-        differing = sorted(name for name in now | frozen if now.get(name) != frozen.get(name))
-        problem = "what decides content is frozen: choose another run folder"
-        another = f"{self.path}: the folder belongs to a run with another"
-        raise InputError(f"{another} {', '.join(differing[:3])}; {problem}", "run")
-
     def freeze(self, config: Config, deepspeed: Mapping[str, Any]) -> None:
         """Write down the run: config, fingerprint, DeepSpeed JSONs (once); and what may change."""
         if not self.exists():
-            facts = {
-                "format": FORMAT,
-                "run_id": self.run_id,
-                "inode": self.path.stat().st_ino,
-                "fingerprint": config.fingerprint(),
-                "frozen": config.frozen(),
-                "deepspeed": dict(deepspeed),
-                "created": time.time(),
-            }
+            own = {"format": FORMAT, "run_id": self.run_id, "inode": self.path.stat().st_ino}
+            content = {"fingerprint": config.fingerprint(), "frozen": config.frozen()}
+            facts = {**own, **content, "deepspeed": dict(deepspeed), "created": time.time()}
             files.write_atomically(self.layout.run, json.dumps(facts, indent=1))
-        files.write_atomically(self.layout.config, json.dumps(config.values(), indent=1))
-        self._facts = self._config = self._graph = None
+        files.write_atomically(
+            self.layout.config, json.dumps(config.model_dump(mode="json"), indent=1)
+        )
+        self.facts.cache_clear()
+        self.config = functools.cache(self._config)
+        self.graph.cache_clear()
 
-    def facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         """run.json."""
-        if self._facts is None:
-            if not self.exists():
-                raise InputError(f"{self.path}: not a run folder (run.json is missing)")
-            facts = files.read_json(self.layout.run)
-            found = facts.get("format", 1) if isinstance(facts, dict) else None
-            if found != FORMAT:
-                raise InputError(
-                    f"{self.layout.run}: of format {found}, but this version reads format {FORMAT}:"
-                    " go on with the version that the run began with, or choose another folder"
-                )
-            self._facts = dict(facts)
-        return self._facts
+        if not self.exists():
+            raise InputError(f"{self.path}: not a run folder (run.json is missing)")
+        facts = files.read_json(self.layout.run)
+        found = facts.get("format", 1) if isinstance(facts, dict) else None
+        if found != FORMAT:
+            advice = "go on with the version that the run began with, or choose another folder"
+            problem = f"of format {found}, but this version reads format {FORMAT}: {advice}"
+            raise InputError(f"{self.layout.run}: {problem}")
+        return dict(facts)
 
     @property
     def run_id(self) -> str:
-        """Names the run in its controllers' name. A copy of the folder is another run.
-
-        A function of its place, so that a plan can show it, not of the spelling of its path.
-        """
+        """Names the run to Slurm: by its place, so that a plan can show it; a copy is another."""
         if self.exists() and self.facts().get("inode") == self.path.stat().st_ino:
             return str(self.facts()["run_id"])
-        return digest(os.path.realpath(self.path))[:8]
+        return digest(os.path.realpath(self.path))[:8]  # however the path is spelt
 
-    def config(self) -> Config:
+    def _config(self) -> Config:
         """The config as last submitted."""
-        if self._config is None:
-            self.facts()  # or it is no run folder, or of another format
-            path = self.layout.config
-            try:
-                values = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, json.JSONDecodeError) as error:
-                raise InputError(f"{path}: cannot be read ({error})") from error
-            self._config = configs.from_json(values, path.name)
-        return self._config
-
-    def deepspeed(self, path: str | None) -> dict[str, Any]:
-        """A DeepSpeed JSON that the config names, as it was when the run was frozen."""
-        return dict(self.facts()["deepspeed"][path or ""])
+        self.facts()  # or it is no run folder, or of another format
+        path = self.layout.config
+        try:
+            return configs.from_json(json.loads(path.read_text(encoding="utf-8")), path.name)
+        except (OSError, json.JSONDecodeError) as error:
+            raise InputError(f"{path}: cannot be read ({error})") from error
 
     def begin(self, iteration: int, draw: Mapping[str, Any], sharding: Sharding) -> None:
         """Write down an iteration's draw, unless it has begun, and how it is cut by now."""
@@ -163,18 +153,20 @@ class RunFolder:
         asked = [number for number, shard in enumerate(sharding.evaluate) if shard]
         values = {**draw, SAMPLE: sharding.sample, EVALUATE: [*known, *fresh], "asked": asked}
         files.write_atomically(path, json.dumps(values))
-        self._graph = None
+        self.graph.cache_clear()
 
     def draw(self, iteration: int) -> dict[str, Any]:
         """The draw: `rows` (indices into the frozen prompts, in order), and how it is cut."""
         return dict(files.read_json(self.layout.draw(iteration)))
 
-    def graph(self) -> Graph:
+    def _graph(self) -> Graph:
         """The pieces of all iterations that have begun."""
-        if self._graph is None:
-            begun = {k: _sharding(self.draw(k)) for k in self.layout.draws()}
-            self._graph = Graph(self.config(), begun)
-        return self._graph
+        begun = {}
+        for k, draw in ((k, self.draw(k)) for k in self.layout.draws()):
+            shards = [Shard(*about) for about in draw[EVALUATE]]
+            kept = [shard if i in draw["asked"] else None for i, shard in enumerate(shards)]
+            begun[k] = Sharding(tuple((a, b) for a, b in draw[SAMPLE]), tuple(kept))
+        return Graph(self.config(), begun)
 
     @contextlib.contextmanager
     def only_one(self, lock: Path | None = None, within_s: float = 1.0) -> Iterator[None]:
@@ -206,28 +198,6 @@ class RunFolder:
         """A person submits again: an earlier end no longer holds."""
         for file in self.layout.ends.values():
             file.unlink(missing_ok=True)
-
-
-def _check_place(path: Path) -> None:
-    """Stop where a run folder cannot be made or written."""
-    probe, problem = path / f".probe-{secrets.token_hex(4)}", "cannot make the run folder"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        owner = path.stat().st_uid
-        if owner != os.getuid():
-            belongs = f"belongs to user {owner}, not to you; choose another"
-            raise InputError(f"{path}: the folder {belongs}", "run")
-        problem = "the run folder cannot be written"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"{path}: {problem} ({error.strerror})", "run") from error
-
-
-def _sharding(draw: Mapping[str, Any]) -> Sharding:
-    asked = set(draw["asked"])
-    shards = [Shard(*about) if i in asked else None for i, about in enumerate(draw[EVALUATE])]
-    return Sharding(tuple((a, b) for a, b in draw[SAMPLE]), tuple(shards))
 
 
 def _flat(values: Any, name: str = "") -> dict[str, str]:

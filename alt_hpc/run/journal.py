@@ -17,15 +17,11 @@ E = TypeVar("E", bound="Entry")
 
 
 class Entry(BaseModel, frozen=True, extra="forbid"):
-    """One line. `event` names its kind."""
-
-    kinds: "ClassVar[dict[str, type[Entry]]]" = {}
-    event: ClassVar[str]
+    event: ClassVar[str]  # names the kind of a line
     time: float = Field(default_factory=time.time)
 
     def __init_subclass__(cls, event: str) -> None:
         cls.event = event
-        cls.kinds[event] = cls
 
 
 class Submit(Entry, event="submit"):  # a person submitted: what was tried before no longer counts
@@ -44,13 +40,8 @@ class Intent(Entry, event="intent"):  # before sbatch: what dies before Python s
 
     @classmethod
     def of(cls, job: Job) -> "Intent":
-        waits = tuple((p.iteration, p.stage, p.shard, a) for p, a in job.waits.items())
         same = {name: getattr(job, name) for name in cls.model_fields.keys() - {"time", "waits"}}
-        return cls(**same, waits=waits)
-
-    def submission(self) -> Submission:
-        waits = {Piece(k, stage, shard): attempt for k, stage, shard, attempt in self.waits}
-        return Submission(self.stage, self.iteration, self.attempt, self.shards, waits, self.pack)
+        return cls(**same, waits=tuple((*dataclasses.astuple(p), a) for p, a in job.waits.items()))
 
 
 class Submitted(Entry, event="submitted"):  # the cluster took a job
@@ -65,10 +56,6 @@ class Ended(Entry, event="outcome"):  # how a submission of a piece ended that d
     nodes: tuple[str, ...]
     saved: int
     sentence: str = ""
-
-    @classmethod
-    def of(cls, key: str, piece: Piece, end: Outcome) -> "Ended":
-        return cls(key=key, piece=dataclasses.astuple(piece), **dataclasses.asdict(end))
 
 
 class Queued(Entry, event="controller"):  # a controller was queued
@@ -88,25 +75,22 @@ class Accepted(Entry, event="accepted"):  # a person goes on with other packages
     packages: Mapping[str, Mapping[str, str]]  # those that were right before, by stage
 
 
+@dataclasses.dataclass
 class Journal:
-    """A file that is only appended to."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    file: Path  # only appended to
 
     def record(self, entry: Entry) -> None:
         append_line(self.file, {"event": entry.event, **entry.model_dump()})
 
     def __iter__(self) -> Iterator[Entry]:
         """All entries, oldest first. A torn line, or one of another version, is passed over."""
+        kinds = {kind.event: kind for kind in Entry.__subclasses__()}
         for values in read_lines(self.file):
-            kind = Entry.kinds.get(values.pop("event", ""))
             with contextlib.suppress(ValidationError):
-                if kind:
+                if kind := kinds.get(values.pop("event", "")):
                     yield kind(**values)
 
     def of(self, kind: type[E]) -> list[E]:
-        """All entries of a kind, oldest first."""
         return [entry for entry in self if isinstance(entry, kind)]
 
     def since(self, holds: Callable[[Entry], bool]) -> list[Entry]:
@@ -117,21 +101,19 @@ class Journal:
 
     def submissions(self) -> tuple[tuple[Submission, ...], int]:
         """All recorded intents with their job ids, and the index of the first since a person's."""
-        found: dict[str, Submission] = {}
-        counted_from = 0
+        found, counted_from = dict[str, Submission](), 0
         for entry in self:
             match entry:
                 case Submit():
                     counted_from = len(found)
-                case Intent():
-                    found[entry.key] = entry.submission()
+                case Intent(key=key, stage=stage, iteration=k, attempt=attempt, shards=shards):
+                    waits = {Piece(i, of, shard): last for i, of, shard, last in entry.waits}
+                    found[key] = Submission(stage, k, attempt, shards, waits, entry.pack)
                 case Submitted() if entry.key in found:
                     found[entry.key] = dataclasses.replace(found[entry.key], job=entry.job)
         return tuple(found.values()), counted_from
 
     def outcomes(self) -> dict[tuple[str, Piece], Outcome]:
         """How submissions (by job key) of pieces ended that are not whole, as controllers found."""
-        return {
-            (end.key, Piece(*end.piece)): Outcome(end.state, end.nodes, end.saved, end.sentence)
-            for end in self.of(Ended)
-        }
+        ends = [(e, Outcome(e.state, e.nodes, e.saved, e.sentence)) for e in self.of(Ended)]
+        return {(entry.key, Piece(*entry.piece)): outcome for entry, outcome in ends}

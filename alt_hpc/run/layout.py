@@ -15,12 +15,13 @@ METRICS_FILE = "metrics.jsonl"  # what each optimiser step measured
 REPORT_FILE = "report.json"
 KEPT_FILE = "kept.jsonl"  # prompt groups that an attempt has finished, until the piece is whole
 MANIFEST_FILE = "manifest.json"  # which attempt counts, and that the piece is whole
-STEPS = "step-*"  # the checkpoints' folders among the `steps` of a training
+WITHDRAWN = "withdrawn-{}.json"  # where a manifest is put that no longer counts
+PROGRESS_FILE = "progress.json"
+STEPS, STEP = "step-*", "step-{:06d}"  # a checkpoint's folder among the `steps` of a training
+RANDOM_STATE = "random-{:05d}.json"  # the random generators of a rank, within a checkpoint
 
 
-class Layout:
-    """The names below one run's folder."""
-
+class Layout:  # the names below one run's folder
     def __init__(self, path: Path) -> None:
         self.path = path
         self.run = path / "run.json"  # format, run id, frozen settings and their fingerprint
@@ -30,10 +31,11 @@ class Layout:
         self.package = self.code / "alt_hpc"  # as the run began with it
         self.data = path / "data"
         self.iterations = path / "iterations"
-        self.policies = path / "policies"  # links to the exported checkpoints
         self.journal = path / "journal.jsonl"  # what controllers intended and submitted
         self.jobs = path / "jobs"  # submitit's scripts and pickles, and the logs
-        self.tensorboard = path / "tensorboard"
+        self.controller_script = self.jobs / "controller" / "controller.sh"
+        self.controller_log = self.jobs / "controller" / "%j.log"  # Slurm fills in the job's id
+        self.tensorboard = path / "tensorboard"  # events, a folder for each kind of curves
         self.table = path / "report.md"
         self.curves = path / "curves.png"
         self.ends = {how: path / how for how in ("FINISHED", "STOPPED")}  # one sentence each
@@ -45,13 +47,9 @@ class Layout:
         """Versions that the first task of a stage found."""
         return self.path / "packages" / f"{stage}.json"
 
-    def texts(self, name: str) -> Path:
-        """Frozen rows of text."""
-        return self.data / f"{name}.jsonl"
-
-    def data_facts(self, name: str) -> Path:
-        """How many they are, and their checksum; written last."""
-        return self.data / f"{name}.json"
+    def frozen(self, name: str) -> tuple[Path, Path]:
+        """Rows of text; how many they are, and their checksum, written last."""
+        return self.data / f"{name}.jsonl", self.data / f"{name}.json"
 
     def draw(self, iteration: int) -> Path:
         """The prompts drawn, and how the iteration is cut into shards."""
@@ -66,13 +64,6 @@ class Layout:
 
     def manifest(self, piece: Piece) -> Path:
         return self.piece(piece) / MANIFEST_FILE
-
-    def withdrawn(self, piece: Piece, when: int) -> Path:
-        """Where a manifest is put that no longer counts."""
-        return self.piece(piece) / f"withdrawn-{when}.json"
-
-    def progress(self, piece: Piece) -> Path:
-        return self.piece(piece) / "progress.json"
 
     def attempt(self, piece: Piece, number: int, again: int = 0) -> Path:
         """Slurm may start one attempt twice: `again` counts."""
@@ -99,9 +90,6 @@ class Layout:
         """Checkpoints and metrics of a training from sources of this digest."""
         return self.trainings(piece) / sources[:12]
 
-    def metrics(self, training: Path) -> Path:
-        return training / METRICS_FILE
-
     def steps(self, training: Path) -> Path:
         return training / "steps"
 
@@ -114,30 +102,11 @@ class Layout:
         """What one submission has of `jobs`."""
         return self.jobs / f"{iteration}-{stage}-{attempt}"
 
-    def controller_script(self) -> Path:
-        return self.jobs / "controller" / "controller.sh"
-
-    def controller_log(self) -> Path:
-        """The log of a controller; Slurm fills in the job's id."""
-        return self.jobs / "controller" / "%j.log"
-
     def policy(self, iteration: int) -> Path:
-        return self.policies / f"{iteration:03d}"
-
-    def events(self, kind: str) -> Path:
-        """TensorBoard's events of one kind of curves."""
-        return self.tensorboard / kind
+        """A link to the exported checkpoint."""
+        return self.path / "policies" / f"{iteration:03d}"
 
 
 def task_log(folder: Path, element: str, rank: int) -> Path:
     """The log of one process of a job, where submitit puts it."""
     return folder / f"{element}_{rank}_log.out"
-
-
-def step_name(step: int) -> str:
-    return f"step-{step:06d}"
-
-
-def random_state(checkpoint: Path, rank: int) -> Path:
-    """The random generators of a rank, within a checkpoint."""
-    return checkpoint / f"random-{rank:05d}.json"

@@ -1,7 +1,9 @@
 """What says that a piece, or a checkpoint, is whole: a manifest, written last and atomically."""
 
+import contextlib
 import dataclasses
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -11,10 +13,11 @@ from typing import Any, Self
 
 from alt_hpc.graph import Graph, Piece
 from alt_hpc.plan import Done
-from alt_hpc.run.files import sha256, write_atomically
-from alt_hpc.run.layout import POLICY_FOLDER, Layout
+from alt_hpc.run import files, layout
+from alt_hpc.run.layout import Layout
 from alt_hpc.settings import digest
 
+logger = logging.getLogger(__name__)
 VISIBLE_WITHIN_S = 60.0  # how long a file written on another node may stay hidden by NFS caches
 
 
@@ -23,9 +26,7 @@ class PieceDamaged(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whole:
-    """Says that a folder's files are whole, and what decided their content."""
-
+class Whole:  # says that a folder's files are whole, and what decided their content
     files: Mapping[str, Mapping[str, Any]]  # name within the folder -> size, sha256 where taken
     fingerprint: str
 
@@ -38,8 +39,7 @@ class Whole:
             return None
 
     def write(self, path: Path) -> None:
-        """The last thing that is written."""
-        write_atomically(path, json.dumps(dataclasses.asdict(self), indent=1))
+        files.write_atomically(path, json.dumps(dataclasses.asdict(self), indent=1))
 
     def has_sizes(self, folder: Path) -> bool:
         """Whether every file is there with its size. Fast: none is opened."""
@@ -50,9 +50,7 @@ class Whole:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest(Whole):
-    """What says that a piece is whole."""
-
+class Manifest(Whole):  # what says that a piece is whole
     attempt: int
     folder: str  # of the attempt, within the piece's folder
     rows: int
@@ -67,9 +65,7 @@ class Manifest(Whole):
 
 
 @dataclass(frozen=True)
-class Manifests:
-    """The manifests of a run's pieces."""
-
+class Manifests:  # of a run's pieces
     layout: Layout
     graph: Callable[[], Graph]
 
@@ -80,27 +76,19 @@ class Manifests:
     def get(self, piece: Piece) -> Manifest | None:
         """The manifest, if it is there, readable, this config's, and its files have their sizes."""
         manifest = Manifest.read(self.layout.manifest(piece))
-        try:
-            if manifest is None or manifest.fingerprint != self.fingerprint(piece):
-                return None
-        except LookupError:  # a piece that this sharding has not
-            return None
-        whole = manifest.removed or manifest.has_sizes(self.folder(piece, manifest))
-        return manifest if whole else None
-
-    def folder(self, piece: Piece, manifest: Manifest) -> Path:
-        """Where the files of a whole piece are; unread."""
-        return self.layout.piece(piece) / manifest.folder
+        with contextlib.suppress(LookupError):  # a piece that this sharding has not
+            if manifest and manifest.fingerprint == self.fingerprint(piece):
+                folder = self.layout.piece(piece) / manifest.folder
+                return manifest if manifest.removed or manifest.has_sizes(folder) else None
+        return None
 
     def done(self, pieces: Iterable[Piece] | None = None) -> dict[Piece, Done]:
         """Those pieces (else all of the iterations begun) that have a good manifest."""
-        graph = self.graph()
-        found: dict[Piece, Done] = {}
+        graph, found = self.graph(), dict[Piece, Done]()
         for piece in graph.pieces() if pieces is None else pieces:
             if now := self.get(piece):
-                was = {source: now.inputs.get(str(source)) for source in graph.sources(piece)}
-                named = {source: checksum for source, checksum in was.items() if checksum}
-                found[piece] = Done(now.checksum, now.attempt, named, now.removed)
+                inputs = {s: c for s in graph.sources(piece) if (c := now.inputs.get(str(s)))}
+                found[piece] = Done(now.checksum, now.attempt, inputs, now.removed)
         return found
 
     def stale(self, done: Container[Piece]) -> frozenset[Piece]:
@@ -110,16 +98,14 @@ class Manifests:
         return frozenset(p for p, m in found if m and m.fingerprint != self.fingerprint(p))
 
     def open(self, piece: Piece) -> tuple[Path, Manifest]:
-        """The folder of a whole piece, every file's checksum verified.
+        """The folder of a whole piece, every file's checksum verified; else PieceDamaged.
 
-        PieceDamaged where it is not whole, or a checksum fails: then the manifest is withdrawn, so
-        that the next controller has the piece made again.
+        What fails that is withdrawn, so that the next controller has the piece made again.
         """
         manifest = self.wait(piece)
-        folder = self.folder(piece, manifest)
+        folder = self.layout.piece(piece) / manifest.folder
         for name, entry in manifest.files.items():
-            file = folder / name
-            if not file.is_file() or sha256(file) != entry["sha256"]:
+            if not (file := folder / name).is_file() or files.sha256(file) != entry["sha256"]:
                 self.withdraw(piece)
                 raise PieceDamaged(f"{file}: does not have the bytes its manifest says; withdrawn")
         return folder, manifest
@@ -137,19 +123,67 @@ class Manifests:
             time.sleep(1.0)
         return manifest
 
-    def checksums(self, sources: Iterable[Piece]) -> dict[str, str]:
-        """What a manifest says of its inputs: str(piece) -> checksum now."""
-        return {str(source): self.wait(source).checksum for source in sources}
-
     def withdraw(self, piece: Piece) -> None:
         """Take a manifest back: the piece no longer counts."""
-        self.layout.manifest(piece).rename(self.layout.withdrawn(piece, time.time_ns()))
+        manifest = self.layout.manifest(piece)
+        manifest.rename(manifest.with_name(layout.WITHDRAWN.format(time.time_ns())))
 
     def remove_policy(self, piece: Piece) -> None:
         """Free the disk of an old policy; its manifest stays, saying so."""
-        manifest = self.get(piece)
-        if manifest is None or manifest.removed:
-            return
-        dataclasses.replace(manifest, removed=True).write(self.layout.manifest(piece))
-        shutil.rmtree(self.folder(piece, manifest) / POLICY_FOLDER, ignore_errors=True)
-        self.layout.policy(piece.iteration).unlink(missing_ok=True)
+        if (manifest := self.get(piece)) and not manifest.removed:
+            dataclasses.replace(manifest, removed=True).write(self.layout.manifest(piece))
+            folder = self.layout.piece(piece) / manifest.folder
+            shutil.rmtree(folder / layout.POLICY_FOLDER, ignore_errors=True)
+            self.layout.policy(piece.iteration).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Whole):  # what says that a checkpoint is whole
+    step: int
+
+
+@dataclass
+class Checkpoints:
+    """Folders `step-NNNNNN`, each whole once its manifest is there: a `Store` of the training."""
+
+    folder: Path
+
+    def make(self) -> None:
+        files.make_private(self.folder)  # DeepSpeed unpickles what it finds there
+
+    def check(self) -> None:
+        files.check_private(self.folder)
+
+    def tag(self, step: int) -> str:
+        return layout.STEP.format(step)
+
+    def random_state(self, step: int, rank: int) -> Path:
+        return self.folder / self.tag(step) / layout.RANDOM_STATE.format(rank)
+
+    def whole(self, identity: str) -> list[int]:
+        """Steps of the checkpoints that are whole and this training's own, in order."""
+        steps = []
+        for place in sorted(self.folder.glob(layout.STEPS)):
+            found = Checkpoint.read(place / layout.MANIFEST_FILE)
+            if found and found.has_sizes(place):
+                if found.fingerprint == identity:
+                    steps.append(found.step)
+                else:
+                    logger.warning("%s: of other settings, data or ranks: not used", place)
+        return steps
+
+    def begin(self, step: int) -> None:
+        """Make room for a checkpoint; what an earlier attempt half wrote goes."""
+        shutil.rmtree(self.folder / self.tag(step), ignore_errors=True)
+        files.make_private(self.folder / self.tag(step))
+
+    def commit(self, step: int, identity: str) -> None:
+        """Declare a checkpoint whole, and remove what is older than the newest two."""
+        place = self.folder / self.tag(step)
+        sizes = {file.name: {"size": files.flushed_size(file)} for file in sorted(place.iterdir())}
+        Checkpoint(step=step, fingerprint=identity, files=sizes).write(place / layout.MANIFEST_FILE)
+        keep = {self.tag(kept) for kept in self.whole(identity)[-2:]}
+        for other in self.folder.glob(layout.STEPS):
+            if other.name not in keep:  # the manifest first: it is no longer whole
+                (other / layout.MANIFEST_FILE).unlink(missing_ok=True)
+                shutil.rmtree(other, ignore_errors=True)

@@ -22,9 +22,12 @@ _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 def record(run: RunFolder, found: Mapping[str, Path]) -> None:
     """Write down models by their keys (see `key`); those that a run knows stay as they are."""
     known = _read(run) if run.exists() else {}
-    fresh = {name: _described(at.absolute()) for name, at in found.items() if name not in known}
+    fresh = {name: place.absolute() for name, place in found.items() if name not in known}
+    for name, place in fresh.items():
+        files = {file.name: {**_state(file), "checksum": _checksum(file)} for file in _files(place)}
+        known[name] = {"place": str(place), "revision": revision(place), "files": files}
     if fresh:
-        write_atomically(run.layout.models, json.dumps({**known, **fresh}, indent=1))
+        write_atomically(run.layout.models, json.dumps(known, indent=1))
 
 
 def key(name: str, *, whole: bool = True) -> str:
@@ -42,17 +45,15 @@ def place(run: RunFolder, name: str, *, whole: bool = True) -> Path:
     about = _read(run)[key(name, whole=whole)]
     folder = Path(about["place"])
     for file in (folder / name for name in about["files"]):
+        problem = "has other bytes than when the run began: put those back, or begin a new run"
         try:
-            same = _is_same(file, about["files"][file.name])
+            if _is_same(file, about["files"][file.name]):
+                continue
         except OSError as error:
             problem = f"the run was frozen with this file, and it cannot be read ({error.strerror})"
-            raise InputError(f"{file}: {problem}") from error
-        if not same:
-            problem = "has other bytes than when the run began: put those back, or begin a new run"
-            raise InputError(f"{file}: {problem}")
-    if whole:
-        for added in {file.name for file in _files(folder)} - about["files"].keys():
-            raise InputError(f"{folder / added}: was not there when the run began")
+        raise InputError(f"{file}: {problem}")
+    if whole and (added := [f for f in _files(folder) if f.name not in about["files"]]):
+        raise InputError(f"{added[0]}: was not there when the run began")
     return folder
 
 
@@ -71,11 +72,6 @@ def newest(folder: Path) -> str:
 
 def _read(run: RunFolder) -> dict[str, Any]:
     return dict(read_json(run.layout.models)) if run.layout.models.exists() else {}
-
-
-def _described(folder: Path) -> dict[str, Any]:
-    files = {file.name: {**_state(file), "checksum": _checksum(file)} for file in _files(folder)}
-    return {"place": str(folder), "revision": revision(folder), "files": files}
 
 
 def _files(folder: Path) -> list[Path]:
@@ -98,10 +94,8 @@ def _checksum(file: Path) -> str:
 def _is_same(file: Path, was: dict[str, Any]) -> bool:
     """Whether a file is as it was, or has the same sha256, or a small blob of git the same sha1."""
     now, checksum = _state(file), str(was["checksum"])
-    if now.items() <= was.items():
-        return True
-    if now["size"] != was["size"]:
-        return False
+    if now.items() <= was.items() or now["size"] != was["size"]:
+        return bool(now["size"] == was["size"])
     if len(checksum) == 64:
         return sha256(file) == checksum
     return hashlib.sha1(b"blob %d\0" % now["size"] + file.read_bytes()).hexdigest() == checksum

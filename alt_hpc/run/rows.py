@@ -13,39 +13,34 @@ from alt_hpc.run.folder import RunFolder
 def freeze(run: RunFolder, name: str, texts: Iterable[Mapping[str, str]]) -> int:
     """Write rows of text under a name; returns how many."""
     run.layout.data.mkdir(exist_ok=True)
-    path, count = run.layout.texts(name), 0
+    (path, about), count = run.layout.frozen(name), 0
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in texts:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
-    facts = {"rows": count, "sha256": sha256(path)}
-    write_atomically(run.layout.data_facts(name), json.dumps(facts))
+    write_atomically(about, json.dumps({"rows": count, "sha256": sha256(path)}))
     return count
 
 
 def is_frozen(run: RunFolder, name: str) -> bool:
-    return run.layout.data_facts(name).exists()
+    return run.layout.frozen(name)[1].exists()
 
 
 def count(run: RunFolder, name: str) -> int:
     """How many frozen texts there are of a name."""
-    return int(_facts(run, name)["rows"])
+    return int(json.loads(run.layout.frozen(name)[1].read_text())["rows"])
 
 
 def frozen(run: RunFolder, name: str, rows: Iterable[int] | None = None) -> list[dict[str, str]]:
     """Frozen texts, all or those asked for, after checking the file's checksum."""
-    path, facts = run.layout.texts(name), _facts(run, name)
-    if not path.is_file() or sha256(path) != facts["sha256"]:
+    path, about = run.layout.frozen(name)
+    if not path.is_file() or sha256(path) != json.loads(about.read_text())["sha256"]:
         raise InputError(f"{path}: the frozen data was changed since the run began")
-    asked = list(range(facts["rows"]) if rows is None else rows)
+    asked = list(range(count(run, name)) if rows is None else rows)
     needed = set(asked)
     with path.open("rb") as file:
         lines = {row: line for row, line in enumerate(file) if row in needed}
     return [json.loads(lines[row]) for row in asked]
-
-
-def _facts(run: RunFolder, name: str) -> dict[str, Any]:
-    return dict(json.loads(run.layout.data_facts(name).read_text()))
 
 
 def of_piece(run: RunFolder, piece: Piece) -> Iterator[dict[str, Any]]:

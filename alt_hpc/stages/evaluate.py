@@ -1,5 +1,6 @@
 """evaluate: greedy answers to held-out prompts, asked plain, for the best and for the worst."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -16,8 +17,9 @@ def run(work: Work) -> None:
 
     A policy that the run did not make is asked as the config says (`asked`), and in no other way.
     """
-    config, k, shard = work.config, work.piece.iteration, work.shard()
-    prompts = draws.held_out_prompts(work.run, shard)
+    config, k, shard = work.config, work.piece.iteration, work.run.graph().shard(work.piece)
+    assert shard is not None
+    prompts = draws.prompts(work.run, work.piece)
     other = config.evaluate.policies.get(shard.policy)  # None: it is the run's own
     policy = work.named(other.model, other.tokenizer) if other else work.policy(k)
     variants = ("asked",) if other else config.method.asked(k)
@@ -36,24 +38,18 @@ def run(work: Work) -> None:
         for group in groups:
             numbers = range(starts[group], starts[group + 1])
             texts = [prompts[number - shard.start] for number in numbers]
-            answers: list[Rows] = [[] for _ in texts]
+            rows: Rows = [{"answers": []} for _ in texts]
             for variant in variants:
                 fitted = [fit(variant, text) for text in texts]
                 (made,) = engine.sample([[Ask(ids, seed=0) for ids, _ in fitted]])
-                for mine, (one,), (_, lost) in zip(answers, made, fitted, strict=True):
-                    about = {"variant": variant, "ids": one.ids, "text": policy.text(one.ids)}
-                    mine.append(about | {"ended": one.ended, "lost": lost})
-            yield [
-                {"row": number, "prompt": text, "answers": mine}
-                for number, text, mine in zip(numbers, texts, answers, strict=True)
-            ]
+                every = zip(rows, numbers, texts, made, fitted, strict=True)
+                for row, number, text, (one,), (_, lost) in every:
+                    about = {"policy": shard.policy, "set": shard.set, "row": number}
+                    about |= {"prompt": text, "variant": variant, "ids": one.ids}
+                    about |= {"text": policy.text(one.ids), "ended": one.ended, "lost": lost}
+                    row["answers"].append(about)
+            yield rows
 
-    made = work.attempt.resumable(starts, make, "prompts")
-    about = {"policy": shard.policy, "set": shard.set}
-    rows = [
-        {**about, "row": row["row"], "prompt": row["prompt"], **answer}
-        for row in made
-        for answer in row["answers"]
-    ]
-    shortened = sum(any(answer["lost"] for answer in row["answers"]) for row in made)
-    work.attempt.commit_rows(rows, {"prompts_shortened": shortened})
+    made = [row["answers"] for row in work.attempt.resumable(starts, make, "prompts")]
+    shortened = sum(any(answer["lost"] for answer in answers) for answers in made)
+    work.attempt.commit_rows(itertools.chain(*made), {"prompts_shortened": shortened})

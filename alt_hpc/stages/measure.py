@@ -1,7 +1,10 @@
 """measure: reward, perplexity and length of the answers of a shard of evaluation."""
 
+import functools
 import gc
+import itertools
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,10 +13,9 @@ from alt_hpc.lm import load
 from alt_hpc.lm.prefix import continuation_logprobs
 from alt_hpc.lm.tokens import continuation_ids
 from alt_hpc.rewards import Answers
-from alt_hpc.stages.work import Policy, Work, scorer
+from alt_hpc.stages.work import Work, scorer
 
-Row = dict[str, Any]
-Rows = list[Row]
+Rows = list[dict[str, Any]]
 
 
 def run(work: Work) -> None:
@@ -24,17 +26,11 @@ def run(work: Work) -> None:
     with another tokenizer is read with the starting policy's. Two models in turn, never both in
     memory.
     """
-    together: dict[int, Rows] = {}  # the answers to each prompt
-    for row in work.mates():
-        together.setdefault(row["row"], []).append(row)
-    asked = list(together.values())
+    answered = itertools.groupby(work.mates(), operator.itemgetter("row"))
+    asked = [list(rows) for _, rows in answered]  # the answers to each prompt
     made: list[Rows] = []
     for number, measure in enumerate((_rewards, _perplexities)):
-
-        def make(indices: Iterator[int], measure: Any = measure) -> Iterator[Rows]:
-            return ([row] for row in measure(work, map(asked.__getitem__, indices)))
-
-        starts = range(len(asked) + 1)
+        make, starts = functools.partial(measure, work, asked), range(len(asked) + 1)
         made.append(work.attempt.resumable(starts, make, "prompts", part=(number, 2)))
         gc.collect()  # the model of this pass
     rows = []
@@ -45,27 +41,24 @@ def run(work: Work) -> None:
     work.attempt.commit_rows(rows)
 
 
-def _rewards(work: Work, prompts: Iterator[Rows]) -> Iterator[Row]:
-    reward = scorer(work.run, work.config.measured_by, work.device)
+def _rewards(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:
+    prompts = map(asked.__getitem__, indices)
     texts = (Answers(rows[0]["prompt"], [r["text"] for r in rows], rows[0]) for rows in prompts)
-    for scored in reward.score(texts):
-        yield {"reward": [r if math.isfinite(r) else None for r in scored.rewards]}
+    for scored in scorer(work.run, work.config.measured_by, work.device).score(texts):
+        yield [{"reward": [r if math.isfinite(r) else None for r in scored.rewards]}]
 
 
-def _perplexities(work: Work, prompts: Iterator[Rows]) -> Iterator[Row]:
+def _perplexities(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:
     policy = work.policy(0)
     model = load.policy(policy.place, work.config.policy.dtype, work.device)
-    for rows in prompts:
-        answers = [_read(policy, row) for row in rows]
+    for rows in map(asked.__getitem__, indices):
+        if rows[0]["policy"] == OWN:  # as the starting policy's token ids, without the ends
+            answers = [[i for i in row["ids"] if i not in policy.ends] for row in rows]
+        else:
+            texts = [f" {row['text']}" if row["text"] else "" for row in rows]
+            answers = [continuation_ids(policy.tokenizer, text) for text in texts]
         room = max([work.config.evaluated_tokens, *map(len, answers)])  # of another tokenizer
         ids, _ = policy.fit(None, rows[0]["prompt"], room)
         losses = continuation_logprobs(model, ids, answers)
         found = [math.exp(-sum(one) / len(one)) if one else None for one in losses]
-        yield {"perplexity": found, "length": [len(answer) for answer in answers]}
-
-
-def _read(policy: Policy, row: Row) -> list[int]:
-    """An answer as the starting policy's token ids, without the ends."""
-    if row["policy"] == OWN:
-        return [i for i in row["ids"] if i not in policy.ends]
-    return continuation_ids(policy.tokenizer, f" {row['text']}") if row["text"] else []
+        yield [{"perplexity": found, "length": [len(answer) for answer in answers]}]

@@ -5,10 +5,8 @@ import statistics
 from typing import Any
 
 from alt_hpc.graph import OWN, SCORE, Piece
-from alt_hpc.plan import job_key
-from alt_hpc.report import curves, measures
-from alt_hpc.report.results import evaluated, reports
-from alt_hpc.report.text import table
+from alt_hpc.plan import Submission
+from alt_hpc.report import curves, measures, results
 from alt_hpc.run import rows
 from alt_hpc.run.files import locked, write_atomically
 from alt_hpc.run.journal import Submitted
@@ -26,57 +24,43 @@ def run(work: Work) -> None:
     and so are they.
     """
     folder, k, method = work.run, work.piece.iteration, work.config.method
-    evaluations = evaluated(folder, k)
-    made: dict[str, dict[Piece, Manifest]] = {}  # the iteration's other pieces, by stage
-    for piece in folder.graph().pieces(k):
-        manifest = folder.manifests.get(piece)
-        if piece.stage != work.piece.stage and manifest is not None:
-            made.setdefault(piece.stage, {})[piece] = manifest
-    report = {"iteration": k, **_measured(evaluations)}
-    report["stages"] = {stage: _durations(work, found) for stage, found in made.items()}
-    report["shortened"] = {
-        stage: sum(manifest.facts.get("prompts_shortened", 0) for manifest in found.values())
-        for stage, found in made.items()
-    }
+    evaluations = results.evaluated(folder, k)
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in evaluations:
+        groups.setdefault((row["policy"], row["set"], row["variant"]), []).append(row)
+    own: dict[str, Any] = {}  # set -> variant -> measures of the run's policy
+    others: dict[str, Any] = {}  # policy -> set -> measures
+    for (policy, name, variant), group in groups.items():
+        found, outer, inner = (own, name, variant) if policy == OWN else (others, policy, name)
+        found.setdefault(outer, {})[inner] = measures.summarise(group)
+    report: dict[str, Any] = {"iteration": k, "evaluation": own, "policies": others}
+    report |= {"stages": {}, "shortened": {}}
+    for stage in folder.graph().stages(k):
+        pieces = folder.graph().of(k, stage)
+        made = {piece: m for piece in pieces if (m := folder.manifests.get(piece))}
+        if made and stage != work.piece.stage:
+            lost = [manifest.facts.get("prompts_shortened", 0) for manifest in made.values()]
+            report["stages"][stage], report["shortened"][stage] = _durations(work, made), sum(lost)
     shown = (OWN, "best" if "best" in method.asked(k) else "plain")
-    samples = [row for row in evaluations if (row["policy"], row["variant"]) == shown]
-    report["samples"] = [_sample(row) for row in samples[:5]]
+    samples = [row for row in evaluations if (row["policy"], row["variant"]) == shown][:5]
+    texts = [f"{r['prompt']}\n\n**{r['text']}**\n\nreward {r['reward']}" for r in samples]
+    report["samples"] = [text.replace("\n", "  \n") for text in texts]  # as Markdown
     if k:
         scores = list(rows.of_stage(folder, k, SCORE))
-        found = [label.quantiles for label in method.labels(scores)]
-        rewards = [row["rewards"] for row in scores]
-        parts = measures.by_quantile(rewards, found, len(method.levels))
+        quantiles = [label.quantiles for label in method.labels(scores)]
+        rewards = (row["rewards"] for row in scores)
+        parts = measures.by_quantile(rewards, quantiles, len(method.levels))
         report["quantiles"] = [measures.histogram(values) for values in parts]
-        report["set_aside"] = sum(set(row) <= {None} for row in found)
+        report["set_aside"] = sum(set(row) <= {None} for row in quantiles)
     elif maker := folder.graph().reward_model():
         report["reward_model"] = dict(folder.manifests.open(maker)[1].facts)
     (work.attempt.folder / REPORT_FILE).write_text(json.dumps(report, indent=1))
     with locked(folder.layout.report_lock, WITHIN_S):  # one beside would not see this one
-        known = dict(sorted((reports(folder) | {k: report}).items()))
-        write_atomically(folder.layout.table, table(folder, known) + "\n")
+        known = dict(sorted((results.reports(folder) | {k: report}).items()))
+        write_atomically(folder.layout.table, results.table(folder, known) + "\n")
         curves.write(folder, k, known)
         curves.draw(folder, known)
         work.attempt.commit([REPORT_FILE], rows=len(evaluations), facts={"report": report})
-
-
-def _measured(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Measures of the run's policy (set -> variant) and of others (policy -> set)."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["policy"], row["set"], row["variant"]), []).append(row)
-    found: dict[str, Any] = {"evaluation": {}, "policies": {}}
-    for (policy, name, variant), group in groups.items():
-        if policy == OWN:
-            found["evaluation"].setdefault(name, {})[variant] = measures.summarise(group)
-        else:
-            found["policies"].setdefault(policy, {})[name] = measures.summarise(group)
-    return found
-
-
-def _sample(row: dict[str, Any]) -> str:
-    """A held-out post with its summary, as Markdown."""
-    text = f"{row['prompt']}\n\n**{row['text']}**\n\nreward {row['reward']}"
-    return text.replace("\n", "  \n")
 
 
 def _durations(work: Work, made: dict[Piece, Manifest]) -> dict[str, float]:
@@ -88,10 +72,10 @@ def _durations(work: Work, made: dict[Piece, Manifest]) -> dict[str, float]:
     submitted = {e.key: e.time for e in work.run.journal.of(Submitted)}
     waits = [0.0]
     for piece, manifest in made.items():
-        key = job_key(piece.iteration, piece.stage, manifest.attempt)
-        sources = map(work.run.manifests.get, work.run.graph().sources(piece))
-        ends = [m.facts["started"] + m.facts["seconds"] for m in sources if m is not None]
+        key = Submission(piece.stage, piece.iteration, manifest.attempt, ()).key
         if key in submitted:
+            sources = map(work.run.manifests.get, work.run.graph().sources(piece))
+            ends = [m.facts["started"] + m.facts["seconds"] for m in sources if m is not None]
             waits.append(manifest.facts["started"] - max([submitted[key], *ends]))
     seconds = [manifest.facts["seconds"] for manifest in made.values()]
     median, slowest = statistics.median(seconds), max(seconds)

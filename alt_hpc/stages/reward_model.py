@@ -1,21 +1,20 @@
 """reward-model: train a reward model from comparisons, whole or only a head on a trunk as it is."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from alt_hpc import interrupt
-from alt_hpc.lm import check
-from alt_hpc.rewards import Answers, heads, model, text
-from alt_hpc.rewards.text import Text
-from alt_hpc.run import rows
+from alt_hpc.lm import check, load, save
+from alt_hpc.rewards import Answers, heads, model
+from alt_hpc.rewards.heads import Text
+from alt_hpc.run import models, rows
 from alt_hpc.run.layout import MODEL_FOLDER
 from alt_hpc.stages import optimise
-from alt_hpc.stages.work import Work, reward_place, scorer
+from alt_hpc.stages.work import Work, scorer
 from alt_hpc.training import loop, losses
 from alt_hpc.training.examples import FeaturePair, Pair
 from alt_hpc.training.settings import Training
@@ -33,17 +32,18 @@ def run(work: Work) -> None:
     settings, reward = work.config.reward_model, work.config.reward
     assert settings is not None
     assert isinstance(reward, model.Settings)
-    found = {key: reward_place(work.run, reward, key) for key in reward.named()}
+    named = reward.named().items()
+    found = {key: models.place(work.run, of.name, whole=of.whole) for key, of in named}
     base, new = found["base"], work.config.sample.max_new_tokens
-    words = text.of(base, reward, work.config.domain, new, found.get("tokenizer"))
+    words = Text(found.get("tokenizer", base), reward, work.config.domain, new)
     pairs = rows.frozen(work.run, "comparisons-train")
     train = _train_head if settings.head_only else _train_whole
     made, shortened = train(work, settings, base, words, pairs)
     if made is None:
         return
     folder = work.attempt.folder / MODEL_FOLDER
-    card = f"A value head on the last token of `{text.PLAIN_TEMPLATE}` + EOS."
-    heads.save(folder, made, words.tokenizer, card)
+    card = f"A value head on the last token of `{heads.PLAIN_TEMPLATE}` + EOS."
+    save.whole(folder, made, words.tokenizer, f"# Reward model\n{card}\n")
     del made  # it is loaded again
     check.weights(folder)
     facts = _held_out(work, folder)
@@ -51,14 +51,14 @@ def run(work: Work) -> None:
         f"reward model: {facts['accuracy']:.1%} of {facts['pairs']} held-out comparisons right"
         f" (the longer summary is the better one in {facts['longer_is_better']:.1%})"
     )
-    optimise.publish(work, MODEL_FOLDER, len(pairs), facts | {"prompts_shortened": shortened})
+    optimise.publish(work, len(pairs), facts | {"prompts_shortened": shortened})
 
 
 def _train_head(work: Work, settings: Training, base: Path, words: Text, pairs: Rows) -> Made:
     """Train a linear head on the trunk's features, computed once."""
     reward, found, shortened, started = work.config.reward, [], 0, time.time()
     assert isinstance(reward, model.Settings)
-    trunk = heads.load_trunk(base, words, reward.dtype, work.device)
+    trunk = heads.Trunk(load.whole(AutoModel, base, reward.dtype, work.device), words)
     for number, row in enumerate(pairs, start=1):
         interrupt.check()
         hidden, lost = trunk.hidden(row["prompt"], [row["chosen"], row["rejected"]])
@@ -92,7 +92,7 @@ def _train_whole(work: Work, settings: Training, base: Path, words: Text, pairs:
     weights = optimise.optimise(work, whole, examples, losses.pair_loss, settings)
     if weights is None:
         return None, shortened
-    return heads.assembled(shape, weights, settings.export_dtype, base), shortened
+    return load.assembled(heads.CLASSIFIER, shape, weights, settings.export_dtype, base), shortened
 
 
 def _held_out(work: Work, place: Path) -> dict[str, float | int]:
@@ -101,11 +101,10 @@ def _held_out(work: Work, place: Path) -> dict[str, float | int]:
     texts = [[row["chosen"], row["rejected"]] for row in pairs]
     reward = scorer(work.run, work.config.reward, work.device, made=place)
     answers = (Answers(row["prompt"], two) for row, two in zip(pairs, texts, strict=True))
-    accuracy = _right([scored.rewards for scored in reward.score(answers)])
-    longer = _right([[len(one.split()) for one in two] for two in texts])
+    rewards = [tuple(scored.rewards) for scored in reward.score(answers)]
+    lengths = [tuple(float(len(one.split())) for one in two) for two in texts]
+    accuracy, longer = (  # how often the first is the greater one; ties count half
+        sum(1.0 if a > b else 0.5 * (a == b) for a, b in both) / len(pairs)
+        for both in (rewards, lengths)
+    )
     return {"accuracy": accuracy, "longer_is_better": longer, "pairs": len(pairs)}
-
-
-def _right(pairs: Sequence[Sequence[float]]) -> float:
-    """How often the first is the greater one; ties count half."""
-    return sum(1.0 if a > b else 0.5 * (a == b) for a, b in pairs) / len(pairs)

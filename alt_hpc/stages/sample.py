@@ -20,33 +20,33 @@ def run(work: Work) -> None:
     Iteration 1 samples from the plain prompt, later ones ask for the best feedback.
     """
     k, config, method = work.piece.iteration, work.config, work.config.method
-    prompts = dict(zip(work.rows, draws.drawn_prompts(work.run, work.piece), strict=True))
+    prompts = dict(zip(work.rows, draws.prompts(work.run, work.piece), strict=True))
     policy, s = work.policy(k - 1), config.sample
     decoding = Decoding(s.generations, s.temperature, s.top_p, s.max_new_tokens, s.group)
     engine = work.generator(policy, decoding)
     starts = [*range(work.rows.start, work.rows.stop, engine.together), work.rows.stop]
-    earlier = [
-        row for stage in method.sources(k) for row in rows_of.of_stage(work.run, k - 1, stage)
-    ]
+    stages = method.sources(k)
+    earlier = [row for stage in stages for row in rows_of.of_stage(work.run, k - 1, stage)]
 
     def entering(group: int) -> list[Ask]:
         asks = []
         for number in range(starts[group], starts[group + 1]):
             row: dict[str, Any] = {"row": number, "prompt": prompts[number]}
             feedback = method.ask("plain" if k == 1 else "best", row, earlier)
-            ids, lost = policy.fit(feedback, prompts[number], decoding.max_new_tokens)
-            asks.append(Ask(ids, _seed(config.seed, k, number), row | {"lost": lost}))
+            ids, lost = policy.fit(feedback, prompts[number], s.max_new_tokens)
+            # A prompt's seed is a function of (the run's seed, iteration, row) alone.
+            state = np.random.SeedSequence([config.seed, k, number]).generate_state(1, np.uint64)
+            asks.append(Ask(ids, int(state[0] >> np.uint64(1)), row | {"lost": lost}))
         return asks
 
     def make(groups: Iterator[int]) -> Iterator[Rows]:
         asked, again = itertools.tee(map(entering, groups))  # an engine takes some ahead
         for asks, sampled in zip(asked, engine.sample(again), strict=True):
-            made = [
-                [{"ids": g.ids, "ended": g.ended, "text": policy.text(g.ids)} for g in one]
-                for one in sampled
-            ]
-            both = zip(asks, made, strict=True)
-            yield [{**ask.row, "generations": generations} for ask, generations in both]
+            made: Rows = []
+            for ask, its in zip(asks, sampled, strict=True):
+                texts = [{"ids": g.ids, "ended": g.ended, "text": policy.text(g.ids)} for g in its]
+                made.append({**ask.row, "generations": texts})
+            yield made
 
     rows = work.attempt.resumable(starts, make, "samples", decoding.answers)
     shortened = sum(row["lost"] > 0 for row in rows)
@@ -54,9 +54,3 @@ def run(work: Work) -> None:
         work.say(f"{shortened} of {len(rows)} prompts lost the end of their post (context full)")
     tokens = sum(len(g["ids"]) for row in rows for g in row["generations"])
     work.attempt.commit_rows(rows, {"prompts_shortened": shortened, "tokens": tokens})
-
-
-def _seed(seed: int, iteration: int, row: int) -> int:
-    """The seed of one drawn prompt: a function of (run seed, iteration, row) alone."""
-    state = np.random.SeedSequence([seed, iteration, row]).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))

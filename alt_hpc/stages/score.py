@@ -6,10 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-
-from alt_hpc.rewards import Answers, Scored, Scorer
-from alt_hpc.run.folder import RunFolder
+from alt_hpc.rewards import Answers
 from alt_hpc.stages.work import Work, scorer
 
 Row = dict[str, Any]
@@ -18,20 +15,26 @@ Row = dict[str, Any]
 def run(work: Work) -> None:
     """Make one shard: a row per prompt with what was decided of each generation.
 
-    That is its reward (null where it is not finite), and the method's label: its quantile and
-    feedback. Both are null where a generation, or a prompt with too few finite rewards, was set
-    aside; and the label of the whole row where it is only decided over the iteration. The reward
-    sees the plain prompt, never the conditioning.
+    That is its reward (null where it is not finite; made from the plain prompt), and the method's
+    label: its quantile and feedback, null where a generation, or a prompt with too few finite
+    rewards, was set aside, and for the whole row where it is decided over the iteration.
     """
     samples = list(work.mates())
     reward = _scorer(work.run, work.device)
 
     def make(indices: Iterator[int]) -> Iterator[list[Row]]:
         asked, again = itertools.tee(map(samples.__getitem__, indices))  # it may take some ahead
-        texts = ((row, [g["text"] for g in row["generations"]]) for row in again)
-        answers = (Answers(row["prompt"], generations, row) for row, generations in texts)
-        for row, scored in zip(asked, reward.score(answers), strict=True):
-            yield [_decided(work, row, scored)]
+        texts = (Answers(r["prompt"], [g["text"] for g in r["generations"]], r) for r in again)
+        for sample, scored in zip(asked, reward.score(texts), strict=True):
+            row: Row = {"row": sample["row"], "rewards": _finite(scored.rewards)}
+            if scored.parts:
+                row["parts"] = {name: _finite(part) for name, part in scored.parts.items()}
+            if scored.feedback is not None:
+                row["written"] = list(scored.feedback)
+            label = work.config.method.label(row)
+            row["quantiles"] = label and list(label.quantiles)
+            row["feedback"] = label and list(label.feedback)
+            yield [row | {"post_shortened": scored.shortened}]
 
     starts = range(work.rows.start, work.rows.stop + 1)
     rows = work.attempt.resumable(starts, make, "samples", work.config.sample.generations)
@@ -44,22 +47,8 @@ def run(work: Work) -> None:
     work.attempt.commit_rows(rows, {"set_aside": aside, "prompts_shortened": shortened})
 
 
-@functools.lru_cache(maxsize=1)  # for all shards of a task
-def _scorer(run: RunFolder, on: torch.device) -> Scorer:
-    return scorer(run, run.config().reward, on)
-
-
-def _decided(work: Work, sample: Row, scored: Scored) -> Row:
-    """A scored row, as training reads it."""
-    row: Row = {"row": sample["row"], "rewards": _finite(scored.rewards)}
-    if scored.parts:
-        row["parts"] = {name: _finite(part) for name, part in scored.parts.items()}
-    if scored.feedback is not None:
-        row["written"] = list(scored.feedback)
-    label = work.config.method.label(row)
-    row["quantiles"] = label and list(label.quantiles)
-    row["feedback"] = label and list(label.feedback)
-    return row | {"post_shortened": scored.shortened}
+# One for all shards of a task.
+_scorer = functools.lru_cache(maxsize=1)(lambda run, on: scorer(run, run.config().reward, on))
 
 
 def _finite(rewards: Sequence[float]) -> list[float | None]:

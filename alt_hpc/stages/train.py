@@ -1,21 +1,20 @@
 """train: fine-tune the policy on conditioned prompts and the generations kept of each quantile."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from alt_hpc.config import Config
-from alt_hpc.graph import REPORT, SAMPLE, SCORE, TRAIN, Piece
+from alt_hpc.graph import SAMPLE, SCORE, TRAIN, VALID, Piece
 from alt_hpc.lm import load
 from alt_hpc.lm.prefix import side_by_side
-from alt_hpc.report.results import best_iteration
+from alt_hpc.report import results
 from alt_hpc.run import rows as rows_of
 from alt_hpc.stages import optimise
 from alt_hpc.stages.work import Policy, Work
 from alt_hpc.training import deepspeed, loop, losses
-from alt_hpc.training.examples import Siblings, Trainable
+from alt_hpc.training.examples import Siblings
 from alt_hpc.training.reference import share_trunk
 
 CARD = """# Policy aligned with textual feedback (ALT-RM), iteration {iteration}
@@ -46,14 +45,13 @@ def run(work: Work) -> None:
     method.prepare(model, before.tokenizer)
     optimise.set_dropout(model, config.policy.dropout)
     made = list(_families(work, before, side_by_side(model.config)))
-    families = [family for family, _ in made]
-    examples: Sequence[Trainable] = families
+    examples = [family for family, _ in made]
     if settings.share_prompts:  # batches of families; a step has as many sequences as before
         batches = ("global_batch", "micro_batch")
         sizes = {key: getattr(settings, key) // method.family for key in batches}
         settings = settings.model_copy(update=sizes)
     else:
-        examples = [alone for family in families for alone in family.alone()]
+        examples = [alone for family in examples for alone in family.alone()]
     loop.prepare(model, settings)
     loss = functools.partial(losses.alt_loss, entropy=settings.entropy)
     if settings.kl:
@@ -64,30 +62,21 @@ def run(work: Work) -> None:
             share_trunk(model, reference)
         against = {"reference": reference, "vocabulary": view.vocabulary}
         loss = functools.partial(loss, kl=settings.kl, **against)
-    rows, shortened = sum(len(f.answers) for f in families), sum(lost for _, lost in made)
-    optimise.make_policy(
-        work, before, model, examples, loss, settings, _card(config, k), rows, shortened
+    card = CARD.format(
+        iteration=k,
+        conditioning=config.domain.before(method.ask("best", {})),
+        tokens=config.sample.max_new_tokens,
+        texts=", ".join(f"`{text}`" for text in method.levels),
+        base=config.policy.model or config.policy.base,
     )
+    shortened = sum(lost for _, lost in made)
+    optimise.make_policy(work, before, model, examples, loss, settings, card, shortened)
     if work.ranks.first:
         _remove_old_policies(work)
 
 
-def _card(config: Config, iteration: int) -> str:
-    return CARD.format(
-        iteration=iteration,
-        conditioning=config.domain.before(config.method.ask("best", {})),
-        tokens=config.sample.max_new_tokens,
-        texts=", ".join(f"`{text}`" for text in config.method.levels),
-        base=config.policy.model or config.policy.base,
-    )
-
-
 def _families(work: Work, policy: Policy, together: bool) -> Iterator[tuple[Siblings, bool]]:
-    """A conditioned prompt and what is learned behind it, in the order of the draw.
-
-    And whether the prompt was shortened. The generations of a prompt that were given the same
-    feedback are a family.
-    """
+    """Generations of a prompt and feedback, in the draw's order; whether it was shortened."""
     config, k = work.config, work.piece.iteration
     method, new = config.method, config.sample.max_new_tokens
     plainly = method.loss_view(policy.tokenizer).reads == "plain"
@@ -108,8 +97,11 @@ def _families(work: Work, policy: Policy, together: bool) -> Iterator[tuple[Sibl
 
 
 def _remove_old_policies(work: Work) -> None:
-    """Keep the last `keep` policies, the best one, and any that evaluation still reads."""
-    manifests, best = work.run.manifests, best_iteration(work.run)
+    """Keep the last `keep`, the best by mean reward on `valid`, and what is still to be read."""
+    found = results.reports(work.run)
+    by = {k: report["evaluation"].get(VALID, {}).get("best") for k, report in found.items()}
+    rewards = {k: m["reward"] for k, m in by.items() if m and m["reward"] is not None}
+    best = max(rewards, key=rewards.__getitem__, default=None)
     for k in range(1, work.piece.iteration - work.config.keep + 1):
-        if k != best and manifests.get(Piece(k, REPORT)) is not None:
-            manifests.remove_policy(Piece(k, TRAIN))
+        if k != best and k in found:
+            work.run.manifests.remove_policy(Piece(k, TRAIN))

@@ -1,7 +1,5 @@
 """Work: what a stage is handed to make one piece, and how it reads what that is made from."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os
@@ -13,32 +11,54 @@ from typing import TYPE_CHECKING, Any
 
 from alt_hpc.config import Config
 from alt_hpc.engines import Decoding, Generator, Model
-from alt_hpc.graph import STAGES, Piece, Shard
+from alt_hpc.graph import STAGES, Piece
 from alt_hpc.lm import tokens
 from alt_hpc.rewards import Given, Reward, Scorer
-from alt_hpc.run import attempt, models, progress, rows
+from alt_hpc.run import attempt, models, rows
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.layout import MODEL_FOLDER, POLICY_FOLDER
 from alt_hpc.training import ranks
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
 # torch and transformers are imported where they are used: the tests' stubs need neither.
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy on disk with what reads and writes its text."""
+
+    place: Path  # its Hugging Face folder
+    config: Config
+    tokenizer: tokens.Tokenizer
+    ends: tuple[int, ...]  # token ids that end a generation
+    context: int  # tokens that a prompt and its generation may have together
+
+    def fit(self, feedback: str | None, prompt: str, new_tokens: int) -> tuple[list[int], int]:
+        """Token ids of a prompt asked with feedback, so that `new_tokens` still fit, and how much
+        of the prompt was lost (see `Domain.conditioned`).
+        """
+        room, widest = self.context - new_tokens, self.config.method.widest
+        return self.config.domain.conditioned(self.tokenizer, feedback, prompt, room, widest)
+
+    def text(self, ids: list[int]) -> str:
+        """The text of generated ids, without the ends."""
+        return tokens.text_of(self.tokenizer, ids, self.ends)
 
 
 class Work:
     """A piece of a run to make in this process, by the attempt of a number.
 
-    `sources` are the checksums of what it is made from, `ranks` says which this process is among
-    those that make it together, and `attempt` is what the first of them, alone, writes in.
+    `config` is the one last submitted, `sources` are the checksums of what the piece is made from,
+    `ranks` says which this process is among those that make it together, and `attempt` is what the
+    first of them, alone, writes in.
     """
 
     def __init__(self, run: RunFolder, piece: Piece, number: int) -> None:
         """Begin the attempt; PieceDamaged where a source is not whole."""
-        self.run, self.piece = run, piece
-        self.sources = run.manifests.checksums(run.graph().sources(piece))
+        self.run, self.piece, self.config = run, piece, run.config()
+        self.sources = {str(s): run.manifests.wait(s).checksum for s in run.graph().sources(piece)}
         self.ranks = ranks.from_environment()
         if self.ranks.first:
             self.attempt = attempt.begin(run, piece, number, self.sources)
@@ -48,13 +68,8 @@ class Work:
         ranks.connect(self.ranks)
         _ = self.device
 
-    @property
-    def config(self) -> Config:
-        """The config as last submitted."""
-        return self.run.config()
-
     @cached_property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         """This process's GPU, else the CPU. Sets threads."""
         import torch
 
@@ -74,43 +89,35 @@ class Work:
 
     def show(self, done: int, total: int, unit: str, started: float) -> None:
         """Say how far the piece is: `done` of `total` units since `started` (seconds, epoch)."""
-        progress.show(self.run, self.piece, done, total, unit, started)
+        attempt.show(self.run, self.piece, done, total, unit, started)
 
     def say(self, words: str) -> None:
         """A line in the task's log."""
         print(f"{self.piece}: {words}", flush=True)
 
-    def shard(self) -> Shard:
-        """What a piece of evaluation is made for."""
-        shard = self.run.graph().shard(self.piece)
-        assert shard is not None
-        return shard
-
     def policy(self, iteration: int) -> Policy:
         """The policy after an iteration (0: the starting one), every checksum verified."""
         if piece := self.run.graph().policy(iteration):
-            return self._policy(self.run.manifests.open(piece)[0] / POLICY_FOLDER, None)
+            return self.named(self.run.manifests.open(piece)[0] / POLICY_FOLDER, None)
         return self.named(self.config.policy.model, self.config.policy.tokenizer)
 
-    def named(self, model: str | None, tokenizer: str | None) -> Policy:
-        """A policy that the config names, with the tokenizer that it names beside."""
-        assert model is not None
-        return self._policy(models.place(self.run, model), tokenizer)
-
-    def _policy(self, place: Path, named: str | None) -> Policy:
+    def named(self, model: str | Path | None, tokenizer: str | None) -> Policy:
+        """A policy in a folder or that the config names, with a tokenizer that it names beside."""
         from alt_hpc.lm import load
 
-        home = models.place(self.run, named, whole=False) if named else place
-        tokenizer, most = load.tokenizer(home), self.config.policy.max_length
+        assert model is not None
+        place = model if isinstance(model, Path) else models.place(self.run, model)
+        home = models.place(self.run, tokenizer, whole=False) if tokenizer else place
+        words, most = load.tokenizer(home), self.config.policy.max_length
         context = tokens.context_length(load.config(place), unknown=most)
-        ends = tokens.all_ends(place, tokenizer)
-        return Policy(place, self.config, tokenizer, ends, min(context, most or context))
+        ends = tokens.all_ends(place, words)
+        return Policy(place, self.config, words, ends, min(context, most or context))
 
     def generator(self, policy: Policy, decoding: Decoding) -> Generator:
         """The engine that the config names, with the policy loaded, once per task."""
         dtype, silent = self.config.policy.dtype, self.config.method.silent(policy.tokenizer)
         model = Model(policy.place, dtype, policy.ends, policy.context, self.device)
-        return _generator(self.run, model, dataclasses.replace(decoding, silent=silent))
+        return _generator(self.run, model, decoding._replace(silent=silent))
 
 
 @functools.lru_cache(maxsize=1)  # a task may make several shards
@@ -118,40 +125,14 @@ def _generator(run: RunFolder, model: Model, decoding: Decoding) -> Generator:
     return run.config().engine.load(model, decoding)
 
 
-def reward_place(run: RunFolder, reward: Reward, key: str) -> Path:
-    """The folder of a model, by the key of the reward's settings that names it."""
-    named = reward.named()[key]
-    return models.place(run, named.name, whole=named.whole)
-
-
-def scorer(run: RunFolder, reward: Reward, on: torch.device, made: Path | None = None) -> Scorer:
+def scorer(run: RunFolder, reward: Reward, on: "torch.device", made: Path | None = None) -> Scorer:
     """A reward of a run, loaded; `made` is the model that the run trains, else what it made."""
     piece = run.graph().reward_model() if reward.trained else None
     if piece and made is None:
         made = run.manifests.open(piece)[0] / MODEL_FOLDER
-    place, new = functools.partial(reward_place, run, reward), run.config().sample.max_new_tokens
-    return reward.load(Given(place, made, run.config().domain, new, on))
+    named, config = reward.named(), run.config()
 
+    def place(key: str) -> Path:
+        return models.place(run, named[key].name, whole=named[key].whole)
 
-@dataclass(frozen=True)
-class Policy:
-    """A policy on disk with what reads and writes its text."""
-
-    place: Path  # its Hugging Face folder
-    config: Config
-    tokenizer: PreTrainedTokenizerBase
-    ends: tuple[int, ...]  # token ids that end a generation
-    context: int  # tokens that a prompt and its generation may have together
-
-    def fit(self, feedback: str | None, prompt: str, new_tokens: int) -> tuple[list[int], int]:
-        """Token ids of a prompt asked with feedback, so that `new_tokens` still fit.
-
-        And how much of the prompt was lost (see `Domain.conditioned`).
-        """
-        domain, widest = self.config.domain, self.config.method.widest
-        room = self.context - new_tokens
-        return domain.conditioned(self.tokenizer, feedback, prompt, room, widest)
-
-    def text(self, ids: list[int]) -> str:
-        """The text of generated ids, without the ends."""
-        return tokens.text_of(self.tokenizer, ids, self.ends)
+    return reward.load(Given(place, made, config.domain, config.sample.max_new_tokens, on))

@@ -1,12 +1,16 @@
-"""What is trained on: examples, and the batches that they are collated into."""
+"""What is trained on: examples, and the batches that they are collated into.
 
-from __future__ import annotations
+Of an example the loop asks its `weight` (loss tokens; pairs count 1: its share in the loss's
+normaliser), its `tokens` (all that are computed), `empty()`, the cheapest one of its kind that
+teaches nothing, and `batch(rows, most)`, which collates examples of its kind: `most` is the
+largest weight that any rank collates at this moment.
+"""
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,21 +18,6 @@ from torch import Tensor
 from alt_hpc.lm.prefix import ALL, NOBODY, padded
 
 CHUNK = 512  # positions whose logits [CHUNK, vocabulary] are alive at once
-
-B = TypeVar("B")
-
-
-class Trainable(Protocol):
-    """What the loop asks of an example."""
-
-    @property
-    def weight(self) -> int: ...  # loss tokens (pairs count 1): its share in the loss's normaliser
-    @property
-    def tokens(self) -> int: ...  # all that are computed
-    def empty(self) -> Trainable: ...  # the cheapest one of its kind that teaches nothing
-    @classmethod
-    def batch(cls, rows: Sequence[Any], most: int) -> Any:
-        """Collate `rows`; `most` is the largest weight that any rank collates at this moment."""
 
 
 @dataclass(frozen=True)
@@ -46,37 +35,12 @@ class TextBatch:
     chunks: int
     owners: Tensor | None = None  # [rows, width]: which answer a token is of
     places: Tensor | None = None  # [rows, width]: its position for the model
-    reference: TextBatch | None = None  # the same answers behind what the reference is given
-
-
-@dataclass(frozen=True)
-class Example:
-    """A conditioned prompt and what was written after it: tokens from `start` on are learned."""
-
-    ids: list[int]
-    start: int
-    plain: list[int] | None = None  # the prompt as the reference is given it; None: the same
-
-    @property
-    def weight(self) -> int:
-        return len(self.ids) - self.start
-
-    @property
-    def tokens(self) -> int:
-        return len(self.ids)
-
-    def empty(self) -> Example:
-        return Example(self.ids[:1], 1, self.plain and self.plain[:1])
-
-    @classmethod
-    def batch(cls, rows: Sequence[Example], most: int) -> TextBatch:
-        texts = [(row.ids[: row.start], [row.ids[row.start :]], row.plain) for row in rows]
-        return _text_batch(texts, most, together=False)
+    reference: "TextBatch | None" = None  # the same answers behind what the reference is given
 
 
 @dataclass(frozen=True)
 class Siblings:
-    """A conditioned prompt and several answers to it, the prompt computed once for all.
+    """A conditioned prompt and the answers to it that are learned, the prompt computed once.
 
     They stand behind one another in one row; each sees the prompt and itself, and counts its
     positions from the prompt's end. `together` is False for models that cannot take such a row
@@ -96,52 +60,54 @@ class Siblings:
     def tokens(self) -> int:
         return len(self.prompt) + self.weight
 
-    def empty(self) -> Siblings:
+    def empty(self) -> "Siblings":
         return Siblings(self.prompt[:1], [], self.together, self.plain and self.plain[:1])
 
-    def alone(self) -> list[Example]:
+    def alone(self) -> list["Siblings"]:
         """Each answer with the prompt to itself."""
-        start = len(self.prompt)
-        return [Example([*self.prompt, *a], start, self.plain) for a in self.answers]
+        return [Siblings(self.prompt, [answer], False, self.plain) for answer in self.answers]
 
-    @classmethod
-    def batch(cls, rows: Sequence[Siblings], most: int) -> TextBatch:
-        if not rows[0].together:
-            alone = [example for row in rows for example in row.alone()]
-            return Example.batch(alone or [Example(rows[0].prompt, 1, rows[0].plain)], most)
-        texts = [(row.prompt, row.answers, row.plain) for row in rows]
-        return _text_batch(texts, most, together=True)
-
-
-def _text_batch(
-    rows: Sequence[tuple[list[int], list[list[int]], list[int] | None]], most: int, together: bool
-) -> TextBatch:
-    """Rows of a prompt, its answers and its plain prompt; `together`: with owners and places."""
-    texts = [[*prompt, *chain(*answers)] for prompt, answers, _ in rows]
-    ids, mask = padded(texts), padded([[1] * len(text) for text in texts])
-    owners, places = torch.full_like(ids, NOBODY), torch.zeros_like(ids)
-    positions: list[int] = []
-    targets: list[int] = []
-    for i, (prompt, answers, _) in enumerate(rows):
-        at = start = len(prompt)
-        owners[i, :start] = ALL
-        places[i, :start] = torch.arange(start)
-        for number, answer in enumerate(answers):
-            end = at + len(answer)
-            owners[i, at:end] = number
-            places[i, at:end] = torch.arange(start, start + len(answer))
-            before = [start - 1, *range(at, end - 1)] if answer else []
-            positions += [i * ids.shape[1] + place for place in before]
-            targets += answer
-            at = end
-    where, what = (torch.tensor(v, dtype=torch.long) for v in (positions, targets))
-    batch = TextBatch(ids, mask, where, what, chunks=max(1, -(-most // CHUNK)))
-    if together:
-        batch = dataclasses.replace(batch, owners=owners, places=places)
-    if rows[0][2] is None:
+    @staticmethod
+    def batch(rows: Sequence["Siblings"], most: int) -> TextBatch:
+        first, chunks = rows[0], max(1, -(-most // CHUNK))
+        if not first.together:
+            rows = [alone for row in rows for alone in row.alone()] or [first]
+        ids = padded([[*row.prompt, *chain(*row.answers)] for row in rows])
+        owners, places = torch.full_like(ids, NOBODY), torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            at = start = len(row.prompt)
+            owners[i, :start], places[i, :start] = ALL, torch.arange(start)
+            for number, answer in enumerate(row.answers):
+                end = at + len(answer)
+                owners[i, at:end], places[i, at:end] = number, start + torch.arange(len(answer))
+                at = end
+        mask, learned = (owners != NOBODY).long(), owners >= 0
+        # What predicts a token stands before it; an answer's first is predicted by the prompt.
+        starts = torch.tensor([[len(row.prompt)] for row in rows])
+        before = torch.where(places == starts, starts, torch.arange(ids.shape[1])) - 1
+        positions = (before + torch.arange(len(rows))[:, None] * ids.shape[1])[learned]
+        batch = TextBatch(ids, mask, positions, ids[learned], chunks)
+        if first.together:
+            batch = dataclasses.replace(batch, owners=owners, places=places)
+        if first.plain is not None:
+            plainly = [Siblings(row.plain or [], row.answers, row.together) for row in rows]
+            batch = dataclasses.replace(batch, reference=Siblings.batch(plainly, most))
         return batch
-    plainly = [(plain or [], answers, None) for _, answers, plain in rows]
-    return dataclasses.replace(batch, reference=_text_batch(plainly, most, together))
+
+
+class Example(Siblings):
+    """A conditioned prompt and what was written after it: tokens from `start` on are learned."""
+
+    def __init__(self, ids: list[int], start: int) -> None:
+        super().__init__(ids[:start], [ids[start:]], together=False)
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prompt, *self.answers[0]]
+
+    @property
+    def start(self) -> int:
+        return len(self.prompt)
 
 
 @dataclass(frozen=True)
@@ -150,7 +116,7 @@ class PairBatch:
 
     ids: Tensor  # [2 * pairs, width], padded on the right
     mask: Tensor  # [2 * pairs, width]
-    last: Tensor  # [2 * pairs], of each text's last token, into the flattened ids
+    positions: Tensor  # [2 * pairs], of each text's last token, into the flattened ids
     weights: Tensor  # [pairs], 0 for a pair that teaches nothing
 
 
@@ -166,11 +132,11 @@ class Pair:
     def tokens(self) -> int:
         return len(self.chosen) + len(self.rejected)
 
-    def empty(self) -> Pair:
+    def empty(self) -> "Pair":
         return Pair(self.chosen[:1], self.rejected[:1], 0)
 
-    @classmethod
-    def batch(cls, rows: Sequence[Pair], most: int) -> PairBatch:
+    @staticmethod
+    def batch(rows: Sequence["Pair"], most: int) -> PairBatch:
         texts = [row.chosen for row in rows] + [row.rejected for row in rows]
         ids, mask = padded(texts), padded([[1] * len(text) for text in texts])
         last = torch.tensor([i * ids.shape[1] + len(text) - 1 for i, text in enumerate(texts)])
@@ -193,18 +159,21 @@ class FeaturePair:
     weight: int = 1
     tokens: int = 0
 
-    def empty(self) -> FeaturePair:
+    def empty(self) -> "FeaturePair":
         return FeaturePair(self.features, 0)
 
-    @classmethod
-    def batch(cls, rows: Sequence[FeaturePair], most: int) -> FeatureBatch:
+    @staticmethod
+    def batch(rows: Sequence["FeaturePair"], most: int) -> FeatureBatch:
         weights = torch.tensor([float(row.weight) for row in rows])
         return FeatureBatch(torch.stack([row.features for row in rows]), weights)
 
 
-def move(batch: B, device: torch.device) -> B:
+Trainable = Siblings | Pair | FeaturePair
+
+
+def move(batch: Any, device: torch.device) -> Any:
     """The same batch with its tensors on `device`."""
     values = vars(batch).items()
-    moved: dict[str, Any] = {key: v.to(device) for key, v in values if isinstance(v, Tensor)}
+    moved = {key: v.to(device) for key, v in values if isinstance(v, Tensor)}
     moved |= {key: move(v, device) for key, v in values if isinstance(v, TextBatch)}
-    return dataclasses.replace(batch, **moved)  # type: ignore[type-var]
+    return dataclasses.replace(batch, **moved)

@@ -5,30 +5,27 @@ The first then loads the result's weights into a model made anew: the trained on
 """
 
 import math
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import PreTrainedModel, set_seed
 
 from alt_hpc.errors import InputError, TrainingDiverged
 from alt_hpc.interrupt import Interrupted
 from alt_hpc.lm.blocks import train_top
 from alt_hpc.settings import digest
 from alt_hpc.training import deepspeed
-from alt_hpc.training.checkpoints import Checkpoints, Store
+from alt_hpc.training.checkpoints import Store, resume, save
 from alt_hpc.training.examples import Trainable, move
 from alt_hpc.training.losses import ForLoss, Loss
-from alt_hpc.training.masters import Originals
 from alt_hpc.training.ranks import Ranks
 from alt_hpc.training.settings import Training, check_batches
-
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -47,20 +44,19 @@ class StepRecord:
     skipped: bool  # float16: the gradients overflowed and the weights stayed
 
 
-@dataclass(frozen=True)
-class TrainResult:
+class TrainResult(NamedTuple):
     """The whole state dict on the CPU on rank 0: in float32 what was trained, all else as given."""
 
     weights: dict[str, Tensor] | None  # None on other ranks
     resumed_at: int  # the step after which this attempt took over; 0: it began
 
 
-def order(n: int, epochs: int, seed: int) -> list[Rows]:
+def order(n: int, epochs: int, seed: int) -> list[NDArray[np.int64]]:
     """Which examples each epoch visits, in turn: a function of its arguments alone."""
     return [np.random.default_rng([seed, epoch]).permutation(n) for epoch in range(epochs)]
 
 
-def global_batches(n: int, settings: Training, seed: int) -> list[Rows]:
+def global_batches(n: int, settings: Training, seed: int) -> list[NDArray[np.int64]]:
     """The examples of every optimiser step; an epoch may end with a smaller one: none is lost."""
     size, epochs = settings.global_batch, order(n, settings.epochs, seed)
     return [epoch[at : at + size] for epoch in epochs for at in range(0, n, size)]
@@ -77,12 +73,11 @@ def learning_rate(step: int, steps: int, settings: Training) -> float:
     return settings.lr * (steps - step + 1) / (steps - warm + 1)
 
 
-def prepare(model: nn.Module, settings: Training) -> None:
+def prepare(model: PreTrainedModel, settings: Training) -> None:
     """Have trained what `settings` says, and activations recomputed if it says so."""
     train_top(model, settings.trained_blocks, settings.trains_embeddings)
     if settings.checkpoint_activations:
-        enable: Any = model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def train(
@@ -105,11 +100,10 @@ def train(
 
     The module is on the CPU, in float32 so that nothing is rounded away at the start; what does
     not require grad is left alone. It is used up: afterwards it holds pieces of the model. The
-    examples are all of them, the same on every rank. `deepspeed_config` is a DeepSpeed JSON; what
-    `settings` decide is filled in: it may leave that out or say "auto". Stage 0 is run as stage
-    1. The seed decides data order and dropout. The checkpoints are this training's own, on the
-    shared file system; the caller removes them once the result is safe. `log` is called on rank 0
-    after every optimiser step; `stop` is asked on every rank at every step: one's True stops all.
+    examples are all of them, the same on every rank. The seed decides data order and dropout.
+    What `settings` decide is filled into `deepspeed_config` (see `deepspeed.filled`). The caller
+    removes the checkpoints, this training's own, once the result is safe. `log` is called on rank
+    0 after every optimiser step; `stop` is asked on every rank at every step: one's True stops all.
 
     InputError where settings, examples or the JSON cannot be used; TrainingDiverged where a loss,
     gradient norm or weight is not finite; Interrupted where `stop` said so on some rank: all have
@@ -119,15 +113,21 @@ def train(
     check_batches(settings, ranks.world)
     batches = global_batches(len(examples), settings, seed)
     config = deepspeed.filled(deepspeed_config, settings, ranks)
-    originals = Originals(module, ranks)
-    _seed(seed, ranks)
+    originals = deepspeed.Originals(module, ranks)
+    # Dropout differs between ranks, and is the same whenever this is run again.
+    set_seed(int(np.random.SeedSequence([seed, ranks.rank]).generate_state(1)[0]))
     engine = deepspeed.engine(ForLoss(module, loss), settings, config)
-    identity = _identity(examples, settings, config, seed, ranks.world)
-    store = Checkpoints(checkpoints, identity, engine, ranks)
-    resumed_at = store.resume()
-    if not resumed_at:
-        originals.to_masters(engine)
-    originals.forget_trained()
+    free = {"checkpoint_minutes", "export_dtype", "deepspeed"}
+    shared = {  # what a checkpoint has in common with the training that goes on from it
+        "settings": settings.model_dump(exclude=free),
+        "deepspeed": config,
+        "seed": seed,
+        "world": ranks.world,
+        "examples": [[example.weight, example.tokens] for example in examples],
+    }
+    identity = digest(shared)
+    resumed_at = resume(checkpoints, identity, engine, ranks)
+    originals.hand_over(engine, resumed=resumed_at > 0)
     steps = _Steps(engine, examples, batches, settings, ranks)
     saved = time.monotonic()
     for step in range(resumed_at + 1, len(batches) + 1):
@@ -136,7 +136,7 @@ def train(
         if ranks.first:
             log(record)
         if stopping or (due and step < len(batches)):
-            store.save(step)
+            save(checkpoints, step, identity, engine, ranks)
             saved = time.monotonic()
         if stopping:
             raise Interrupted(f"asked to stop after step {step} of {len(batches)}")
@@ -155,37 +155,13 @@ def _check(module: nn.Module, examples: Sequence[Trainable]) -> None:
         raise InputError("nothing of the model is to be trained")
 
 
-def _seed(seed: int, ranks: Ranks) -> None:
-    """Dropout differs between ranks, and is the same whenever this is run again."""
-    own = int(np.random.SeedSequence([seed, ranks.rank]).generate_state(1)[0])
-    random.seed(own)
-    np.random.seed(own)
-    torch.manual_seed(own)
-
-
-def _identity(
-    examples: Sequence[Trainable], settings: Training, config: dict[str, Any], seed: int, world: int
-) -> str:
-    """What a checkpoint must have in common with the training that goes on from it."""
-    made_from = {
-        "settings": settings.model_dump(
-            exclude={"checkpoint_minutes", "export_dtype", "deepspeed"}
-        ),
-        "deepspeed": config,
-        "seed": seed,
-        "world": world,
-        "examples": [[example.weight, example.tokens] for example in examples],
-    }
-    return digest(made_from)
-
-
 @dataclass
 class _Steps:
     """Takes optimiser steps; the same collectives in the same order on every rank."""
 
     engine: Any
     examples: Sequence[Trainable]
-    batches: list[Rows]
+    batches: list[NDArray[np.int64]]
     settings: Training
     ranks: Ranks
 
@@ -193,12 +169,13 @@ class _Steps:
         """One optimiser step; also whether any rank wants to stop, and rank 0 to save."""
         started = time.perf_counter()
         # Sequences of like length are computed together: less padding, and ranks wait less.
-        rows = sorted(self.batches[step - 1], key=lambda row: self.examples[row].tokens)
-        count = sum(self.examples[row].weight for row in rows)
+        given = [self.examples[row] for row in self.batches[step - 1]]
+        given.sort(key=lambda example: example.tokens)
+        count, tokens = sum(e.weight for e in given), sum(e.tokens for e in given)
         lr = learning_rate(step, len(self.batches), self.settings)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        names, sums = self._accumulate(rows, count)
+        names, sums = self._accumulate(given, count)
         report = torch.cat([sums, sums.new_tensor([stop, due and self.ranks.first])])
         torch.distributed.all_reduce(report)
         loss, *parts, stopping, saving = report.tolist()
@@ -208,43 +185,32 @@ class _Steps:
         norm = float(self.engine.get_global_grad_norm())
         if not (math.isfinite(norm) or skipped):
             raise self._diverged(step, f"the gradient norm is {norm}")
+        means = {name: part / count for name, part in zip(names, parts, strict=True)}
+        steps, seconds = len(self.batches), time.perf_counter() - started
         record = StepRecord(
-            step=step,
-            steps=len(self.batches),
-            loss=loss / count,
-            parts={name: part / count for name, part in zip(names, parts, strict=True)},
-            lr=lr,
-            grad_norm=norm,
-            loss_tokens=count,
-            tokens=sum(self.examples[row].tokens for row in rows),
-            seconds=time.perf_counter() - started,
-            skipped=skipped,
+            step, steps, loss / count, means, lr, norm, count, tokens, seconds, skipped
         )
         return record, stopping > 0, saving > 0
 
-    def _accumulate(self, rows: list[int], count: int) -> tuple[list[str], Tensor]:
+    def _accumulate(self, examples: list[Trainable], count: int) -> tuple[list[str], Tensor]:
         """Gradients of the step's loss; the names and sums of its parts on this rank.
 
         DeepSpeed divides gradients by the number of ranks and of micro-steps; multiplied by
         both and divided by the step's loss tokens they are those of the one mean.
         """
-        micro_steps, world = self.engine.gradient_accumulation_steps(), self.ranks.world
-        shares = np.array_split(rows, micro_steps * world)  # even where the batch is not full
-        sums, parts = [], {}
-        for at in range(micro_steps):
-            total, parts = self.engine(self._micro_batch(shares[at * world : (at + 1) * world]))
-            self.engine.backward(total * (micro_steps * world / count))
-            if at + 1 < micro_steps:
+        world, sums, parts = self.ranks.world, [], {}
+        pieces = self.engine.gradient_accumulation_steps() * world
+        shares = np.array_split(np.array(examples, object), pieces)  # even where not full
+        for at in range(0, pieces, world):
+            most = max(sum(one.weight for one in share) for share in shares[at : at + world])
+            mine = list(shares[at + self.ranks.rank]) or [self.examples[0].empty()]
+            batch = move(type(mine[0]).batch(mine, most), self.ranks.device)
+            total, parts = self.engine(batch)
+            self.engine.backward(total * (pieces / count))
+            if at + world < pieces:
                 self.engine.step()  # counts the micro-step; `_update` takes the last one
             sums.append(torch.stack([total.detach(), *parts.values()]).double())
         return list(parts), torch.stack(sums).sum(0)
-
-    def _micro_batch(self, shares: list[Rows]) -> Any:
-        """This rank's share of a micro-step, or an empty example where it has none."""
-        most = max(sum(self.examples[row].weight for row in share) for share in shares)
-        mine = [self.examples[row] for row in shares[self.ranks.rank]]
-        mine = mine or [self.examples[0].empty()]
-        return move(type(mine[0]).batch(mine, most), self.ranks.device)
 
     def _update(self, step: int) -> bool:
         """Let the optimiser step; whether float16's loss scaler skipped it."""

@@ -6,6 +6,7 @@ model's head is always called as a module, never through its weight: under ZeRO-
 there only while its module runs.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +30,7 @@ class ForLoss(nn.Module):
 
     def __init__(self, module: nn.Module, loss: Loss) -> None:
         super().__init__()
-        self.module = module
-        self.loss = loss
+        self.module, self.loss = module, loss
 
     def forward(self, batch: Any) -> tuple[Tensor, Parts]:
         return self.loss(self.module, batch)
@@ -58,18 +58,18 @@ def alt_loss(
     """
     if kl and reference is None:
         raise InputError("the KL term of the loss needs a reference model")
-    hidden = _text_hidden(model, batch)
+    hidden = _hidden(model, batch)
     other, other_head = hidden.new_empty(len(hidden), 0), None
     if reference is not None:
         with torch.no_grad():
-            other = _text_hidden(reference, batch.reference or batch)
-        other_head = _head(reference)
+            other = _hidden(reference, batch.reference or batch)
+        other_head = checked_head(reference)
+    fixed = (checked_head(model), other_head, vocabulary)
     totals = hidden.new_zeros(3, dtype=torch.float32)
     pieces = (t.tensor_split(batch.chunks) for t in (hidden, batch.targets, other))
     for piece in zip(*pieces, strict=True):
         # The logits are computed again in the backward pass, so that those of one chunk are
         # alive at a time. Nothing in there is random.
-        fixed = (_head(model), other_head, vocabulary)
         totals = totals + checkpoint(
             _chunk, *fixed, *piece, use_reentrant=False, preserve_rng_state=False
         )
@@ -78,16 +78,14 @@ def alt_loss(
     return loss, dict(zip(names, totals.detach(), strict=False))
 
 
-def sft_loss(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Parts]:
-    """Sum over loss tokens of the cross-entropy; the entropy is only reported."""
-    return alt_loss(model, batch, entropy=0.0)
+# Sum over loss tokens of the cross-entropy; the entropy is only reported.
+sft_loss = functools.partial(alt_loss, entropy=0.0)
 
 
 def pair_loss(model: nn.Module, batch: PairBatch) -> tuple[Tensor, Parts]:
     """Sum over pairs of -log sigmoid(r_chosen - r_rejected); r is `score` of the last token."""
     score: nn.Module = model.score  # type: ignore[assignment]
-    rewards = score(_hidden(model, batch.ids, batch.mask, batch.last)).float().squeeze(-1)
-    chosen, rejected = rewards.chunk(2)
+    chosen, rejected = score(_hidden(model, batch)).float().squeeze(-1).chunk(2)
     return _preference(chosen, rejected, batch.weights)
 
 
@@ -98,11 +96,12 @@ def feature_loss(head: nn.Module, batch: FeatureBatch) -> tuple[Tensor, Parts]:
     return _preference(rewards[:, 0], rewards[:, 1], batch.weights)
 
 
-def check(model: nn.Module) -> None:
-    """Raise InputError where the losses would not be those of plain transformers."""
+def checked_head(model: nn.Module) -> nn.Module:
+    """What makes logits; InputError where the losses would not be those of plain transformers."""
     for name in _AFTER_HEAD:
         if getattr(model.config, name, None) not in (None, 1):
             raise InputError(f"{type(model).__name__}: logits changed by {name} are not supported")
+    return model.get_output_embeddings()  # type: ignore[operator, no-any-return]
 
 
 def _preference(chosen: Tensor, rejected: Tensor, weights: Tensor) -> tuple[Tensor, Parts]:
@@ -111,47 +110,30 @@ def _preference(chosen: Tensor, rejected: Tensor, weights: Tensor) -> tuple[Tens
     return loss, {"accuracy": (weights * (chosen > rejected)).sum().detach()}
 
 
-def _text_hidden(model: nn.Module, batch: TextBatch) -> Tensor:
-    """Hidden states at the positions that predict a loss token, [n, hidden]."""
-    if batch.owners is None:
-        return _hidden(model, batch.ids, batch.mask, batch.positions)
-    dtype = next(model.parameters()).dtype
-    mask = sight(batch.owners, batch.owners, dtype, causal=True)
-    return _hidden(model, batch.ids, mask, batch.positions, position_ids=batch.places)
-
-
-def _hidden(
-    model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, **more: Tensor | None
-) -> Tensor:
-    """Hidden states after the final norm, [n, hidden], at flattened positions [n]."""
+def _hidden(model: nn.Module, batch: TextBatch | PairBatch) -> Tensor:
+    """Hidden states after the final norm, [n, hidden], at the batch's positions [n]."""
     trunk: nn.Module = model.base_model  # type: ignore[assignment]
-    states = trunk(input_ids=ids, attention_mask=mask, use_cache=False, **more).last_hidden_state
-    return states.flatten(0, 1).index_select(0, positions)  # type: ignore[no-any-return]
-
-
-def _head(model: nn.Module) -> nn.Module:
-    check(model)
-    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-    return head
+    seen: dict[str, Tensor | None] = {"attention_mask": batch.mask}
+    if isinstance(batch, TextBatch) and batch.owners is not None:
+        mask = sight(batch.owners, batch.owners, next(model.parameters()).dtype, causal=True)
+        seen = {"attention_mask": mask, "position_ids": batch.places}
+    states = trunk(input_ids=batch.ids, use_cache=False, **seen).last_hidden_state
+    return states.flatten(0, 1).index_select(0, batch.positions)  # type: ignore[no-any-return]
 
 
 def _chunk(
-    head: nn.Module,
-    reference_head: nn.Module | None,
-    vocabulary: int | None,
-    hidden: Tensor,
-    targets: Tensor,
-    reference_hidden: Tensor,
+    head: nn.Module, other_head: nn.Module | None, vocabulary: int | None, *piece: Tensor
 ) -> Tensor:
     """Sums of CE, H and KL over the positions of a chunk, [3] in float32."""
+    hidden, targets, other = piece
     logits = head(hidden).float()  # [n, vocabulary]
     log_p = functional.log_softmax(logits, dim=-1)
     ce = -log_p.gather(1, targets[:, None]).sum()
     entropy = -(log_p.exp() * log_p).sum()
-    if reference_head is None:
+    if other_head is None:
         return torch.stack([ce, entropy, torch.zeros_like(ce)])
     with torch.no_grad():
-        log_q = reference_head(reference_hidden).float()[:, :vocabulary]
+        log_q = other_head(other).float()[:, :vocabulary]
         log_q = functional.log_softmax(log_q, dim=-1)
     if vocabulary is not None:
         log_p = functional.log_softmax(logits[:, :vocabulary], dim=-1)

@@ -70,10 +70,23 @@ def connect(ranks: Ranks) -> None:
     """
     import torch
 
-    _prepare_environment(ranks)
     on_gpu = ranks.device.type == "cuda"
+    local = ranks.device.index if on_gpu else ranks.local
+    os.environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.world), LOCAL_RANK=str(local))
+    # DeepSpeed insists that this, where srun has set it through PMIx, equals LOCAL_RANK.
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
+    if ranks.world == 1:  # it meets nobody, and any port will do
+        os.environ.update(MASTER_ADDR=LOOPBACK, MASTER_PORT="0")
+    if os.environ["MASTER_ADDR"] == LOOPBACK:  # all on one host, whose name may resolve nowhere
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # Compiled operators are shared under ~/.cache by default, and a build that was killed leaves
+    # a lock there for which every later process waits for ever.
+    os.environ["TORCH_EXTENSIONS_DIR"] = folder = tempfile.mkdtemp(prefix="alt-hpc-extensions-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     if on_gpu:
         torch.cuda.set_device(ranks.device)
+    else:
+        os.environ["DS_ACCELERATOR"] = "cpu"
     torch.distributed.init_process_group(
         "nccl" if on_gpu else "gloo", timeout=WAIT, rank=ranks.rank, world_size=ranks.world
     )
@@ -95,20 +108,3 @@ def disconnect() -> None:
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def _prepare_environment(ranks: Ranks) -> None:
-    local = ranks.device.index or 0 if ranks.device.type == "cuda" else ranks.local
-    os.environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.world), LOCAL_RANK=str(local))
-    # DeepSpeed insists that this, where srun has set it through PMIx, equals LOCAL_RANK.
-    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
-    if ranks.world == 1:  # it meets nobody, and any port will do
-        os.environ.update(MASTER_ADDR=LOOPBACK, MASTER_PORT="0")
-    if os.environ["MASTER_ADDR"] == LOOPBACK:  # all on one host, whose name may resolve nowhere
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    if ranks.device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    # Compiled operators are shared under ~/.cache by default, and a build that was killed leaves
-    # a lock there for which every later process waits for ever.
-    os.environ["TORCH_EXTENSIONS_DIR"] = folder = tempfile.mkdtemp(prefix="alt-hpc-extensions-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)

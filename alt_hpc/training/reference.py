@@ -16,9 +16,8 @@ def share_trunk(policy: nn.Module, reference: nn.Module) -> int:
 
     The policy (as `blocks.train_top` left it, not yet in DeepSpeed's hands) must be run first, on
     the same tokens (`losses.alt_loss` does). The reference (of the same architecture) then
-    computes its top blocks only, and the weights of the others are freed. Returns how many: 0,
-    with a line in the log, where the trunks differ (embeddings or low blocks are or were trained)
-    or the policy drops out activations.
+    computes its top blocks only; the others' weights are freed. Returns how many: 0, with a line
+    in the log, where the trunks differ or the policy drops out activations.
     """
     (trunk, ours), (other, theirs) = blocks(policy), blocks(reference)
     trained = [any(p.requires_grad for p in block.parameters()) for block in ours]

@@ -38,7 +38,6 @@ from alt_hpc.lm.blocks import train_top
 from alt_hpc.lm.decode import generate
 from alt_hpc.methods import quantiles
 from alt_hpc.rewards import heads
-from alt_hpc.rewards import text as reward_text
 from alt_hpc.rewards.heads import Trunk
 from alt_hpc.rewards.model import Settings as Reward
 from alt_hpc.run import rows as run_rows
@@ -94,8 +93,8 @@ def load() -> tuple[Path, Any, Any]:
 
 def _trunk(place: Path) -> Trunk:
     """The trunk of a reward model made of SmolLM2, in bfloat16."""
-    words = reward_text.of(place, Reward(), tldr.Settings(), 64)
-    return heads.load_trunk(place, words, "bfloat16", CPU)
+    words = heads.Text(place, Reward(), tldr.Settings(), 64)
+    return Trunk(loading.whole(transformers.AutoModel, place, "bfloat16", CPU), words)
 
 
 def sampling(prompt_tokens: int = 400, n: int = 32, new: int = 48) -> str:

@@ -15,7 +15,7 @@ OF_A_CONFIG = {
 }
 OF_A_RUN = {
     "status": "show how far a run is",
-    "report": "print a run's table and sample summaries",
+    "report": "print a run's table and sample summaries; of several runs what they gain together",
     "cancel": "cancel a run's jobs; submitting again goes on from there",
     "controller": "plan and submit once (what the controller job runs)",
     "stage": "run one piece of a run by hand",
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
             add("--iteration", type=int, default=0)
             add("--shard", type=int, default=0)
         if name in OF_A_RUN:
-            add("run", type=Path, metavar="RUN")
+            add("run", type=Path, metavar="RUN", nargs="+" if name == "report" else None)
             continue
         add("config", type=Path, metavar="CONFIG")
         add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)
@@ -78,8 +78,10 @@ def _run(options: argparse.Namespace) -> int:
     if options.command in OF_A_CONFIG:
         config = configs.load(options.config, options.set)
     else:
-        folder = RunFolder(options.run)
-        folder.facts()  # or it is no run folder
+        given = options.run if options.command == "report" else [options.run]
+        folder, *further = map(RunFolder, given)
+        for run in (folder, *further):
+            run.facts()  # or it is no run folder
     match options.command:
         case "submit":
             return start.submit(config, options.wait, options.accept_packages)
@@ -92,7 +94,8 @@ def _run(options: argparse.Namespace) -> int:
         case "status":
             print(status.status(folder))
         case "report":
-            print(results.last_words(folder))
+            several = results.together([folder, *further]) if further else ""
+            print(several or results.last_words(folder))
         case "cancel":
             return start.cancel(folder)
         case "controller":

@@ -6,7 +6,7 @@ is one row here and one file in `stages/`. `config` takes its `cluster.STAGE` ke
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -118,6 +118,16 @@ class Graph:
             return None
         return self.shardings[piece.iteration].evaluate[piece.shard]
 
+    def fixed(self, shard: Shard | None = None) -> list[Piece]:
+        """What holds the starting policy's drawn answers to valid posts, or to those of a shard."""
+        found, most = [], self.config.evaluate.drawn.posts
+        asked = shard or Shard(OWN, VALID, 0, most)
+        for piece in self.of(0, EVALUATE):
+            s = self.shard(piece)
+            if s and (s.policy, s.set) == (OWN, VALID) == (asked.policy, asked.set):
+                found += [piece] if max(s.start, asked.start) < min(s.end, asked.end, most) else []
+        return found
+
     def decides(self, piece: Piece) -> list[Any]:
         """What decides a piece's content, its sources apart, as JSON values."""
         names = f"{_ALL} {STAGES[piece.stage].sections}".split()
@@ -165,7 +175,7 @@ class Stage:
 
 _ALL = "seed threads domain"
 _ROOM = "sample.max_new_tokens"  # that every reward keeps free for an answer
-_HELD = f"evaluate.max_new_tokens evaluate.group {_ROOM}"
+_HELD = f"evaluate.max_new_tokens evaluate.group evaluate.drawn method {_ROOM}"
 _STAGES = (  # c: the config, g: the graph, k: the iteration
     Stage(
         SFT, "policy data sft", made=lambda c, k: not k and c.policy.model is None, training=True
@@ -194,7 +204,7 @@ _STAGES = (  # c: the config, g: the graph, k: the iteration
     ),
     Stage(
         EVALUATE,
-        f"{_HELD} policy method engine",
+        f"{_HELD} policy engine sample.temperature sample.top_p",
         lambda g, k, shard: [g.policy(k)] if shard and shard.policy == OWN else (),
         lambda c, k: True,
         EVALUATE,
@@ -203,7 +213,11 @@ _STAGES = (  # c: the config, g: the graph, k: the iteration
     Stage(
         MEASURE,
         f"{_HELD} policy reward measure",
-        lambda g, k, _: [g.policy(0), g.reward_model() if g.config.measured_by.trained else None],
+        lambda g, _, shard: [
+            g.policy(0),
+            g.reward_model() if g.config.measured_by.trained else None,
+            *(g.fixed(shard) if shard else ()),
+        ],
         lambda c, k: True,
         EVALUATE,
         rows="measures",
@@ -211,7 +225,10 @@ _STAGES = (  # c: the config, g: the graph, k: the iteration
     Stage(
         REPORT,
         "method",
-        lambda g, k, _: g.of(k, MEASURE, EVALUATE, TRAIN, SAMPLE, SCORE, REWARD_MODEL),
+        lambda g, k, _: [
+            *g.of(k, MEASURE, EVALUATE, TRAIN, SAMPLE, SCORE, REWARD_MODEL),
+            *(replace(p, stage=stage) for p in g.fixed() for stage in (EVALUATE, MEASURE)),
+        ],
         lambda c, k: True,
     ),
 )

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
-from alt_hpc.domains import tldr
+from alt_hpc.domains import plain, tldr
+from alt_hpc.domains.domain import Around, Domain
+from alt_hpc.errors import InputError
 
 POST = "SUBREDDIT: r/a\nTITLE: b\nPOST: {}\nTL;DR:"
 TLDR = tldr.Settings()
@@ -30,9 +38,9 @@ TEXTS = ["Excellent.", "Good.", "Mediocre.", "Bad.", "Horrible."]
 )
 def test_what_does_not_fit_is_lost_from_the_end_of_the_post(prompt: str, left: str) -> None:
     tokenizer, lost = tiny.tokenizer(), len(prompt) - len(left)  # a token is a byte
-    assert TLDR.fit(tokenizer, "", prompt, len(left)) == (tokenizer.encode(left), lost)
+    assert TLDR.fit(tokenizer, prompt, len(left)) == (tokenizer.encode(left), lost)
     prefix = "Good. input: "
-    ids, gone = TLDR.fit(tokenizer, prefix, prompt, len(prefix + left))
+    ids, gone = TLDR.fit(tokenizer, prompt, len(prefix + left), Around(prefix))
     assert (tokenizer.decode(ids), gone) == (prefix + left, lost)
 
 
@@ -48,7 +56,7 @@ def test_where_title_and_last_line_alone_do_not_fit_they_are_shortened_too(
     prompt: str, room: int, left: str
 ) -> None:
     """Never an error in the middle of a run."""
-    ids, lost = TLDR.fit(tiny.tokenizer(), "", prompt, room)
+    ids, lost = TLDR.fit(tiny.tokenizer(), prompt, room)
     assert tiny.tokenizer().decode(ids)[:14] == left[:14]
     assert (len(ids), lost) == (room, len(prompt) - room)
 
@@ -61,7 +69,7 @@ def test_a_prompt_is_shortened_alike_whatever_it_is_asked_with(post: str, room: 
     for text in [None, *TEXTS]:
         ids, lost = TLDR.conditioned(tokenizer, text, prompt, room + 17, TEXTS)
         assert len(ids) <= room + 17
-        before = TLDR.before(text)
+        before = TLDR.around(text).front
         asked = tokenizer.decode(ids)
         assert asked.startswith(before)
         seen.add((asked.removeprefix(before), lost))
@@ -81,8 +89,116 @@ def test_conditioning_leaves_the_prompt_alone(text: str, prompt: str) -> None:
     assert tiny.tokenizer().decode(ids) == f"{text} input: {prompt}\n"
 
 
-def test_conditioning_of_other_templates() -> None:
-    assert tldr.Settings(template="<{feedback}>{prompt}").before("Bad.") == "<Bad.>"
-    other = tldr.Settings(template="A {feedback}\nB {prompt}")
-    assert other.before("{prompt}") == "A {prompt}\nB "
-    assert other.before(None) == ""
+BEHIND = {  # template -> the post p of POST asked for `Bad.`
+    "<{feedback}>{prompt}": "<Bad.>SUBREDDIT: r/a\nTITLE: b\nPOST: p\nTL;DR:",
+    "A {feedback}\nB {prompt}": "A Bad.\nB SUBREDDIT: r/a\nTITLE: b\nPOST: p\nTL;DR:",
+    "{prompt} {feedback}": "SUBREDDIT: r/a\nTITLE: b\nPOST: p\nTL;DR: Bad.",
+    "{body}\n{feedback} {last_line}": "SUBREDDIT: r/a\nTITLE: b\nPOST: p\nBad. TL;DR:",
+    "{body} {feedback} {last_line}": "SUBREDDIT: r/a\nTITLE: b\nPOST: p Bad. TL;DR:",
+    "{bos}{feedback} input: {prompt}": (
+        "<|endoftext|>Bad. input: SUBREDDIT: r/a\nTITLE: b\nPOST: p\nTL;DR:"
+    ),
+}
+
+
+def _with_bos() -> Any:
+    tokenizer = tiny.tokenizer()
+    tokenizer.bos_token = "<|endoftext|>"
+    return tokenizer
+
+
+@pytest.mark.parametrize("template", BEHIND)
+def test_feedback_stands_where_the_template_says(template: str) -> None:
+    """And the ids are those of the whole text."""
+    domain, tokenizer = tldr.Settings(template=template), _with_bos()
+    domain.check()
+    ids, lost = domain.conditioned(tokenizer, "Bad.", POST.format("p"), 999, TEXTS)
+    assert (ids, lost) == (tokenizer.encode(BEHIND[template], add_special_tokens=False), 0)
+    assert domain.conditioned(tokenizer, None, POST.format("p"), 999, TEXTS) == (
+        tokenizer.encode(POST.format("p")),
+        0,
+    )
+    assert domain.is_behind == (template.find("{feedback}") > template.find("p"))
+
+
+@pytest.mark.parametrize("template", BEHIND)
+@given(st.text("abc {}", max_size=60), st.integers(60, 110))
+def test_feedback_and_last_line_stay_where_a_post_is_long(
+    template: str, post: str, room: int
+) -> None:
+    """All feedback asks about the same beginning of the same post."""
+    domain, tokenizer, prompt = tldr.Settings(template=template), _with_bos(), POST.format(post)
+    heads = set()
+    for text in TEXTS:
+        ids, lost = domain.conditioned(tokenizer, text, prompt, room, TEXTS)
+        whole = BEHIND[template].replace("Bad.", text).partition("POST: p")
+        asked = tokenizer.decode(ids)
+        assert len(ids) <= room
+        assert asked.startswith(whole[0] + "POST:")
+        assert asked.endswith(whole[2])
+        heads.add((asked.removeprefix(whole[0]).removesuffix(whole[2]), lost))
+    assert len(heads) == 1
+    ((kept, lost),) = heads
+    assert f"POST: {post}".startswith(kept)
+    assert len(f"POST: {post}") - len(kept) == lost
+
+
+@pytest.mark.parametrize(
+    ("domain", "template", "words"),
+    [
+        (tldr, "{prompt}", "{feedback} once"),
+        (tldr, "{feedback}", "must contain {prompt} once"),
+        (tldr, "{feedback} {prompt} {prompt}", "must contain {prompt} once"),
+        (tldr, "{feedback} {body}", "{last_line}"),
+        (tldr, "{last_line} {feedback} {body}", "{last_line}"),
+        (tldr, "{feedback} {post}", "no such placeholder {post}"),
+        (tldr, "{feedback} {bos}{prompt}", "{bos} can only begin it"),
+        (tldr, "{feedback} {prompt}!", "end in {prompt}"),
+        (plain, "{body} {feedback} {last_line}", "{body}: prompts of plain"),
+        (plain, "{feedback}", "must contain {prompt} once"),
+    ],
+)
+def test_templates_that_cannot_be_meant(domain: Any, template: str, words: str) -> None:
+    with pytest.raises(InputError) as wrong:
+        domain.Settings(template=template).check()
+    assert wrong.value.field == "domain.template"
+    assert words in str(wrong.value)
+
+
+def _merging() -> Any:
+    """A tokenizer with a token for `:!`, which text and feedback may make together."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: i for i, letter in enumerate([*alphabet, ":!", "!S"])}
+    made = Tokenizer(BPE(vocab=vocabulary, merges=[(":", "!"), ("!", "S")]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+@pytest.mark.parametrize(
+    ("template", "merged"),
+    [
+        ("{prompt}{feedback}", True),
+        ("{prompt} {feedback}", False),
+        ("{feedback}{prompt}", True),
+        ("{feedback} {prompt}", False),
+        ("{body}\n{feedback}{last_line}", False),
+    ],
+)
+def test_feedback_is_not_merged_into_the_prompt(template: str, merged: bool) -> None:
+    domain: Domain = tldr.Settings(template=template)
+    ids = None
+    with contextlib.suppress(InputError):
+        ids, _ = domain.conditioned(_merging(), "!!!", POST.format("p"), 999, ["!!!"])
+    assert (ids is None) == merged
+
+
+def test_a_bos_that_the_tokenizer_has_not_is_an_error() -> None:
+    domain = tldr.Settings(template="{bos}{feedback} {prompt}")
+    with pytest.raises(InputError, match="no BOS token"):
+        domain.conditioned(tiny.tokenizer(), "Bad.", POST.format("p"), 999, TEXTS)
+
+
+def test_plain_text_loses_its_end() -> None:
+    domain = plain.Settings(template="{prompt} [{feedback}")
+    ids, lost = domain.conditioned(tiny.tokenizer(), "Bad.", "0123456789", 12, ["Bad.", "Good."])
+    assert (tiny.tokenizer().decode(ids), lost) == ("01234 [Bad.", 5)

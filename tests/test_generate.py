@@ -198,3 +198,13 @@ def test_continuation_logprobs(name: str, length: int) -> None:
             logits = model(torch.tensor([prompt + ids])).logits[0, length - 1 : -1]
         expected = torch.log_softmax(logits, -1)[range(len(ids)), ids]
         torch.testing.assert_close(torch.tensor(values), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gptj", "sliding", "bloom"])
+def test_a_prompt_that_begins_like_the_one_before_it_is_answered_as_alone(name: str) -> None:
+    """Plain, for the best, for the worst: of the second and third only their ends are computed."""
+    model, post = tiny.model(name), [int(i) for i in np.random.default_rng(0).integers(3, 200, 90)]
+    prompts = [post, [*post, 9, 8, 7], [*post[:80], 5, 6], post[:70]]
+    settings = {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 12, "eos": [tiny.EOS]}
+    together = generate(model, prompts, 1, [0] * 4, **settings)
+    assert together == [generate(model, [ids], 1, [0], **settings)[0] for ids in prompts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -120,6 +121,33 @@ def test_siblings_are_as_sequences_apart(name: str, together: bool) -> None:
     _assert_same(model, loss, expected)
     assert sum(f.weight for f in families) == sum(e.weight for e in apart) == 15
     assert FAMILIES[0].tokens == 4 + 9
+
+
+TAILED = [
+    Siblings([20, 21, 22, 23], ANSWERS, tails=[[40, 41], [42], [40, 41, 42]]),
+    Siblings([30, 31], ANSWERS[1:], tails=[[43], [44, 45]]),
+]
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_answers_behind_ends_of_their_own_are_as_sequences_apart(name: str, together: bool) -> None:
+    """Feedback behind the prompt: all answers share one prompt, each has its own end of it."""
+    model, reference = _model(name), _model(name, seed=1)
+    families = [replace(family, together=together) for family in TAILED]
+    apart = [
+        Example([*f.prompt, *tail, *answer], len(f.prompt) + len(tail))
+        for f in TAILED
+        for tail, answer in zip(f.tails or [], f.answers, strict=True)
+    ]
+    loss, parts = alt_loss(model, Siblings.batch(families, most=15), kl=0.5, reference=reference)
+    expected, plain = alt_loss(model, Example.batch(apart, most=15), kl=0.5, reference=reference)
+    for part, value in plain.items():
+        torch.testing.assert_close(parts[part], value, rtol=1e-5, atol=1e-5)
+    _assert_same(model, loss, expected)
+    assert sum(f.weight for f in families) == sum(e.weight for e in apart) == 15
+    assert TAILED[0].tokens == 4 + 9 + 6
+    assert [one.prompt for one in TAILED[0].alone()] == [e.prompt for e in apart[:3]]
 
 
 @pytest.mark.parametrize("kind", ["apart", "together", "one by one"])

@@ -51,24 +51,43 @@ def test_paired_interval_is_that_of_the_differences(
     before = [row(i, a) for i, (a, _) in enumerate(rewards)]
     after = [row(i, b) for i, (_, b) in enumerate(rewards)][::-1]  # in another order
     differences = [b - a for a, b in rewards if b is not None]
-    mean, half, posts = measures.paired(before, after)
-    assert posts == len(differences)
-    if posts > 1 and statistics.stdev(differences) > 1e-9:
-        assert mean == pytest.approx(statistics.fmean(differences), abs=1e-9)
-        error = statistics.stdev(differences) / math.sqrt(posts)
-        assert half == pytest.approx(1.96 * error, rel=1e-6)
+    found = measures.mean([measures.gain(before, after)])
+    assert found["count"] == len(differences)
+    if len(differences) > 1 and statistics.stdev(differences) > 1e-9:
+        assert found["mean"] == pytest.approx(statistics.fmean(differences), abs=1e-9)
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+        assert found["posts"] == pytest.approx(1.96 * error, rel=1e-6)
 
 
 def test_pairing_is_by_set_and_row() -> None:
     before = [row(0, 1.0), row(0, 5.0, set="test"), row(7, 100.0)]
     after = [row(0, 7.0, set="test"), row(0, 2.0), row(8, -100.0)]
-    mean, _, posts = measures.paired(before, after)
-    assert (mean, posts) == (1.5, 2)
+    found = measures.mean([measures.gain(before, after)])
+    assert (found["mean"], found["count"]) == (1.5, 2)
 
 
 def test_equal_differences_are_known_exactly() -> None:
-    mean, half, _ = measures.paired([row(0, 1.0), row(1, 2.0)], [row(0, 2.0), row(1, 3.0)])
-    assert (mean, half) == (1.0, 0.0)
+    gain = measures.gain([row(0, 1.0), row(1, 2.0)], [row(0, 2.0), row(1, 3.0)])
+    found = measures.mean([gain])
+    assert (found["mean"], found["posts"], found["seeds"]) == (1.0, 0.0, None)
+
+
+def test_only_posts_where_both_answers_finished() -> None:
+    before = [row(0, 1.0), row(1, 2.0, ended="limit"), row(2, 3.0), row(3, None)]
+    after = [row(0, 2.0), row(1, 9.0), row(2, 9.0, ended="limit"), row(3, 1.0)]
+    assert measures.gain(before, after) == {("valid", 0): 1.0, ("valid", 1): 7.0, ("valid", 2): 6.0}
+    assert measures.gain(before, after, finished=True) == {("valid", 0): 1.0}
+
+
+def test_over_seeds_and_over_posts() -> None:
+    """Student's interval of the runs' means; a post of several runs is one post."""
+    gains = [
+        {("valid", i): mean + spread for i, spread in enumerate((-1.0, 1.0))} for mean in (1, 2, 6)
+    ]
+    found = measures.mean(gains)
+    assert (found["mean"], found["count"], found["runs"]) == (3.0, 2, 3)
+    assert found["seeds"] == pytest.approx(4.302653 * statistics.stdev([1, 2, 6]) / math.sqrt(3))
+    assert found["posts"] == pytest.approx(1.96 * math.sqrt(2) / math.sqrt(2))
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
@@ -79,15 +98,16 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         policy = rng.normal(1.0, 2.0, 72)  # how hard a post is stands in both of its rewards
         before = [row(i, float(r)) for i, r in enumerate(policy)]
         gains = policy + true + rng.normal(0.0, 0.7, 72)
-        mean, half, _ = measures.paired(before, [row(i, float(r)) for i, r in enumerate(gains)])
-        covered += abs(mean - true) <= half
+        after = [row(i, float(r)) for i, r in enumerate(gains)]
+        found = measures.mean([measures.gain(before, after)])
+        covered += abs(found["mean"] - true) <= found["posts"]
     assert 0.935 < covered / 4000 < 0.955  # the share's own error is 0.0034
 
 
 def test_one_post_has_no_interval() -> None:
-    assert measures.paired([], [])[::2] == (0.0, 0)
+    assert measures.mean([measures.gain([], [])])["mean"] is None
     assert measures.summarise([row(0, 1.0)])["reward_error"] is None
-    assert math.isnan(measures.paired([row(0, 1.0)], [row(0, 2.0)])[1])
+    assert measures.mean([measures.gain([row(0, 1.0)], [row(0, 2.0)])])["posts"] is None
 
 
 def test_summary_leaves_out_what_is_not_finite_and_counts_every_row() -> None:

@@ -301,7 +301,8 @@ def test_an_evaluation_asked_to_stop_goes_on_where_it_was(
     folder, piece = _copy(undisturbed, tmp_path), Piece(1, "evaluate")
     expected = list(rows.of_piece(folder, piece))
     folder.manifests.withdraw(piece)
-    groups = -(-len(expected) // 3 // folder.config().evaluate.group)  # of three variants
+    posts = {row["row"] for row in expected}
+    groups = -(-len(posts) // folder.config().evaluate.group)
     saved = []
     for number in range(1, groups):  # each is asked to stop after one more group
         asked = iter([False, True])
@@ -313,6 +314,65 @@ def test_an_evaluation_asked_to_stop_goes_on_where_it_was(
     monkeypatch.undo()
     StageTask(str(folder.path), "evaluate", 1, (0,), 99).make()
     assert list(rows.of_piece(folder, piece)) == expected
+
+
+@pytest.mark.parametrize("template", ["{body}\n{feedback} {last_line}", "{prompt} {feedback}"])
+def test_feedback_behind_the_prompt_from_sampling_to_the_table(
+    template: str, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Words are diagnosed on one set of answers; the export says where its feedback stands."""
+    place, policy = tmp_path / "run", tmp_path / "policy"
+    shutil.copytree(tiny_config.parent / "policy", policy)
+    ends = json.dumps({"eos_token_id": list(range(0, 257, 3))})  # so that answers come to an end
+    (policy / "generation_config.json").write_text(ends)
+    overrides = [
+        f"run={place}",
+        f"policy={{model: {policy}, dtype: float32}}",
+        "cluster.train={nodes: 1, tasks_per_node: 2}",
+        "cluster.evaluate.shards=2",
+        f"domain.template={json.dumps(template)}",
+        "method={quantiles: 3, texts: [Good., Fair., Bad.], per_quantile: 2, trained: [0, 2]}",
+        "train={epochs: 1, global_batch: 8, micro_batch: 4, precision: float32, lr: 1e-3}",
+        "evaluate.drawn={posts: 5, answers: 4}",
+        "data.prompts={path: " + str(tiny_config.parent / "data") + "}",
+    ]
+    assert start.run(configs.load(tiny_config, overrides)) == 0
+    folder = RunFolder(place)
+    said = capsys.readouterr().out
+    assert "ALT-RM (behind); valid" in said
+    assert "reward of 'Good.' minus 'Bad.' after iteration 2: " in said
+    made = folder.manifests.get(Piece(1, "train"))
+    assert made is not None
+    assert made.rows <= 12 * 4  # two of the best and two of the worst third of six
+    answers, measured = (list(rows.of_stage(folder, 2, s)) for s in ("evaluate", "measure"))
+    drawn = [row for row in answers if row["variant"].startswith("drawn ")]
+    assert [row["row"] for row in drawn] == [row for row in range(5) for _ in range(4)]
+    assert {row["variant"] for row in drawn} == {"drawn best", "drawn worst"}
+    fixed = [row["fixed"] for row in measured if row["fixed"]]
+    assert [len(words) for words in fixed] == [4] * 5
+    for k in (0, 1, 2):
+        place_of = folder.manifests.open(Piece(k, "report"))[0]
+        words = json.loads((place_of / "report.json").read_text())["words"]["fixed"]
+        (log,) = (place / "jobs" / f"{k}-report-1").glob("*_log.out")
+        share = f"{words['share']:.2f} ±{words['share_error']:.2f}"
+        last = f"words: {share} of pairs in order (0.50: not learned)"
+        assert log.read_text().splitlines()[-1] == last
+        assert share in folder.layout.table.read_text()
+    assert "words-fixed/share" in _scalars(folder.layout.tensorboard / "iterations")
+    card = (place / "policies" / "002" / "README.md").read_text()
+    assert "ALT-RM (behind)" in card
+    shown = {"{prompt} {feedback}": 'TL;DR: Good."'}.get(template, '\\nGood. TL;DR:"')
+    assert shown in card
+
+
+def test_several_runs_are_reported_together(
+    undisturbed: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = _copy(undisturbed, tmp_path)
+    assert main(["report", str(undisturbed.path), str(other.path)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("reward of 'Excellent.' minus 'Horrible.' after iteration 2: ") == 3
+    assert "over seeds ±0.000; 8 posts, 2 seeds)" in said  # of two runs that are the same
 
 
 def _copy(run: RunFolder, place: Path) -> RunFolder:

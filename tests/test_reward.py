@@ -117,7 +117,7 @@ def test_long_post_is_cut_once_for_its_group(tmp_path: Path) -> None:
     model = _load(folder, Settings(max_length=100))
     post = PROMPT.replace("homework", "homework " * 20)
     taken = len(f" {'x' * 48}") + 1  # the template, the longest summary, EOS
-    left = TLDR.fit(tiny.tokenizer(), "", post, 100 - taken)[0]
+    left = TLDR.fit(tiny.tokenizer(), post, 100 - taken)[0]
     kept = str(tiny.tokenizer().decode(left))
     assert kept.endswith("\nTL;DR:")
     rewards, cut = _score(model, post, SUMMARIES)

@@ -71,8 +71,8 @@ def _evaluation(config: Config) -> Problems:
             if name in taken or not name.isidentifier():
                 yield f"evaluate.{key}.{name}", f"'{name}' cannot be a name here: give another word"
     for name, policy in evaluate.policies.items():
-        if policy.ask.count("{prompt}") != 1 or not policy.ask.endswith("{prompt}"):
-            yield f"evaluate.policies.{name}.ask", "must hold {prompt} once, at its end"
+        if problem := config.domain.problem(policy.ask):
+            yield f"evaluate.policies.{name}.ask", problem
 
 
 def _cluster(config: Config) -> Problems:
@@ -102,15 +102,16 @@ def _sbatch(field: str, options: dict[str, SbatchValue]) -> Problems:
 def _trainings(config: Config) -> Problems:
     for section, stage in graph.TRAININGS.items():
         training, asked = getattr(config, section), config.cluster.stage(stage.name)
-        world, size = asked.nodes * asked.tasks_per_node, config.method.family
+        world, size = asked.nodes * asked.tasks_per_node, config.family
         if training is not None:
             with blaming(section):
                 check_batches(training, world)
-        if isinstance(training, PolicyTraining) and training.share_prompts:
+        if isinstance(training, PolicyTraining) and config.shares_prompts:
             batch, micro = training.global_batch, training.micro_batch
             if batch % (world * size) or micro % size:
+                of = "of a prompt" if config.domain.is_behind else "with the same feedback"
                 yield (
                     f"{section}.global_batch",
                     f"with train.share_prompts, {batch} sequences of {world} processes, {micro} at"
-                    f" once, must be whole families of {size} (generations with the same feedback)",
+                    f" once, must be whole families of {size} (generations {of})",
                 )

@@ -98,6 +98,17 @@ class HeldOut(Settings):
     prompts: Count | None = key(None, "Its first rows; none: all.")
 
 
+class Drawn(Settings):
+    """Answers to valid posts that are sampled as `sample` does: what the words' diagnosis reads.
+
+    Of the starting policy plainly, the same set for every policy; of the others half for the best
+    feedback, half for the worst.
+    """
+
+    posts: Natural = key(200, "The first so many; 0: no diagnosis.")
+    answers: Annotated[int, Field(ge=2, multiple_of=2)] = key(16, "To each, an even number.")
+
+
 class Evaluate(Settings):
     """Greedy answers to held-out prompts: asked plain, for the best and for the worst."""
 
@@ -110,6 +121,7 @@ class Evaluate(Settings):
     """Policies that the run did not make, by name: evaluated once, on every set."""
     max_new_tokens: Count | None = key(None, "Default: as sampled.")
     group: Count = key(16, "Prompts that are computed together.")
+    drawn: Drawn = Field(Drawn())
 
 
 class Measure(Settings):
@@ -206,6 +218,24 @@ class Config(Settings, title="alt_hpc"):
     def evaluated_tokens(self) -> int:
         """The most tokens of an answer that is evaluated."""
         return self.evaluate.max_new_tokens or self.sample.max_new_tokens
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether training computes a prompt once for its generations (see `family`)."""
+        given = self.train.share_prompts
+        return self.domain.is_behind if given is None else given
+
+    @property
+    def family(self) -> int:
+        """Generations that can share one computed prompt in training: all where the feedback
+        stands behind it, else those with the same feedback.
+        """
+        return self.method.family * (self.method.taught if self.domain.is_behind else 1)
+
+    @property
+    def title(self) -> str:
+        """What tables call the method."""
+        return self.method.title + self.domain.variant
 
     @property
     def measured_by(self) -> Reward:

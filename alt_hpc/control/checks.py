@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from alt_hpc.config import Config
+from alt_hpc.domains.domain import around
 from alt_hpc.errors import InputError, blaming
 from alt_hpc.graph import TRAININGS
 from alt_hpc.lm import tokens
 from alt_hpc.rewards import Named, Reward
 from alt_hpc.run import models
 from alt_hpc.run.folder import RunFolder
+from alt_hpc.settings import LARGEST
 
 
 def places(config: Config, run: RunFolder | None = None) -> dict[str, Path]:
@@ -95,7 +97,7 @@ def _check(config: Config, found: dict[str, Path], fresh: dict[str, Path]) -> No
                 place = found[external.model]
                 tokenizer = _check_answers(config, place, found, external.tokenizer)
                 context = tokens.context_length(load.config(place), config.policy.max_length)
-                taken = len(tokens.text_ids(tokenizer, external.ask.removesuffix("{prompt}")))
+                taken = len(config.domain.fit(tokenizer, "", LARGEST, around(external.ask))[0])
                 if taken + config.evaluated_tokens >= context:
                     raise InputError(f"{place}: no room for a prompt: it reads {context} tokens")
 
@@ -125,7 +127,8 @@ def _check_policy(config: Config, found: dict[str, Path], field: str, place: Pat
         raise InputError(f"no room for a prompt: {reads}", "sample.max_new_tokens")
     room = (policy.max_length or context) - new
     for feedback in config.method.widest:
-        taken = len(tokens.text_ids(tokenizer, config.domain.before(feedback)))
+        config.domain.conditioned(tokenizer, feedback, config.domain.probe, LARGEST, [])
+        taken = len(config.domain.fit(tokenizer, "", LARGEST, config.domain.around(feedback))[0])
         if taken >= room:
             problem = f"no room for a prompt behind {feedback!r}: it takes {taken} of {room} tokens"
             without = "(policy.max_length without sample.max_new_tokens)"

@@ -48,8 +48,8 @@ Generations: TypeAlias = Iterator[list[list[Generation]]]  # of each group, of e
 class Generator(NamedTuple):
     """An engine with a policy loaded."""
 
-    together: int  # prompts of a group: what is kept, or lost, at once
-    sample: Callable[[Groups], Generations]  # as a stream
+    together: bool  # whether a group's prompts are kept, or lost, at once; else each by itself
+    sample: Callable[[Groups, Decoding], Generations]  # as a stream
 
 
 class Engine(Settings):
@@ -60,6 +60,6 @@ class Engine(Settings):
     def check(self, place: Path) -> None:
         """Raise InputError where it cannot generate from a policy, before anything is queued."""
 
-    def load(self, model: Model, decoding: Decoding) -> Generator:
+    def load(self, model: Model) -> Generator:
         """Ready to generate. Raises InputError where the policy or the engine is missing."""
         raise NotImplementedError

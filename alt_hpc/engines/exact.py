@@ -18,16 +18,16 @@ class Settings(Engine):
 
         check.decodable(place)
 
-    def load(self, model: Model, decoding: Decoding) -> Generator:
+    def load(self, model: Model) -> Generator:
         from alt_hpc.lm import decode, load
 
         policy = load.policy(model.place, model.dtype, model.device)
-        how = decoding._asdict() | {"eos": model.ends}  # as `generate` calls it
-        together, answers = how.pop("group"), how.pop("answers")
 
-        def sample(groups: Groups) -> Generations:
+        def sample(groups: Groups, decoding: Decoding) -> Generations:
+            how = decoding._asdict() | {"eos": model.ends}  # as `generate` calls it
+            answers, _ = how.pop("answers"), how.pop("group")
             for group in groups:
                 ids, seeds = [ask.ids for ask in group], [ask.seed for ask in group]
                 yield decode.generate(policy, ids, answers, seeds, **how)
 
-        return Generator(together, sample)
+        return Generator(True, sample)

@@ -28,8 +28,8 @@ class Settings(Engine):
 
     kind: Literal["vllm"] = "vllm"
 
-    def load(self, model: Model, decoding: Decoding) -> Generator:
-        return Generator(1, _Loaded(model, decoding).sample)
+    def load(self, model: Model) -> Generator:
+        return Generator(False, _Loaded(model).sample)
 
 
 class _Loaded:
@@ -42,7 +42,7 @@ class _Loaded:
     prompt), but 7 to 75 beside busier neighbours: OpenMP threads wait for one another.
     """
 
-    def __init__(self, model: Model, decoding: Decoding) -> None:
+    def __init__(self, model: Model) -> None:
         for name, value in VLLM_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
@@ -53,7 +53,7 @@ class _Loaded:
                 f"engine.kind: vllm is not installed in {sys.prefix} ({error}); let"
                 " cluster.sample.python and cluster.evaluate.python name an environment that has it"
             ) from error
-        self.in_flight, self.ends = decoding.group, model.ends
+        self.ends = model.ends
         on_cpu = vllm.platforms.current_platform.is_cpu()
         self.engine = vllm.LLM(
             model=str(model.place),
@@ -71,11 +71,6 @@ class _Loaded:
         ).llm_engine
         self.parameters = functools.partial(
             vllm.SamplingParams,
-            n=decoding.answers,
-            temperature=decoding.temperature,
-            top_p=decoding.top_p,
-            max_tokens=decoding.max_new_tokens,
-            logit_bias=dict.fromkeys(decoding.silent, _NEVER) or None,
             ignore_eos=True,  # vLLM's own idea of it; ours are the stop tokens
             stop_token_ids=list(model.ends),
             detokenize=False,
@@ -84,14 +79,22 @@ class _Loaded:
         self.names = map(str, itertools.count())  # of requests
         self.answers: dict[str, list[Generation]] = {}  # not yet asked for, by request
 
-    def sample(self, groups: Groups) -> Generations:
+    def sample(self, groups: Groups, how: Decoding) -> Generations:
+        parameters = functools.partial(
+            self.parameters,
+            n=how.answers,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            max_tokens=how.max_new_tokens,
+            logit_bias=dict.fromkeys(how.silent, _NEVER) or None,
+        )
         ahead: collections.deque[list[str]] = collections.deque()
         for group in groups:
             ahead.append([next(self.names) for _ in group])
             for name, ask in zip(ahead[-1], group, strict=True):
                 prompt = {"prompt_token_ids": ask.ids}
-                self.engine.add_request(name, prompt, self.parameters(seed=ask.seed))
-            if len(ahead) == self.in_flight:
+                self.engine.add_request(name, prompt, parameters(seed=ask.seed))
+            if len(ahead) == how.group:
                 yield self._answers(ahead.popleft())
         yield from map(self._answers, ahead)
 

@@ -1,5 +1,7 @@
 """Sample generations for a prompt group: each prompt computed once, its KV cache shared.
 
+Of a prompt that begins like the one before it in the group only the rest is computed.
+
 A prompt's generations are decoded *side by side in one sequence*: behind the prompt's keys and
 values stand those of its generations, and an attention mask shows each generation the prompt and
 its own tokens only. So the prompt is neither computed nor stored once per generation, no step
@@ -111,7 +113,10 @@ class _SideBySide:
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], n: int, room: int) -> None:
         self.model = model
-        logits, caches = zip(*(prefill(model, ids) for ids in prompts), strict=True)
+        made: list[tuple[Tensor, Cache]] = []
+        for i, ids in enumerate(prompts):
+            made.append(prefill(model, ids, (prompts[i - 1], made[-1][1]) if made else None))
+        logits, caches = zip(*made, strict=True)
         self.first = torch.cat(logits).repeat_interleave(n, dim=0)  # [live, vocabulary]
         rows = -(-n // ABREAST)  # of a prompt
         abreast = -(-n // rows)

@@ -14,9 +14,12 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+from alt_hpc.lm import tokens
+
 # Architectures known (and tested) to take 4-D masks and free positions. Others have one prompt
 # at a time: GPT-Neo, for one, lays a local mask of its own over whatever it is given.
 SIDE_BY_SIDE = frozenset({"gpt2", "gpt_neox", "gptj", "llama", "mistral", "qwen2", "qwen3"})
+WORTH = 64  # tokens that two prompts have in common
 NOBODY, ALL = -2, -1  # owners of padding and of the prompt; answers are numbered from 0
 _Both = tuple[Tensor, Tensor]  # keys and values [rows, heads, slots, size]
 
@@ -107,9 +110,21 @@ def padded(rows: Sequence[list[int]], device: torch.device | None = None) -> Ten
     return torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
 
 
-def prefill(model: PreTrainedModel, ids: list[int]) -> tuple[Tensor, Cache]:
-    """Logits of the token after a prompt [1, vocabulary], and the prompt's cache."""
-    out = model(input_ids=padded([ids], model.device), use_cache=True, logits_to_keep=1)
+def prefill(
+    model: PreTrainedModel, ids: list[int], known: tuple[list[int], Cache] | None = None
+) -> tuple[Tensor, Cache]:
+    """Logits of the token after a prompt [1, vocabulary], and the prompt's cache.
+
+    It goes on from what it has in common with a prompt that is `known`, if that is worth it.
+    """
+    past, shared = DynamicCache(config=model.config), 0
+    if known and is_plain(known[1]) and (common := tokens.common([ids, known[0]])) >= WORTH:
+        shared = common
+        layers: Any = known[1].layers
+        for number, layer in enumerate(layers):
+            past.update(layer.keys[:, :, :shared], layer.values[:, :, :shared], number)
+    rest = padded([ids[shared:]], model.device)
+    out = model(input_ids=rest, logits_to_keep=1, **passing(model, past))
     kept = cache_of(out)
     assert kept is not None  # `check.decodable`
     return out.logits[:, -1], kept

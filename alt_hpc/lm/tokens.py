@@ -48,11 +48,24 @@ def context_length(shape: "PretrainedConfig", unknown: int | None = None) -> int
     )
 
 
-def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text that begins a sequence: with BOS where the tokenizer adds one, no EOS."""
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    bos = tokenizer.bos_token_id
-    return [bos, *ids] if bos is not None and tokenizer.encode("")[:1] == [bos] else ids
+def text_ids(tokenizer: Tokenizer, text: str, *, bos: bool = False) -> list[int]:
+    """Token ids of a text that begins a sequence: no EOS, but a BOS where the tokenizer adds one.
+
+    With `bos` in any case; InputError where there is none.
+    """
+    ids, first = list(tokenizer.encode(text, add_special_tokens=False)), tokenizer.bos_token_id
+    if bos and first is None:
+        problem = f"{{bos}}: the tokenizer of {tokenizer.name_or_path} has no BOS token"
+        raise InputError(problem, "domain.template")
+    adds = first is not None and tokenizer.encode("")[:1] == [first]
+    return [first, *ids] if bos or adds else ids
+
+
+def common(texts: Sequence[list[int]]) -> int:
+    """Length of the beginning that all texts share; each keeps at least one token behind it."""
+    first, last = min(texts), max(texts)  # in the order of lists, all others lie between
+    shared = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return min([next(shared, len(first)), *(len(ids) - 1 for ids in texts)])
 
 
 def continuation_ids(tokenizer: Tokenizer, text: str) -> list[int]:

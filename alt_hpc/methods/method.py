@@ -44,6 +44,11 @@ class Method(Settings):
         """Raise InputError, with its field, where its settings contradict each other."""
 
     @property
+    def title(self) -> str:
+        """What tables call it."""
+        raise NotImplementedError
+
+    @property
     def levels(self) -> list[str]:
         """What its quantiles are called, best first, in tables and curves."""
         raise NotImplementedError
@@ -52,6 +57,11 @@ class Method(Settings):
     def widest(self) -> list[str]:
         """The feedback that a prompt must leave room for: it is shortened once for all of it."""
         return self.levels
+
+    @property
+    def taught(self) -> int:
+        """How many different feedback texts are trained on behind a prompt, at most."""
+        return len(self.levels)
 
     @property
     def family(self) -> int:

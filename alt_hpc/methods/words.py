@@ -12,7 +12,7 @@ from alt_hpc.errors import InputError
 from alt_hpc.lm.tokens import Tokenizer
 from alt_hpc.methods import quantiles as paper
 from alt_hpc.methods.method import Asking, Label, Method, Row
-from alt_hpc.settings import LARGEST, Count
+from alt_hpc.settings import LARGEST, Count, Natural
 
 
 class Settings(Method):
@@ -27,6 +27,8 @@ class Settings(Method):
     """What is put in order together; "iteration": the original Quark."""
     per_quantile: Count = 2
     """Generations kept of each quantile for training."""
+    trained: list[Natural] | None = None
+    """Quantiles (0: the best) whose generations are trained on; default: all."""
     append_eos: bool = False
     """As the authors: train on the text, tokenised again, with an EOS (see `learned`)."""
 
@@ -39,10 +41,22 @@ class Settings(Method):
         for i, text in enumerate(self.texts):
             if not text.strip():
                 raise InputError("the feedback text is empty", f"method.texts[{i}]")
+        if self.trained is not None and not set(self.trained) <= {*range(self.quantiles)}:
+            raise InputError(f"there are quantiles 0 to {self.quantiles - 1}", "method.trained")
+        if self.trained is not None and not 0 < len(set(self.trained)) == len(self.trained):
+            raise InputError("name one or several quantiles, each once", "method.trained")
+
+    @property
+    def title(self) -> str:
+        return "ALT-RM"
 
     @property
     def levels(self) -> list[str]:
         return self.texts
+
+    @property
+    def taught(self) -> int:
+        return len(self.texts if self.trained is None else self.trained)
 
     @property
     def family(self) -> int:
@@ -67,7 +81,9 @@ class Settings(Method):
             yield Label(mine, [None if q is None else self.texts[q] for q in mine])
 
     def select(self, label: Label, finished: Sequence[bool], rng: np.random.Generator) -> list[int]:
-        return paper.select(label.quantiles, finished, self.per_quantile, rng)
+        wanted = range(self.quantiles) if self.trained is None else self.trained
+        found = [quantile if quantile in wanted else None for quantile in label.quantiles]
+        return paper.select(found, finished, self.per_quantile, rng)
 
     def learned(self, generation: Row, tokenizer: Tokenizer, limit: int) -> list[int]:
         """The sampled ids; with `append_eos` what the authors train on (METHOD of their code).

@@ -25,6 +25,8 @@ def write(folder: RunFolder, iteration: int, found: Reports) -> None:
         if k < iteration:
             continue
         points = {"prompts/set_aside": report.get("set_aside")}
+        for answers, words in report["words"].items():  # the starting policy's, and its own
+            points |= {f"words-{answers}/{name}": value for name, value in (words or {}).items()}
         for split, variants in report["evaluation"].items():
             for variant, measures in variants.items():
                 points |= {f"{split}-{variant}/{name}": v for name, v in measures.items()}

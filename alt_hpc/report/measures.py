@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 Row = Mapping[str, Any]
 
@@ -32,13 +33,38 @@ def summarise(rows: Sequence[Row]) -> dict[str, float | int | None]:
     }
 
 
-def paired(before: Sequence[Row], after: Sequence[Row]) -> tuple[float, float, int]:
-    """Mean difference of rewards on the same posts, 1.96 standard errors of it, how many posts."""
-    first = {(row["set"], row["row"]): row["reward"] for row in before}
-    pairs = [(first.get((row["set"], row["row"])), row["reward"]) for row in after]
-    differences = [b - a for a, b in pairs if a is not None and b is not None]
-    error = _error(differences)
-    return _mean(differences) or 0.0, math.nan if error is None else 1.96 * error, len(differences)
+Gain = dict[tuple[str, int], float]  # by set and row
+
+
+def gain(before: Sequence[Row], after: Sequence[Row], finished: bool = False) -> Gain:
+    """Differences of rewards on the same posts; or only on those where both answers finished."""
+    wanted = [
+        {(row["set"], row["row"]): row["reward"] for row in rows if _counts(row, finished)}
+        for rows in (before, after)
+    ]
+    return {place: wanted[1][place] - wanted[0][place] for place in wanted[1] if place in wanted[0]}
+
+
+def _counts(row: Row, finished: bool) -> bool:
+    return row["reward"] is not None and (not finished or row["ended"] == "eos")
+
+
+def mean(gains: Sequence[Gain]) -> dict[str, Any]:
+    """The mean over runs (`seeds`) of their mean gains, with the halves of 95 % intervals.
+
+    `posts`: over posts, for these policies; a post of several runs counts once, by its mean.
+    `seeds`: over runs, by Student's t; None for one. Both None where there is too little.
+    """
+    means = [value for one in gains if (value := _mean([*one.values()])) is not None]
+    posts: dict[tuple[str, int], list[float]] = {}
+    for one in gains:
+        for place, value in one.items():
+            posts.setdefault(place, []).append(value)
+    over = {"posts": _error([float(np.mean(values)) for values in posts.values()])}
+    over["seeds"] = _error(means)
+    wide = {"posts": 1.96, "seeds": float(stats.t.ppf(0.975, max(len(means) - 1, 1)))}
+    halves = {name: None if e is None else e * wide[name] for name, e in over.items()}
+    return {"mean": _mean(means), "count": len(posts), "runs": len(means), **halves}
 
 
 def by_quantile(

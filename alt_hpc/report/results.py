@@ -1,18 +1,25 @@
 """The results of a run, read from its pieces: reports, answers, table, the words at its end."""
 
+import dataclasses
 import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
+from alt_hpc.errors import InputError
 from alt_hpc.graph import EVALUATE, MEASURE, OWN, REPORT, TEST, VALID, Piece
 from alt_hpc.methods.method import Asking
-from alt_hpc.report import measures
+from alt_hpc.report import diagnosis, measures
 from alt_hpc.run import rows as rows_of
 from alt_hpc.run.folder import RunFolder
 
 Rows = list[dict[str, Any]]
 Reports = dict[int, dict[str, Any]]  # by iteration, in order
 
-COLUMNS = ("iteration", "prompted with", "reward", "perplexity", "length", "truncated")
+DRAWN = "drawn "  # begins the variant of answers that were sampled
+COLUMNS = (
+    *("iteration", "prompted with", "reward", "perplexity", "length", "truncated"),
+    *("sampled reward", "words in order"),
+)
 
 
 def reports(folder: RunFolder) -> Reports:
@@ -41,27 +48,33 @@ def asked(folder: RunFolder, variant: str) -> str:
 def table(folder: RunFolder, found: Reports) -> str:
     """One row per iteration (and kind of prompt) for each set, as a Markdown table.
 
-    Below it a sentence each for prompts that were shortened or set aside.
+    Below it a sentence each for what the words do, and for prompts that were shortened.
     """
-    parts = []
+    parts, title = [], folder.config().title
     for split in dict.fromkeys(name for r in found.values() for name in r["evaluation"]):
-        lines = [
-            (str(k), asked(folder, variant), one)
-            for k, report in found.items()
-            for variant, one in report["evaluation"].get(split, {}).items()
-        ]
+        lines = []  # policy, what it was asked with, measures, sampled answers', words' diagnosis
+        for k, report in found.items():
+            its = report["evaluation"].get(split, {})
+            for variant in (variant for variant in its if not variant.startswith(DRAWN)):
+                words = report["words"]["fixed"] if (split, variant) == (VALID, "best") else None
+                drawn = its.get(DRAWN + variant)
+                lines.append((str(k), asked(folder, variant), its[variant], drawn, words))
         others = [item for report in found.values() for item in report["policies"].items()]
-        lines += [(name, "(its own)", sets[split]) for name, sets in others if split in sets]
+        lines += [(n, "(its own)", sets[split], None, None) for n, sets in others if split in sets]
         cells: list[tuple[str, ...]] = [COLUMNS]
-        for policy, words, one in lines:
+        for policy, how, one, drawn, words in lines:
             numbers = (_number(one["reward"], 3), _number(one["perplexity"], 2))
             shares = (_number(one["length"], 1), f"{100 * one['truncated']:.0f} %")
-            cells.append((policy, words, *numbers, *shares))
+            sampled = _number(drawn["reward"] if drawn else None, 3)
+            order = f"{words['share']:.2f} ±{words['share_error']:.2f}" if words else "-"
+            cells.append((policy, how, *numbers, *shares, sampled, order))
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         cells.insert(1, tuple("-" * width for width in widths))
         text = "\n".join(f"| {' | '.join(map(str.rjust, row, widths))} |" for row in cells)
-        posts = max(one["rows"] for _, _, one in lines)
-        parts.append(f"{split}, {posts} held-out posts\n\n{text}")
+        posts = max(one["rows"] for _, _, one, _, _ in lines)
+        parts.append(f"{title}; {split}, {posts} held-out posts\n\n{text}")
+    for report in found.values():
+        parts += ["\n".join(report["lines"])] if report["lines"] else []
     counts = [(f"{stage} {k}", n) for k, r in found.items() for stage, n in r["shortened"].items()]
     if some := ", ".join(f"{count} in {stage}" for stage, count in counts if count):
         parts.append(f"prompts that lost the end of their post, as the context was full: {some}")
@@ -75,6 +88,56 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def diagnosed(folder: RunFolder, evaluations: Rows) -> dict[str, dict[str, Any] | None]:
+    """The words' diagnosis of a policy: on the starting policy's answers, and on its own."""
+    graph, start, theirs, own = folder.graph(), dict[int, Rows](), list[Rows](), dict[int, Rows]()
+    for piece in graph.fixed():
+        pieces = (dataclasses.replace(piece, stage=stage) for stage in (EVALUATE, MEASURE))
+        for answer, measured in zip(*(rows_of.of_piece(folder, p) for p in pieces), strict=True):
+            if answer["variant"] == f"{DRAWN}plain":
+                start.setdefault(answer["row"], []).append(answer | measured)
+    for row in evaluations:
+        if row["fixed"]:
+            pairs = zip(start[row["row"]], row["fixed"], strict=True)
+            theirs.append([answer | {"word": word} for answer, word in pairs])
+        if row["word"] is not None:
+            own.setdefault(row["row"], []).append(row)
+    levels = len(folder.config().method.levels)
+
+    def of(posts: Iterable[Rows]) -> dict[str, Any] | None:
+        return diagnosis.diagnose(diagnosis.post(map(_answer, post), levels) for post in posts)
+
+    return {"fixed": of(theirs), "own": of(own.values())}
+
+
+def _answer(row: dict[str, Any]) -> diagnosis.Answer:
+    return diagnosis.Answer(row["reward"], row["ended"] == "eos", row["length"], row["word"])
+
+
+def gains(runs: Sequence[RunFolder], split: str, k: int, *, start: bool = True) -> Iterator[str]:
+    """Sentences: what the best feedback gains over the worst (and the start) after an iteration."""
+    best, worst = (asked(runs[0], how) for how in ("best", "worst"))
+    after = [rows(run, k, "best", split) for run in runs]
+    others = {f"'{best}' minus '{worst}' after iteration {k}": [(k, "worst")]}
+    if start and k:
+        others = {f"'{best}' after iteration {k} minus plain 0": [(0, "plain")], **others}
+    for name, [(when, how)] in others.items():
+        before = [rows(run, when, how, split) for run in runs]
+        for finished in (False, True):
+            found = [measures.gain(*two, finished) for two in zip(before, after, strict=True)]
+            if any(found):
+                where = ", where both answers finished" if finished else ""
+                yield f"reward of {name}{where}: {said(measures.mean(found))}"
+
+
+def said(it: dict[str, Any]) -> str:
+    """`+1.003 (95 % over posts ±0.781, over seeds ±0.652; 64 posts, 3 seeds)`."""
+    halves = [f"over {of} ±{it[of]:.3f}" for of in ("posts", "seeds") if it[of] is not None]
+    counts = f"{it['count']} posts, " + ("1 seed" if it["runs"] == 1 else f"{it['runs']} seeds")
+    interval = [f"95 % {', '.join(halves)}"] if halves else []
+    return f"{it['mean']:+.3f} ({'; '.join([*interval, counts])})"
+
+
 def last_words(folder: RunFolder) -> str:
     """What is said at a run's end: table, rise, three unseen posts before and after, places."""
     found, layout = reports(folder), folder.layout
@@ -83,20 +146,13 @@ def last_words(folder: RunFolder) -> str:
     last = max(found)
     split = TEST if TEST in found[last]["evaluation"] else VALID
     before, after = rows(folder, 0, "plain", split), rows(folder, last, "best", split)
-    worst, best = rows(folder, last, "worst", split), asked(folder, "best")
     parts = [table(folder, found), ""]
     if made := found.get(0, {}).get("reward_model"):
         parts.append(
             f"reward model: right on {made['accuracy']:.1%} of {made['pairs']} held-out"
             f" comparisons (preferring the longer summary: {made['longer_is_better']:.1%})"
         )
-    for words, other in (
-        (f"'{best}' after iteration {last} minus plain 0", before),
-        (f"'{best}' minus '{asked(folder, 'worst')}' after iteration {last}", worst),
-    ):
-        mean, half, posts = measures.paired(other, after)
-        interval = f"95 % interval ±{half:.3f}, {posts} paired posts"
-        parts.append(f"reward of {words}: {mean:+.3f} ({interval})")
+    parts += gains([folder], split, last)
     for old, new in list(zip(before, after, strict=True))[:3]:
         texts = [old["prompt"]]
         for when, row in (("before:", old), ("after: ", new)):
@@ -111,3 +167,18 @@ def last_words(folder: RunFolder) -> str:
         f"TensorBoard  tensorboard --logdir {layout.tensorboard}",
     ]
     return "\n".join(parts)
+
+
+def together(runs: Sequence[RunFolder]) -> str:
+    """What several runs, alike but for their seeds, have gained: each, then all."""
+    lasts = {max(reports(run), default=0) for run in runs}
+    title = {(run.config().title, tuple(run.config().method.levels)) for run in runs}
+    if len(lasts) > 1 or lasts == {0} or len(title) > 1:
+        places = ", ".join(str(run.path) for run in runs)
+        raise InputError(f"{places}: not alike, or not at the same iteration: report one at a time")
+    last, parts = lasts.pop(), list[str]()
+    for run in runs:
+        parts += [str(run.path), *(f"  {line}" for line in gains([run], VALID, last))]
+        if words := reports(run)[last]["words"]["fixed"]:
+            parts.append(f"  {diagnosis.sentence(words)}")
+    return "\n".join([*parts, f"{len(runs)} runs", *(f"  {s}" for s in gains(runs, VALID, last))])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alt_hpc.domains import Domain
+from alt_hpc.domains.domain import Around
 from alt_hpc.errors import InputError
 from alt_hpc.lm import check as lm_check
 from alt_hpc.lm import load, prefix, tokens
@@ -54,7 +55,7 @@ class Text:
 
     def ids(self, prompt: str, summaries: list[str]) -> tuple[list[list[int]], bool]:
         """Ids of each text (too long a summary loses its end); whether the prompt was shortened."""
-        head, lost = self.domain.fit(self.tokenizer, self.before, prompt, self.room)
+        head, lost = self.domain.fit(self.tokenizer, prompt, self.room, Around(self.before))
         return [head + self._tail(s, self.most - len(head)) for s in summaries], lost > 0
 
     def _tail(self, summary: str, room: int) -> list[int]:
@@ -81,10 +82,8 @@ class Trunk:
         texts, shortened = self.text.ids(prompt, summaries)
         width: int = self.model.config.get_text_config().hidden_size
         hidden = torch.empty(len(texts), width, dtype=torch.float32, device=self.model.device)
-        if texts:  # each keeps at least one token behind the beginning that all share
-            first, last = min(texts), max(texts)  # in the order of lists, all others lie between
-            shared = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-            common = min([next(shared, len(first)), *(len(ids) - 1 for ids in texts)])
+        if texts:
+            common = tokens.common(texts)
             rests = [ids[common:] for ids in texts]
             budget = _BUDGET.get(self.model.device.type, 1024)
             for i, states in prefix.outputs(self.model, texts[0][:common], rests, budget):

@@ -1,4 +1,7 @@
-"""measure: reward, perplexity and length of the answers of a shard of evaluation."""
+"""measure: reward, perplexity and length of the answers of a shard of evaluation, and the words.
+
+What a policy's probabilities say of its words is in `report/diagnosis`; here they are taken.
+"""
 
 import functools
 import gc
@@ -13,6 +16,7 @@ from alt_hpc.lm import load
 from alt_hpc.lm.prefix import continuation_logprobs
 from alt_hpc.lm.tokens import continuation_ids
 from alt_hpc.rewards import Answers
+from alt_hpc.run import rows as rows_of
 from alt_hpc.stages.work import Work, scorer
 
 Rows = list[dict[str, Any]]
@@ -22,16 +26,20 @@ def run(work: Work) -> None:
     """Make one shard: a row for each answer of `evaluate`, in its order.
 
     Perplexity is exp of the mean token loss under the starting policy given the plain prompt, EOS
-    excluded; null for an empty answer. Length counts tokens without EOS. The answer of a policy
-    with another tokenizer is read with the starting policy's. Two models in turn, never both in
-    memory.
+    excluded; null for an empty answer, and for those that were drawn. Length counts tokens without
+    EOS. The answer of a policy with another tokenizer is read with the starting policy's. `word` is
+    log p(answer | best feedback) - log p(answer | worst), in nats, under the policy itself, of
+    those that were drawn; `fixed`, in a prompt's first row, of the starting policy's. Three models
+    in turn, never two in memory.
     """
     answered = itertools.groupby(work.mates(), operator.itemgetter("row"))
     asked = [list(rows) for _, rows in answered]  # the answers to each prompt
     made: list[Rows] = []
-    for number, measure in enumerate((_rewards, _perplexities)):
+    passes = (_rewards, _perplexities, _words)
+    for number, measure in enumerate(passes):
         make, starts = functools.partial(measure, work, asked), range(len(asked) + 1)
-        made.append(work.attempt.resumable(starts, make, "prompts", part=(number, 2)))
+        part = (number, len(passes))
+        made.append(work.attempt.resumable(starts, make, "prompts", part=part))
         gc.collect()  # the model of this pass
     rows = []
     for answers, *found in zip(asked, *made, strict=True):
@@ -59,6 +67,39 @@ def _perplexities(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iter
             answers = [continuation_ids(policy.tokenizer, text) for text in texts]
         room = max([work.config.evaluated_tokens, *map(len, answers)])  # of another tokenizer
         ids, _ = policy.fit(None, rows[0]["prompt"], room)
-        losses = continuation_logprobs(model, ids, answers)
+        both = zip(rows, answers, strict=True)
+        wanted = [[] if row["variant"].startswith("drawn") else answer for row, answer in both]
+        losses = continuation_logprobs(model, ids, wanted)
         found = [math.exp(-sum(one) / len(one)) if one else None for one in losses]
         yield [{"perplexity": found, "length": [len(answer) for answer in answers]}]
+
+
+def _words(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:
+    """Nothing for a policy that is not the run's, or whose files were removed since (`keep`)."""
+    k, graph, method = work.piece.iteration, work.run.graph(), work.config.method
+    fixed: dict[int, list[list[int]]] = {}
+    maker = graph.policy(k)
+    if maker is None or not work.run.manifests.wait(maker).removed:
+        for piece in graph.fixed(graph.shard(work.piece)):
+            for row in rows_of.of_piece(work.run, piece):
+                if row["variant"] == "drawn plain" and row["row"] in work.rows:
+                    fixed.setdefault(row["row"], []).append(row["ids"])
+    if not fixed:
+        for rows in map(asked.__getitem__, indices):
+            yield [dict.fromkeys(("word", "fixed"), [None] * len(rows))]
+        return
+    policy = work.policy(k)
+    model = load.policy(policy.place, work.config.policy.dtype, work.device)
+    for rows in map(asked.__getitem__, indices):
+        own = [i for i, row in enumerate(rows) if k and row["variant"].startswith("drawn")]
+        theirs = fixed.get(rows[0]["row"], [])
+        answers = [*theirs, *(rows[i]["ids"] for i in own)]
+        prompt, sums = rows[0]["prompt"], []
+        for how in ("best", "worst") if answers else ():
+            ids, _ = policy.fit(method.ask(how, rows[0]), prompt, work.config.evaluated_tokens)
+            sums.append([sum(one) for one in continuation_logprobs(model, ids, answers)])
+        found = [best - worst for best, worst in zip(*sums, strict=True)] if sums else []
+        word: list[float | None] = [None] * len(rows)
+        for i, value in zip(own, found[len(theirs) :], strict=True):
+            word[i] = value
+        yield [{"word": word, "fixed": [found[: len(theirs)] or None, *[None] * (len(rows) - 1)]}]

@@ -4,9 +4,9 @@ import json
 import statistics
 from typing import Any
 
-from alt_hpc.graph import OWN, SCORE, Piece
+from alt_hpc.graph import OWN, SCORE, VALID, Piece
 from alt_hpc.plan import Submission
-from alt_hpc.report import curves, measures, results
+from alt_hpc.report import curves, diagnosis, measures, results
 from alt_hpc.run import rows
 from alt_hpc.run.files import locked, write_atomically
 from alt_hpc.run.journal import Submitted
@@ -54,6 +54,8 @@ def run(work: Work) -> None:
         report["set_aside"] = sum(set(row) <= {None} for row in quantiles)
     elif maker := folder.graph().reward_model():
         report["reward_model"] = dict(folder.manifests.open(maker)[1].facts)
+    report["words"] = results.diagnosed(folder, evaluations)
+    report["lines"] = list(results.gains([folder], VALID, k, start=False))
     (work.attempt.folder / REPORT_FILE).write_text(json.dumps(report, indent=1))
     with locked(folder.layout.report_lock, WITHIN_S):  # one beside would not see this one
         known = dict(sorted((results.reports(folder) | {k: report}).items()))
@@ -61,6 +63,10 @@ def run(work: Work) -> None:
         curves.write(folder, k, known)
         curves.draw(folder, known)
         work.attempt.commit([REPORT_FILE], rows=len(evaluations), facts={"report": report})
+    words = report["words"]["fixed"]
+    print(
+        "\n".join([*report["lines"], *([diagnosis.sentence(words)] if words else [])]), flush=True
+    )
 
 
 def _durations(work: Work, made: dict[Piece, Manifest]) -> dict[str, float]:

@@ -4,10 +4,8 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from alt_hpc.data import draws
-from alt_hpc.engines import Ask, Decoding
+from alt_hpc.engines import Ask
 from alt_hpc.run import rows as rows_of
 from alt_hpc.stages.work import Work
 
@@ -22,9 +20,9 @@ def run(work: Work) -> None:
     k, config, method = work.piece.iteration, work.config, work.config.method
     prompts = dict(zip(work.rows, draws.prompts(work.run, work.piece), strict=True))
     policy, s = work.policy(k - 1), config.sample
-    decoding = Decoding(s.generations, s.temperature, s.top_p, s.max_new_tokens, s.group)
-    engine = work.generator(policy, decoding)
-    starts = [*range(work.rows.start, work.rows.stop, engine.together), work.rows.stop]
+    engine, size = work.generator(policy), s.group
+    decoding = work.decoding(policy, s.generations, size, s.max_new_tokens)
+    starts = [*work.rows[:: size if engine.together else 1], work.rows.stop]
     stages = method.sources(k)
     earlier = [row for stage in stages for row in rows_of.of_stage(work.run, k - 1, stage)]
 
@@ -34,14 +32,12 @@ def run(work: Work) -> None:
             row: dict[str, Any] = {"row": number, "prompt": prompts[number]}
             feedback = method.ask("plain" if k == 1 else "best", row, earlier)
             ids, lost = policy.fit(feedback, prompts[number], s.max_new_tokens)
-            # A prompt's seed is a function of (the run's seed, iteration, row) alone.
-            state = np.random.SeedSequence([config.seed, k, number]).generate_state(1, np.uint64)
-            asks.append(Ask(ids, int(state[0] >> np.uint64(1)), row | {"lost": lost}))
+            asks.append(Ask(ids, work.seed(number), row | {"lost": lost}))
         return asks
 
     def make(groups: Iterator[int]) -> Iterator[Rows]:
         asked, again = itertools.tee(map(entering, groups))  # an engine takes some ahead
-        for asks, sampled in zip(asked, engine.sample(again), strict=True):
+        for asks, sampled in zip(asked, engine.sample(again, decoding), strict=True):
             made: Rows = []
             for ask, its in zip(asks, sampled, strict=True):
                 texts = [{"ids": g.ids, "ended": g.ended, "text": policy.text(g.ids)} for g in its]

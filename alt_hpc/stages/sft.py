@@ -31,7 +31,7 @@ def run(work: Work) -> None:
     for row in rows.frozen(work.run, "prompts-train"):
         label = tokens.continuation_ids(tokenizer, domain.answer(row["label"]))
         answer = [*label[: longest // 2], tokenizer.eos_token_id]
-        prompt, lost = domain.fit(tokenizer, "", row["prompt"], longest - len(answer))
+        prompt, lost = domain.fit(tokenizer, row["prompt"], longest - len(answer))
         examples.append(Example([*prompt, *answer], len(prompt)))
         shortened += lost > 0 or len(label) > longest // 2  # post or label lost its end
     if shortened:

@@ -1,6 +1,8 @@
 """train: fine-tune the policy on conditioned prompts and the generations kept of each quantile."""
 
 import functools
+import itertools
+import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from alt_hpc.graph import SAMPLE, SCORE, TRAIN, VALID, Piece
 from alt_hpc.lm import load
 from alt_hpc.lm.prefix import side_by_side
+from alt_hpc.lm.tokens import common, text_ids
 from alt_hpc.report import results
 from alt_hpc.run import rows as rows_of
 from alt_hpc.stages import optimise
@@ -17,17 +20,17 @@ from alt_hpc.training import deepspeed, loop, losses
 from alt_hpc.training.examples import Siblings
 from alt_hpc.training.reference import share_trunk
 
-CARD = """# Policy aligned with textual feedback (ALT-RM), iteration {iteration}
+CARD = """# Policy aligned with textual feedback, {title}, iteration {iteration}
 
-Prompt it with the feedback you want, then the prompt as it is:
+Prompt it with the feedback you want{place}:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 model = AutoModelForCausalLM.from_pretrained(FOLDER)
-prompt = "SUBREDDIT: r/...\\nTITLE: ...\\nPOST: ...\\nTL;DR:"
-ids = tokenizer("{conditioning}" + prompt, return_tensors="pt")
+prompt = {prompt}
+ids = tokenizer(prompt, return_tensors="pt")
 out = model.generate(**ids, max_new_tokens={tokens}, do_sample=False)
 print(tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
@@ -46,9 +49,9 @@ def run(work: Work) -> None:
     optimise.set_dropout(model, config.policy.dropout)
     made = list(_families(work, before, side_by_side(model.config)))
     examples = [family for family, _ in made]
-    if settings.share_prompts:  # batches of families; a step has as many sequences as before
+    if config.shares_prompts:  # batches of families; a step has as many sequences as before
         batches = ("global_batch", "micro_batch")
-        sizes = {key: getattr(settings, key) // method.family for key in batches}
+        sizes = {key: getattr(settings, key) // config.family for key in batches}
         settings = settings.model_copy(update=sizes)
     else:
         examples = [alone for family in examples for alone in family.alone()]
@@ -62,9 +65,14 @@ def run(work: Work) -> None:
             share_trunk(model, reference)
         against = {"reference": reference, "vocabulary": view.vocabulary}
         loss = functools.partial(loss, kl=settings.kl, **against)
+    domain, it = config.domain, config.domain.around(method.ask("best", {}))
+    text = domain.text(domain.probe, it)
+    bos = it.bos and not text_ids(before.tokenizer, "")  # which it does not add by itself
     card = CARD.format(
         iteration=k,
-        conditioning=config.domain.before(method.ask("best", {})),
+        title=config.title,
+        place=" behind it" if domain.is_behind else ", then the prompt as it is",
+        prompt="tokenizer.bos_token + " * bos + json.dumps(text, ensure_ascii=False),
         tokens=config.sample.max_new_tokens,
         texts=", ".join(f"`{text}`" for text in method.levels),
         base=config.policy.model or config.policy.base,
@@ -76,7 +84,10 @@ def run(work: Work) -> None:
 
 
 def _families(work: Work, policy: Policy, together: bool) -> Iterator[tuple[Siblings, bool]]:
-    """Generations of a prompt and feedback, in the draw's order; whether it was shortened."""
+    """Generations that share a prompt, in the draw's order; whether it was shortened.
+
+    All of a prompt where the feedback stands behind it, else those with the same feedback.
+    """
     config, k = work.config, work.piece.iteration
     method, new = config.method, config.sample.max_new_tokens
     plainly = method.loss_view(policy.tokenizer).reads == "plain"
@@ -90,10 +101,19 @@ def _families(work: Work, policy: Policy, together: bool) -> Iterator[tuple[Sibl
         for index in method.select(label, finished, rng):
             ids = method.learned(generations[index], policy.tokenizer, new)
             kept.setdefault(label.feedback[index], []).append(ids)
+        plain = policy.fit(None, row["prompt"], new)[0] if plainly else None
+        fitted = {feedback: policy.fit(feedback, row["prompt"], new) for feedback in kept}
+        lost = any(lost for _, lost in fitted.values())
+        prompts = {feedback: ids for feedback, (ids, _) in fitted.items()}
+        if config.domain.is_behind and kept:
+            shared = common([*prompts.values()])
+            tails = [prompts[feedback][shared:] for feedback, some in kept.items() for _ in some]
+            answers = [*itertools.chain(*kept.values())]
+            prompt = next(iter(prompts.values()))[:shared]
+            yield Siblings(prompt, answers, together, plain, tails), lost
+            continue
         for feedback, answers in kept.items():
-            prompt, lost = policy.fit(feedback, row["prompt"], new)
-            plain = policy.fit(None, row["prompt"], new)[0] if plainly else None
-            yield Siblings(prompt, answers, together, plain), lost > 0
+            yield Siblings(prompts[feedback], answers, together, plain), lost
 
 
 def _remove_old_policies(work: Work) -> None:

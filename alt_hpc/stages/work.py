@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from alt_hpc.config import Config
 from alt_hpc.engines import Decoding, Generator, Model
 from alt_hpc.graph import STAGES, Piece
@@ -113,16 +115,26 @@ class Work:
         ends = tokens.all_ends(place, words)
         return Policy(place, self.config, words, ends, min(context, most or context))
 
-    def generator(self, policy: Policy, decoding: Decoding) -> Generator:
+    def generator(self, policy: Policy) -> Generator:
         """The engine that the config names, with the policy loaded, once per task."""
-        dtype, silent = self.config.policy.dtype, self.config.method.silent(policy.tokenizer)
-        model = Model(policy.place, dtype, policy.ends, policy.context, self.device)
-        return _generator(self.run, model, decoding._replace(silent=silent))
+        dtype, ends = self.config.policy.dtype, policy.ends
+        return _generator(self.run, Model(policy.place, dtype, ends, policy.context, self.device))
+
+    def decoding(self, policy: Policy, answers: int, group: int, new: int) -> Decoding:
+        """How answers are sampled; none: how the greedy one is found."""
+        sample, silent = self.config.sample, self.config.method.silent(policy.tokenizer)
+        heat = (sample.temperature, sample.top_p) if answers else (0.0, 1.0)
+        return Decoding(answers or 1, *heat, new, group, silent)
+
+    def seed(self, *numbers: int) -> int:
+        """A function of the run's seed, the iteration and these numbers alone."""
+        of = np.random.SeedSequence([self.config.seed, self.piece.iteration, *numbers])
+        return int(of.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @functools.lru_cache(maxsize=1)  # a task may make several shards
-def _generator(run: RunFolder, model: Model, decoding: Decoding) -> Generator:
-    return run.config().engine.load(model, decoding)
+def _generator(run: RunFolder, model: Model) -> Generator:
+    return run.config().engine.load(model)
 
 
 def scorer(run: RunFolder, reward: Reward, on: "torch.device", made: Path | None = None) -> Scorer:

@@ -40,17 +40,19 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class Siblings:
-    """A conditioned prompt and the answers to it that are learned, the prompt computed once.
+    """A prompt and the answers to it that are learned, what they share of it computed once.
 
-    They stand behind one another in one row; each sees the prompt and itself, and counts its
-    positions from the prompt's end. `together` is False for models that cannot take such a row
-    (see `prefix.side_by_side`): then each answer has the prompt to itself.
+    They stand behind one another in one row, each behind its own `tail`: the end of the prompt,
+    where its feedback stands there. Each sees prompt, tail and itself, and counts its positions
+    from the prompt's end. `together` is False for models that cannot take such a row (see
+    `prefix.side_by_side`): then each answer has the prompt to itself.
     """
 
     prompt: list[int]
     answers: list[list[int]]
     together: bool = True
     plain: list[int] | None = None  # the prompt as the reference is given it; None: the same
+    tails: list[list[int]] | None = None  # None: all are empty
 
     @property
     def weight(self) -> int:
@@ -58,30 +60,39 @@ class Siblings:
 
     @property
     def tokens(self) -> int:
-        return len(self.prompt) + self.weight
+        return len(self.prompt) + self.weight + sum(map(len, self.tails or []))
+
+    @property
+    def both(self) -> list[tuple[list[int], list[int]]]:
+        """Tail and answer of each."""
+        return list(zip(self.tails or [[] for _ in self.answers], self.answers, strict=True))
 
     def empty(self) -> "Siblings":
         return Siblings(self.prompt[:1], [], self.together, self.plain and self.plain[:1])
 
     def alone(self) -> list["Siblings"]:
         """Each answer with the prompt to itself."""
-        return [Siblings(self.prompt, [answer], False, self.plain) for answer in self.answers]
+        return [
+            Siblings([*self.prompt, *t], [answer], False, self.plain) for t, answer in self.both
+        ]
 
     @staticmethod
     def batch(rows: Sequence["Siblings"], most: int) -> TextBatch:
         first, chunks = rows[0], max(1, -(-most // CHUNK))
         if not first.together:
             rows = [alone for row in rows for alone in row.alone()] or [first]
-        ids = padded([[*row.prompt, *chain(*row.answers)] for row in rows])
+        ids = padded([[*row.prompt, *chain(*(t + a for t, a in row.both))] for row in rows])
         owners, places = torch.full_like(ids, NOBODY), torch.zeros_like(ids)
+        learned = torch.zeros_like(ids, dtype=torch.bool)
         for i, row in enumerate(rows):
             at = start = len(row.prompt)
             owners[i, :start], places[i, :start] = ALL, torch.arange(start)
-            for number, answer in enumerate(row.answers):
-                end = at + len(answer)
-                owners[i, at:end], places[i, at:end] = number, start + torch.arange(len(answer))
+            for number, (tail, answer) in enumerate(row.both):
+                end = at + len(tail) + len(answer)
+                owners[i, at:end], places[i, at:end] = number, start + torch.arange(end - at)
+                learned[i, at + len(tail) : end] = True
                 at = end
-        mask, learned = (owners != NOBODY).long(), owners >= 0
+        mask = (owners != NOBODY).long()
         # What predicts a token stands before it; an answer's first is predicted by the prompt.
         starts = torch.tensor([[len(row.prompt)] for row in rows])
         before = torch.where(places == starts, starts, torch.arange(ids.shape[1])) - 1

@@ -75,8 +75,9 @@ class PolicyTraining(Training):
     """Coefficient of KL(reference || policy); the paper's KL variant: 0.05."""
     train_embeddings: bool | None = None  # type: ignore[assignment]
     """Default: unless the KL term is on, whose reference then shares the policy's trunk."""
-    share_prompts: bool = False
-    """The generations that share a conditioned prompt stand in one row: one prompt to compute."""
+    share_prompts: bool | None = None
+    """Generations of a prompt (with the same feedback, where that stands in front) are one row,
+    with one prompt to compute. Default: where feedback stands behind the prompt."""
 
     @property
     def trains_embeddings(self) -> bool:

@@ -1,6 +1,7 @@
 """Benchmarks: python tests/benchmarks/run.py NAME ... [--threads N]
 
-sampling, vllm, scoring, training, training_kl, iteration, startup, makespan, submission, scale.
+sampling, vllm, scoring, training, training_kl, sharing, iteration, startup, makespan, submission,
+scale.
 Each runs both ways of working on the same model, data, dtype, threads and machine, one after the
 other, and prints a table with their ratio. The other sides are written here from the method's
 description; ours, which comes last, sets what our tasks set at their start.
@@ -36,6 +37,7 @@ from alt_hpc.lm import cpu, tokens
 from alt_hpc.lm import load as loading
 from alt_hpc.lm.blocks import train_top
 from alt_hpc.lm.decode import generate
+from alt_hpc.lm.tokens import common
 from alt_hpc.methods import quantiles
 from alt_hpc.rewards import heads
 from alt_hpc.rewards.heads import Trunk
@@ -43,7 +45,7 @@ from alt_hpc.rewards.model import Settings as Reward
 from alt_hpc.run import rows as run_rows
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.training import losses
-from alt_hpc.training.examples import Example
+from alt_hpc.training.examples import Example, Siblings
 from alt_hpc.training.reference import share_trunk
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -364,6 +366,41 @@ def _our_step(model: Any, batch: list[Example], reference: Any, kl: float) -> An
     return total
 
 
+def sharing(tokens: int = 400, count: int = 10, new: int = 50, prompts: int = 4) -> str:
+    """An epoch over the answers of some prompts: alone, by quantile, and behind one prompt."""
+    _, tokenizer, model = load()
+    model.requires_grad_(True).train()
+    answers = [list(range(100 + n, 100 + n + new)) for n in range(count)]
+    words = [f"{w}." for w in ("Excellent", "Good", "Mediocre", "Bad", "Horrible") for _ in (1, 2)]
+    ways: dict[str, list[Siblings]] = {"in front, alone": [], "in front, a quantile's": []}
+    behind = []
+    for text in posts(tokenizer, tokens, prompts):
+        fronts = [tokenizer(f"{word} input: {text}")["input_ids"] for word in words]
+        families = [Siblings(fronts[i], answers[i : i + 2]) for i in range(0, count, 2)]
+        ways["in front, a quantile's"] += families
+        ways["in front, alone"] += [one for family in families for one in family.alone()]
+        whole = [tokenizer(f"{text} {word}")["input_ids"] for word in words]
+        shared = common(whole)
+        tails = [ids[shared:] for ids in whole]
+        behind.append(Siblings(whole[0][:shared], answers, tails=tails))
+    ways["behind, all of a prompt"] = behind
+    rows = []
+    for way, examples in ways.items():
+        size = max(1, len(examples) // prompts // (1 if way.startswith("behind") else 2))
+        parts = [examples[i : i + size] for i in range(0, len(examples), size)]
+        seconds, _ = timed(functools.partial(_epoch, model, parts))
+        rows.append((f"{way} ({sum(e.tokens for e in examples)} tokens)", seconds, count * prompts))
+    title = f"Training: {prompts} prompts of {tokens} tokens × {count} answers of {new} (bfloat16)"
+    return table(title, rows, "answers")
+
+
+def _epoch(model: Any, parts: list[list[Siblings]]) -> None:
+    for part in parts:
+        batch = Siblings.batch(part, sum(e.weight for e in part))
+        losses.alt_loss(model, batch)[0].backward()
+        model.zero_grad()
+
+
 # ---------------------------------------------------------------------- a whole iteration
 
 
@@ -527,7 +564,7 @@ def _python(code: str) -> None:
 
 
 def main() -> None:
-    shown = (sampling, vllm, scoring, training, training_kl, iteration)
+    shown = (sampling, vllm, scoring, training, training_kl, sharing, iteration)
     shown += (startup, makespan, cluster.submission, scale)
     known: dict[str, Callable[[], str]] = {call.__name__: call for call in shown}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])

@@ -316,9 +316,8 @@ def test_an_evaluation_asked_to_stop_goes_on_where_it_was(
     assert list(rows.of_piece(folder, piece)) == expected
 
 
-@pytest.mark.parametrize("template", ["{body}\n{feedback} {last_line}", "{prompt} {feedback}"])
 def test_feedback_behind_the_prompt_from_sampling_to_the_table(
-    template: str, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Words are diagnosed on one set of answers; the export says where its feedback stands."""
     place, policy = tmp_path / "run", tmp_path / "policy"
@@ -330,7 +329,7 @@ def test_feedback_behind_the_prompt_from_sampling_to_the_table(
         f"policy={{model: {policy}, dtype: float32}}",
         "cluster.train={nodes: 1, tasks_per_node: 2}",
         "cluster.evaluate.shards=2",
-        f"domain.template={json.dumps(template)}",
+        r'domain.template="{body}\n{feedback} {last_line}"',
         "method={quantiles: 3, texts: [Good., Fair., Bad.], per_quantile: 2, trained: [0, 2]}",
         "train={epochs: 1, global_batch: 8, micro_batch: 4, precision: float32, lr: 1e-3}",
         "evaluate.drawn={posts: 5, answers: 4}",
@@ -361,8 +360,7 @@ def test_feedback_behind_the_prompt_from_sampling_to_the_table(
     assert "words-fixed/share" in _scalars(folder.layout.tensorboard / "iterations")
     card = (place / "policies" / "002" / "README.md").read_text()
     assert "ALT-RM (behind)" in card
-    shown = {"{prompt} {feedback}": 'TL;DR: Good."'}.get(template, '\\nGood. TL;DR:"')
-    assert shown in card
+    assert r"\nGood. TL;DR:" in card
 
 
 def test_several_runs_are_reported_together(
@@ -372,7 +370,7 @@ def test_several_runs_are_reported_together(
     assert main(["report", str(undisturbed.path), str(other.path)]) == 0
     said = capsys.readouterr().out
     assert said.count("reward of 'Excellent.' minus 'Horrible.' after iteration 2: ") == 3
-    assert "over seeds ±0.000; 8 posts, 2 seeds)" in said  # of two runs that are the same
+    assert "over seeds ±0.000; 6 posts, 2 seeds)" in said  # of two runs that are the same
 
 
 def _copy(run: RunFolder, place: Path) -> RunFolder:

@@ -35,7 +35,7 @@ OPTIONS = {
     "data": "prompts comparisons",
     "data.prompts": "path train valid test columns limit valid_limit",
     "domain": "kind template",
-    "method": "kind quantiles texts remainder pool per_quantile trained append_eos",
+    "method": "kind quantiles texts remainder pool per_quantile only_finished trained append_eos",
     "reward": "kind model base tokenizer template max_length dtype",
     "engine": "kind",
     "sample": "prompts replacement generations temperature top_p max_new_tokens group",

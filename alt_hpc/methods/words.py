@@ -27,6 +27,8 @@ class Settings(Method):
     """What is put in order together; "iteration": the original Quark."""
     per_quantile: Count = 2
     """Generations kept of each quantile for training."""
+    only_finished: bool = False
+    """Generations that ran into the limit get no quantile: words are not about coming to an end."""
     trained: list[Natural] | None = None
     """Quantiles (0: the best) whose generations are trained on; default: all."""
     append_eos: bool = False
@@ -73,7 +75,12 @@ class Settings(Method):
 
     def _labels(self, rows: Iterable[Row]) -> Iterator[Label]:
         """Of prompts whose generations are put in order together."""
-        pool = [[math.nan if r is None else r for r in row["rewards"]] for row in rows]
+        pool = []
+        for row in rows:
+            both = zip(row["rewards"], row["finished"], strict=True)
+            counts = [r is not None and (done or not self.only_finished) for r, done in both]
+            rewards = zip(row["rewards"], counts, strict=True)
+            pool.append([r if good else math.nan for r, good in rewards])
         together = list(itertools.chain(*pool))
         found = iter(paper.quantiles(together, self.quantiles, self.remainder))
         for rewards in pool:

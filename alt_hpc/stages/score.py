@@ -15,9 +15,9 @@ Row = dict[str, Any]
 def run(work: Work) -> None:
     """Make one shard: a row per prompt with what was decided of each generation.
 
-    That is its reward (null where it is not finite; made from the plain prompt), and the method's
-    label: its quantile and feedback, null where a generation, or a prompt with too few finite
-    rewards, was set aside, and for the whole row where it is decided over the iteration.
+    That is its reward (null where it is not finite; made from the plain prompt), whether it came
+    to an end, and the method's label: its quantile and feedback, null where a generation, or a
+    prompt with too few of them, was set aside, and for the row where the iteration decides.
     """
     samples = list(work.mates())
     reward = _scorer(work.run, work.device)
@@ -27,6 +27,7 @@ def run(work: Work) -> None:
         texts = (Answers(r["prompt"], [g["text"] for g in r["generations"]], r) for r in again)
         for sample, scored in zip(asked, reward.score(texts), strict=True):
             row: Row = {"row": sample["row"], "rewards": _finite(scored.rewards)}
+            row["finished"] = [g["ended"] == "eos" for g in sample["generations"]]
             if scored.parts:
                 row["parts"] = {name: _finite(part) for name, part in scored.parts.items()}
             if scored.feedback is not None:

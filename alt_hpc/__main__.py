@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     from alt_hpc import config as configs
-    from alt_hpc.control import chain, start, status
+    from alt_hpc.control import chain, preview, start, status
     from alt_hpc.report import results
     from alt_hpc.run.folder import RunFolder
     from alt_hpc.task import StageTask
@@ -88,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
         case "run":
             return start.run(config, options.accept_packages)
         case "plan":
-            print(status.preview(start.absolute(config)))
+            print(preview.preview(start.absolute(config)))
         case "fetch":
             start.fetch(config)
         case "status":

@@ -83,7 +83,7 @@ train:
   precision: float32
   lr: 1e-3
   deepspeed: {ROOT}/configs/deepspeed/zero2.json
-evaluate: {{max_new_tokens: 8, group: 3}}
+evaluate: {{max_new_tokens: 8, group: 3, drawn: {{posts: 4, answers: 4}}}}
 cluster:
   backend: slurm
   slots: 2

@@ -220,3 +220,28 @@ def test_words_that_cannot_be_meant(settings: dict[str, Any], words: str) -> Non
 def test_the_papers_words_are_the_default() -> None:
     """Five quantiles, two generations of each (section 4 and the model card)."""
     assert (Words().quantiles, Words().per_quantile, Words().append_eos) == (5, 2, False)
+
+
+def test_only_finished_generations_get_a_quantile() -> None:
+    method = Words(quantiles=2, texts=["Good.", "Bad."], only_finished=True)
+    row = {"rewards": [5.0, 4.0, None, 2.0, 1.0], "finished": [True, False, True, True, True]}
+    label = method.label(row)
+    assert label is not None
+    assert label.quantiles == [0, None, None, 0, 1]
+    assert label.feedback == ["Good.", None, None, "Good.", "Bad."]
+
+
+def test_only_some_quantiles_are_trained_on() -> None:
+    method = Words(quantiles=3, texts=["a", "b", "c"], per_quantile=2, trained=[0, 2])
+    method.check()
+    label = method.label({"rewards": [9.0, 8.0, 7.0, 6.0, 5.0, 4.0], "finished": [True] * 6})
+    assert label is not None
+    assert sorted(method.select(label, [True] * 6, np.random.default_rng(0))) == [0, 1, 4, 5]
+    assert method.taught == 2
+
+
+@pytest.mark.parametrize("trained", [[], [0, 3], [1, 1]])
+def test_quantiles_that_there_are_not_are_refused(trained: list[int]) -> None:
+    method = Words(quantiles=3, texts=["a", "b", "c"], trained=trained)
+    with pytest.raises(InputError, match="quantiles"):
+        method.check()

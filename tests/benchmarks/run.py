@@ -548,7 +548,7 @@ def startup() -> str:
             "`alt-hpc --help`",
             "import sys; sys.argv = ['alt-hpc', '--help']; import alt_hpc.__main__ as m; m.main()",
         ),
-        ("a controller's imports", "import alt_hpc.controller"),
+        ("a controller's imports", "import alt_hpc.control.chain"),
         ("torch", "import torch"),
         ("a sampling task's imports", "import alt_hpc.stages.sample"),
         ("a training task's imports", "import alt_hpc.stages.train, deepspeed"),

@@ -34,7 +34,9 @@ def test_a_post_compares_finished_answers_of_its_best_and_worst_quantile() -> No
     found = post(answers, 3)  # best 5 and 4 (which did not finish), worst 1 and 0
     assert found.best.tolist() == [[0.0, 10.0]]
     assert found.worst.tolist() == [[1.0, 11.0], [6.0, 16.0]]
-    assert diagnose([post(answers[:2], 3)]) is None  # too few for three quantiles
+    few = post(answers[:2], 3)  # two quantiles of one each
+    assert (few.best.tolist(), few.worst.tolist()) == ([[0.0, 10.0]], [[1.0, 11.0]])
+    assert diagnose([post(answers[:1], 3)]) is None
     assert diagnose([]) is None
 
 

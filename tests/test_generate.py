@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from alt_hpc.errors import InputError
 from alt_hpc.lm import decode, prefix
 from alt_hpc.lm.decode import Generation, generate
-from alt_hpc.lm.prefix import continuation_logprobs
+from alt_hpc.lm.prefix import answers_logprobs, continuation_logprobs
 
 SHARED = sorted(prefix.SIDE_BY_SIDE)
 PLAIN = ["sliding", "bloom"]
@@ -208,3 +208,20 @@ def test_a_prompt_that_begins_like_the_one_before_it_is_answered_as_alone(name: 
     settings = {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 12, "eos": [tiny.EOS]}
     together = generate(model, prompts, 1, [0] * 4, **settings)
     assert together == [generate(model, [ids], 1, [0], **settings)[0] for ids in prompts]
+
+
+@pytest.mark.parametrize("shared", [0, 80])
+def test_answers_are_as_probable_behind_each_prompt_as_alone(shared: int) -> None:
+    """Whether or not the prompts begin alike, an answer that is empty among them."""
+    model, post = (
+        tiny.model("llama"),
+        [int(i) for i in np.random.default_rng(1).integers(3, 200, 80)],
+    )
+    prompts = [[*post[:shared], 7, 8], [*post[:shared], 9]]
+    answers = [[20, 21, 22], [], [23]]
+    found = answers_logprobs(model, prompts, answers)
+    for prompt, mine in zip(prompts, found, strict=True):
+        for answer, value in zip(answers, mine, strict=True):
+            logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+            log_p = logits.log_softmax(-1)[range(len(answer)), answer].sum()
+            assert value == pytest.approx(log_p.item(), abs=1e-4)

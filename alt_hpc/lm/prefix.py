@@ -159,6 +159,25 @@ def outputs(
             yield i, out[row, : len(continuations[i])]
 
 
+def answers_logprobs(
+    model: PreTrainedModel, prompts: list[list[int]], answers: list[list[int]]
+) -> list[list[float]]:
+    """Natural log-probability of each answer behind each prompt, [prompts][answers].
+
+    What all prompts begin with is computed once, where it is long.
+    """
+    shared = tokens.common(prompts)
+    if shared < WORTH:
+        apart = (continuation_logprobs(model, prompt, answers) for prompt in prompts)
+        return [[sum(one) for one in found] for found in apart]
+    texts = [prompt[shared:] + answer for prompt in prompts for answer in answers]
+    found = continuation_logprobs(model, prompts[0][:shared], texts)
+    sums = [
+        sum(one[len(one) - len(a) :]) for one, a in zip(found, answers * len(prompts), strict=True)
+    ]
+    return [sums[i : i + len(answers)] for i in range(0, len(sums), len(answers))]
+
+
 @torch.no_grad()
 def continuation_logprobs(
     model: PreTrainedModel, prompt: list[int], continuations: list[list[int]]

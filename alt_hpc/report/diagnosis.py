@@ -36,8 +36,9 @@ class Post(NamedTuple):
 
 
 def post(answers: Iterable[Answer], levels: int) -> Post:
-    """A post's answers, put in order by their rewards into so many quantiles."""
+    """A post's answers, put in order by their rewards into so many quantiles, of two at least."""
     asked = list(answers)
+    levels = max(2, min(levels, len(asked) // 2))
     rewards = [math.nan if answer.reward is None else answer.reward for answer in asked]
     found = list(zip(asked, quantiles(rewards, levels), strict=True))
     sides = [

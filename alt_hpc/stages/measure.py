@@ -13,7 +13,7 @@ from typing import Any
 
 from alt_hpc.graph import OWN
 from alt_hpc.lm import load
-from alt_hpc.lm.prefix import continuation_logprobs
+from alt_hpc.lm.prefix import answers_logprobs, continuation_logprobs
 from alt_hpc.lm.tokens import continuation_ids
 from alt_hpc.rewards import Answers
 from alt_hpc.run import rows as rows_of
@@ -94,11 +94,13 @@ def _words(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Ro
         own = [i for i, row in enumerate(rows) if k and row["variant"].startswith("drawn")]
         theirs = fixed.get(rows[0]["row"], [])
         answers = [*theirs, *(rows[i]["ids"] for i in own)]
-        prompt, sums = rows[0]["prompt"], []
-        for how in ("best", "worst") if answers else ():
-            ids, _ = policy.fit(method.ask(how, rows[0]), prompt, work.config.evaluated_tokens)
-            sums.append([sum(one) for one in continuation_logprobs(model, ids, answers)])
-        found = [best - worst for best, worst in zip(*sums, strict=True)] if sums else []
+        found = list[float]()
+        if answers:
+            new, prompt = work.config.evaluated_tokens, rows[0]["prompt"]
+            asks = [method.ask(how, rows[0]) for how in ("best", "worst")]
+            prompts = [policy.fit(feedback, prompt, new)[0] for feedback in asks]
+            both = answers_logprobs(model, prompts, answers)
+            found = [best - worst for best, worst in zip(*both, strict=True)]
         word: list[float | None] = [None] * len(rows)
         for i, value in zip(own, found[len(theirs) :], strict=True):
             word[i] = value

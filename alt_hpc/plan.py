@@ -300,7 +300,8 @@ def _jobs(state: State, missing: list[Piece], limits: Limits) -> list[Job]:
             if not shards:
                 return jobs
             of = shards if len(shards) > pack else ()
-            mates = {j.key for j in jobs if j.stage == STAGES[stage].pairs and j.shards == of}
+            pair = (k, STAGES[stage].pairs, of)
+            mates = {j.key for j in jobs if (j.iteration, j.stage, j.shards) == pair}
             sources = [source for piece in members for source in state.graph.sources(piece)]
             waits = {source: making[source][1] for source in sources if source in making}
             job = Job(

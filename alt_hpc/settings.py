@@ -18,6 +18,9 @@ class Settings(BaseModel):
     )
 
 
+NAMED = ConfigDict(json_schema_extra={"required": ["kind"]})  # a kind that is not the default
+
+
 def key(default: Any, about: str) -> Any:
     """A key's default, and what editors show about it."""
     return Field(default, description=about)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import tiny
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
@@ -122,6 +122,7 @@ def test_feedback_stands_where_the_template_says(template: str) -> None:
 
 
 @pytest.mark.parametrize("template", BEHIND)
+@settings(deadline=None)
 @given(st.text("abc {}", max_size=60), st.integers(60, 110))
 def test_feedback_and_last_line_stay_where_a_post_is_long(
     template: str, post: str, room: int

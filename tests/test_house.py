@@ -253,17 +253,17 @@ from alt_hpc.engines.engine import Engine
 class Settings(Engine):
     kind: Literal["dice"] = "dice"
 
-    def load(self, model, decoding):
-        return Dice(model, decoding)
+    def load(self, model):
+        return Dice(model)
 
 
 class Dice:
-    def __init__(self, model, decoding):
-        self.model, self.decoding, self.together = model, decoding, 3
+    def __init__(self, model):
+        self.model, self.together = model, True
 
-    def sample(self, groups):
+    def sample(self, groups, decoding):
         for group in groups:
-            yield [[self.answer(ask, i) for i in range(self.decoding.answers)] for ask in group]
+            yield [[self.answer(ask, i) for i in range(decoding.answers)] for ask in group]
 
     def answer(self, ask, number):
         from alt_hpc.lm.decode import Generation
@@ -276,19 +276,15 @@ NEW_DOMAIN = '''"""chat: a turn of a dialogue."""
 
 from typing import Literal
 
-from alt_hpc.lm import tokens
 from alt_hpc.domains.domain import Domain
 
 
 class Settings(Domain):
     kind: Literal["chat"] = "chat"
+    template: str = "{feedback}Q: {prompt}"
 
-    def before(self, feedback):
-        return "Q: " if feedback is None else f"{feedback}Q: "
-
-    def fit(self, tokenizer, before, prompt, room):
-        ids = tokens.text_ids(tokenizer, before + prompt)
-        return ids[:room], max(len(ids) - room, 0)
+    def around(self, feedback):
+        return super().around(feedback or "")
 '''
 NEW_KINDS = {  # table -> its file, the name of the new kind, and what stands in the kind's own file
     "METHODS": ("methods", "tokens", NEW_METHOD),

@@ -231,7 +231,7 @@ def test_bos_is_kept_and_continuations_have_none() -> None:
     assert tokens.text_ids(tokenizer, "ab")[0] == tokenizer.bos_token_id
     assert len(tokens.text_ids(tokenizer, "ab")) == 3
     assert tokens.continuation_ids(tokenizer, "ab") == tokens.text_ids(tokenizer, "ab")[1:]
-    ids, lost = tldr.Settings().fit(tokenizer, "", "0123456789", 5)
+    ids, lost = tldr.Settings().fit(tokenizer, "0123456789", 5)
     assert (ids[0], len(ids), lost) == (tokenizer.bos_token_id, 5, 6)
 
 

@@ -3,9 +3,12 @@
 from typing import Literal
 
 from alt_hpc.domains.domain import Domain
+from alt_hpc.settings import NAMED
 
 
 class Settings(Domain):
     """Where feedback stands around a prompt."""
+
+    model_config = NAMED
 
     kind: Literal["plain"] = "plain"

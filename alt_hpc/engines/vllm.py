@@ -10,6 +10,7 @@ from typing import Literal
 from alt_hpc.engines.engine import Decoding, Engine, Generations, Generator, Groups, Model
 from alt_hpc.errors import InputError
 from alt_hpc.lm.tokens import Generation
+from alt_hpc.settings import NAMED
 
 # What vLLM reads from the environment; a user's own values stay.
 VLLM_ENVIRONMENT = {
@@ -25,6 +26,8 @@ _NEVER = -100.0  # the least bias that vLLM's sampling parameters take
 
 class Settings(Engine):
     """It has nothing to set."""
+
+    model_config = NAMED
 
     kind: Literal["vllm"] = "vllm"
 

@@ -46,7 +46,7 @@ class Method(Settings):
     @property
     def title(self) -> str:
         """What tables call it."""
-        raise NotImplementedError
+        return self.kind
 
     @property
     def levels(self) -> list[str]:

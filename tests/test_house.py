@@ -347,7 +347,7 @@ def test_a_stage_and_a_kind_of_each_table_are_one_file_and_one_row(
     assert {"0:lengths:1", "1:lengths:1"} <= set(keys)
     for k, ways in ((0, 1), (1, 3)):  # the method asks in one way at 0
         (file,) = run.path.glob(f"iterations/00{k}/lengths/00000/attempt-1/lengths.jsonl")
-        assert len(file.read_text().splitlines()) == 6 * ways
+        assert len(file.read_text().splitlines()) == 6 * ways + 4 * 4  # and those drawn
     assert re.search(r"lengths 1 +shards 1/1 +whole", alt_hpc("status", str(run.path)))
     by_hand = alt_hpc("stage", "lengths", str(run.path), "--iteration", "1")
     assert "lengths 1 shard 0: whole already" in by_hand

@@ -39,6 +39,7 @@ class Piece:
 
 OWN = "own"  # the policies that a run makes, beside those that it only evaluates
 VALID, TEST = "valid", "test"  # the sets of `data.prompts`, beside those of `evaluate.sets`
+DRAWN = "drawn "  # begins the variant of answers that were sampled, not greedy
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,15 @@ class Graph:
 
     def fixed(self, shard: Shard | None = None) -> list[Piece]:
         """What holds the starting policy's drawn answers to valid posts, or to those of a shard."""
-        found, most = [], self.config.evaluate.drawn.posts
+        most = self.config.evaluate.drawn.posts
         asked = shard or Shard(OWN, VALID, 0, most)
-        for piece in self.of(0, EVALUATE):
-            s = self.shard(piece)
-            if s and (s.policy, s.set) == (OWN, VALID) == (asked.policy, asked.set):
-                found += [piece] if max(s.start, asked.start) < min(s.end, asked.end, most) else []
-        return found
+
+        def holds(s: Shard | None) -> bool:
+            if s is None or not (s.policy, s.set) == (OWN, VALID) == (asked.policy, asked.set):
+                return False
+            return max(s.start, asked.start) < min(s.end, asked.end, most)
+
+        return [piece for piece in self.of(0, EVALUATE) if holds(self.shard(piece))]
 
     def decides(self, piece: Piece) -> list[Any]:
         """What decides a piece's content, its sources apart, as JSON values."""
@@ -137,6 +140,7 @@ class Graph:
             evaluate = self.config.evaluate
             named = evaluate.policies.get(shard.policy), evaluate.sets.get(shard.set)
             about += [shard.policy, shard.set, *filter(None, named)]
+            about += [evaluate.drawn] if (shard.policy, shard.set) == (OWN, VALID) else []
         return list(to_jsonable_python(about))
 
     def needed_by_training(self) -> set[str]:
@@ -175,7 +179,7 @@ class Stage:
 
 _ALL = "seed threads domain"
 _ROOM = "sample.max_new_tokens"  # that every reward keeps free for an answer
-_HELD = f"evaluate.max_new_tokens evaluate.group evaluate.drawn method {_ROOM}"
+_HELD = f"evaluate.max_new_tokens evaluate.group method {_ROOM}"
 _STAGES = (  # c: the config, g: the graph, k: the iteration
     Stage(
         SFT, "policy data sft", made=lambda c, k: not k and c.policy.model is None, training=True

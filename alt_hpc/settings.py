@@ -18,7 +18,7 @@ class Settings(BaseModel):
     )
 
 
-NAMED = ConfigDict(json_schema_extra={"required": ["kind"]})  # a kind that is not the default
+GIVES_KIND = ConfigDict(json_schema_extra={"required": ["kind"]})  # a kind that is not the default
 
 
 def key(default: Any, about: str) -> Any:

@@ -70,7 +70,7 @@ def test_a_set_and_a_policy_are_added_and_nothing_else_is_made(
     for piece, manifest in before.items():  # whole as they were, but for those two reports
         if piece not in (Piece(0, "report"), Piece(2, "report")):
             assert fresh.manifests.get(piece) == manifest
-    rows = results.rows(fresh, 2, "best", "news")
+    rows = results.picked(results.evaluated(fresh, 2), "best", "news")
     assert [row["prompt"] for row in rows] == posts[:4]
     assert "news, 4 held-out posts" in fresh.layout.table.read_text()
 

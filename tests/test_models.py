@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from alt_hpc.domains import tldr
 from alt_hpc.errors import InputError
-from alt_hpc.lm import check, fetch, load, save, tokens
+from alt_hpc.lm import check, cpu, fetch, load, save, tokens
 
 CPU = torch.device("cpu")
 NAMES = ["llama", "tied", "gptj", "gpt_neox", "gpt2"]
@@ -250,3 +251,29 @@ def test_smollm2_is_made_from_its_wheel(smollm2: Path, tmp_path: Path) -> None:
     weights, there = (load_file(folder / "model.safetensors") for folder in (made, smollm2))
     assert weights.keys() == there.keys()
     assert all(torch.equal(tensor, there[name]) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize("length", [1, 7])
+@pytest.mark.parametrize("kind", ["none", "bool", "scores"])
+@pytest.mark.parametrize("heads", [2, 4])
+def test_attention_on_cpus_is_that_of_torch(kind: str, heads: int, length: int) -> None:
+    """By plain products, against torch's own function with keys repeated for each head."""
+    torch.manual_seed(0)
+    query = torch.randn(3, heads, length, 8)
+    slots = length if kind == "none" else 11
+    key, value = torch.randn(2, 3, 2, slots, 8).unbind(0)
+    seen = torch.rand(3, 1, length, slots) < 0.6
+    seen[..., 0] = True
+    scores = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    mask = {"none": None, "bool": seen, "scores": scores}[kind]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        *(states.repeat_interleave(heads // 2, dim=1) for states in (key, value)),
+        attn_mask=None if kind == "none" else seen,
+        is_causal=kind == "none",
+        scale=0.3,
+    )
+    module = SimpleNamespace(is_causal=True, num_key_value_groups=heads // 2)
+    with torch.no_grad():
+        found, _ = cpu._attend(module, query, key, value, mask, scaling=0.3, dropout=0.0)
+    torch.testing.assert_close(found, expected.transpose(1, 2), rtol=1e-5, atol=1e-5)

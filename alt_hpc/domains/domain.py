@@ -130,14 +130,11 @@ class Domain(Settings):
         body, gap, last = self.split(prompt)
         gap = gap if it.between is None else it.between
         must = text_ids(tokenizer, it.front + self.kept(body), bos=it.bos)
-        behind = self._behind(tokenizer, gap + last + it.behind)
+        behind = continuation_ids(tokenizer, gap + last + it.behind)
         if room - len(behind) < max(len(must), 1):
-            body, behind = body + gap + last, self._behind(tokenizer, it.behind)
+            body, behind = body + gap + last, continuation_ids(tokenizer, it.behind)
         head, left = text_ids(tokenizer, it.front + body, bos=it.bos), max(room - len(behind), 0)
         return head[:left] + behind, max(len(head) - left, 0)
-
-    def _behind(self, tokenizer: Tokenizer, text: str) -> list[int]:
-        return continuation_ids(tokenizer, text) if text else []
 
     def conditioned(
         self, tokenizer: Tokenizer, feedback: str | None, prompt: str, room: int, texts: list[str]

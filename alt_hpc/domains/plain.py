@@ -3,12 +3,12 @@
 from typing import Literal
 
 from alt_hpc.domains.domain import Domain
-from alt_hpc.settings import NAMED
+from alt_hpc.settings import GIVES_KIND
 
 
 class Settings(Domain):
     """Where feedback stands around a prompt."""
 
-    model_config = NAMED
+    model_config = GIVES_KIND
 
     kind: Literal["plain"] = "plain"

@@ -10,7 +10,7 @@ from typing import Literal
 from alt_hpc.engines.engine import Decoding, Engine, Generations, Generator, Groups, Model
 from alt_hpc.errors import InputError
 from alt_hpc.lm.tokens import Generation
-from alt_hpc.settings import NAMED
+from alt_hpc.settings import GIVES_KIND
 
 # What vLLM reads from the environment; a user's own values stay.
 VLLM_ENVIRONMENT = {
@@ -27,7 +27,7 @@ _NEVER = -100.0  # the least bias that vLLM's sampling parameters take
 class Settings(Engine):
     """It has nothing to set."""
 
-    model_config = NAMED
+    model_config = GIVES_KIND
 
     kind: Literal["vllm"] = "vllm"
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 Row = Mapping[str, Any]
 
@@ -49,12 +48,14 @@ def _counts(row: Row, finished: bool) -> bool:
     return row["reward"] is not None and (not finished or row["ended"] == "eos")
 
 
-def mean(gains: Sequence[Gain]) -> dict[str, Any]:
+def over_runs(gains: Sequence[Gain]) -> dict[str, Any]:
     """The mean over runs (`seeds`) of their mean gains, with the halves of 95 % intervals.
 
     `posts`: over posts, for these policies; a post of several runs counts once, by its mean.
     `seeds`: over runs, by Student's t; None for one. Both None where there is too little.
     """
+    from scipy import stats  # slow to import, and controllers never need it
+
     means = [value for one in gains if (value := _mean([*one.values()])) is not None]
     posts: dict[tuple[str, int], list[float]] = {}
     for one in gains:

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from alt_hpc.errors import InputError
-from alt_hpc.graph import EVALUATE, MEASURE, OWN, REPORT, TEST, VALID, Piece
+from alt_hpc.graph import DRAWN, EVALUATE, MEASURE, OWN, REPORT, TEST, VALID, Piece
 from alt_hpc.methods.method import Asking
 from alt_hpc.report import diagnosis, measures
 from alt_hpc.run import rows as rows_of
 from alt_hpc.run.folder import RunFolder
+from alt_hpc.settings import digest
 
 Rows = list[dict[str, Any]]
 Reports = dict[int, dict[str, Any]]  # by iteration, in order
 
-DRAWN = "drawn "  # begins the variant of answers that were sampled
 COLUMNS = (
     *("iteration", "prompted with", "reward", "perplexity", "length", "truncated"),
     *("sampled reward", "words in order"),
@@ -34,10 +34,10 @@ def evaluated(folder: RunFolder, iteration: int) -> Rows:
     return [answer | measures for answer, measures in zip(*two, strict=True)]
 
 
-def rows(folder: RunFolder, iteration: int, variant: str, name: str) -> Rows:
+def picked(evaluations: Rows, variant: str, name: str) -> Rows:
     """Answers of the run's policy to a set, asked in one way."""
     wanted = {"policy": OWN, "variant": variant, "set": name}
-    return [row for row in evaluated(folder, iteration) if wanted.items() <= row.items()]
+    return [row for row in evaluations if wanted.items() <= row.items()]
 
 
 def asked(folder: RunFolder, variant: str) -> str:
@@ -114,23 +114,27 @@ def _answer(row: dict[str, Any]) -> diagnosis.Answer:
     return diagnosis.Answer(row["reward"], row["ended"] == "eos", row["length"], row["word"])
 
 
-def gains(runs: Sequence[RunFolder], split: str, k: int, *, start: bool = True) -> Iterator[str]:
-    """Sentences: what the best feedback gains over the worst (and the start) after an iteration."""
-    best, worst = (asked(runs[0], how) for how in ("best", "worst"))
-    after = [rows(run, k, "best", split) for run in runs]
-    others = {f"'{best}' minus '{worst}' after iteration {k}": [(k, "worst")]}
-    if start and k:
-        others = {f"'{best}' after iteration {k} minus plain 0": [(0, "plain")], **others}
-    for name, [(when, how)] in others.items():
-        before = [rows(run, when, how, split) for run in runs]
+def gains(
+    folder: RunFolder, split: str, k: int, runs: Sequence[Rows], starts: Sequence[Rows] = ()
+) -> Iterator[str]:
+    """Sentences: what the best feedback gains after an iteration, over the worst and the start.
+
+    `runs`: the evaluations of runs like this one; `starts`: those of their iteration 0.
+    """
+    best, worst = (asked(folder, how) for how in ("best", "worst"))
+    after = [picked(run, "best", split) for run in runs]
+    others = {f"'{best}' after iteration {k} minus plain 0": (starts, "plain")} if starts else {}
+    others[f"'{best}' minus '{worst}' after iteration {k}"] = (runs, "worst")
+    for name, (befores, how) in others.items():
+        before = [picked(run, how, split) for run in befores]
         for finished in (False, True):
             found = [measures.gain(*two, finished) for two in zip(before, after, strict=True)]
             if any(found):
                 where = ", where both answers finished" if finished else ""
-                yield f"reward of {name}{where}: {said(measures.mean(found))}"
+                yield f"reward of {name}{where}: {_said(measures.over_runs(found))}"
 
 
-def said(it: dict[str, Any]) -> str:
+def _said(it: dict[str, Any]) -> str:
     """`+1.003 (95 % over posts ±0.781, over seeds ±0.652; 64 posts, 3 seeds)`."""
     halves = [f"over {of} ±{it[of]:.3f}" for of in ("posts", "seeds") if it[of] is not None]
     counts = f"{it['count']} posts, " + ("1 seed" if it["runs"] == 1 else f"{it['runs']} seeds")
@@ -145,14 +149,15 @@ def last_words(folder: RunFolder) -> str:
         return table(folder, found) or f"{folder.path}: no iteration has been evaluated yet"
     last = max(found)
     split = TEST if TEST in found[last]["evaluation"] else VALID
-    before, after = rows(folder, 0, "plain", split), rows(folder, last, "best", split)
+    start, end = evaluated(folder, 0), evaluated(folder, last)
+    before, after = picked(start, "plain", split), picked(end, "best", split)
     parts = [table(folder, found), ""]
     if made := found.get(0, {}).get("reward_model"):
         parts.append(
             f"reward model: right on {made['accuracy']:.1%} of {made['pairs']} held-out"
             f" comparisons (preferring the longer summary: {made['longer_is_better']:.1%})"
         )
-    parts += gains([folder], split, last)
+    parts += gains(folder, split, last, [end], [start])
     for old, new in list(zip(before, after, strict=True))[:3]:
         texts = [old["prompt"]]
         for when, row in (("before:", old), ("after: ", new)):
@@ -171,14 +176,20 @@ def last_words(folder: RunFolder) -> str:
 
 def together(runs: Sequence[RunFolder]) -> str:
     """What several runs, alike but for their seeds, have gained: each, then all."""
-    lasts = {max(reports(run), default=0) for run in runs}
-    title = {(run.config().title, tuple(run.config().method.levels)) for run in runs}
-    if len(lasts) > 1 or lasts == {0} or len(title) > 1:
+    last = max(reports(runs[0]), default=0)
+    starts, ends = ([evaluated(run, k) for run in runs] for k in (0, last))
+    alike = {
+        digest([run.config().frozen() | {"seed": 0}, max(reports(run), default=0), posts])
+        for run, start in zip(runs, starts, strict=True)
+        for posts in [[row["prompt"] for row in picked(start, "plain", VALID)]]
+    }
+    if len(alike) > 1 or not last:
         places = ", ".join(str(run.path) for run in runs)
-        raise InputError(f"{places}: not alike, or not at the same iteration: report one at a time")
-    last, parts = lasts.pop(), list[str]()
-    for run in runs:
-        parts += [str(run.path), *(f"  {line}" for line in gains([run], VALID, last))]
+        raise InputError(f"{places}: differ in more than their seeds, or are not at the same end")
+    parts = list[str]()
+    for run, start, end in zip(runs, starts, ends, strict=True):
+        parts += [str(run.path), *(f"  {s}" for s in gains(run, VALID, last, [end], [start]))]
         if words := reports(run)[last]["words"]["fixed"]:
             parts.append(f"  {diagnosis.sentence(words)}")
-    return "\n".join([*parts, f"{len(runs)} runs", *(f"  {s}" for s in gains(runs, VALID, last))])
+    said = gains(runs[0], VALID, last, ends, starts)
+    return "\n".join([*parts, f"{len(runs)} runs", *(f"  {s}" for s in said)])

@@ -7,7 +7,7 @@ from typing import Any, cast
 from alt_hpc.data import draws
 from alt_hpc.domains.domain import around
 from alt_hpc.engines import Ask
-from alt_hpc.graph import VALID
+from alt_hpc.graph import DRAWN, VALID
 from alt_hpc.methods.method import Asking
 from alt_hpc.stages.work import Work
 
@@ -47,13 +47,13 @@ def run(work: Work) -> None:
             else:
                 ids, lost = policy.fit(config.method.ask(cast(Asking, variant), row), text, new)
             seed = work.seed(number, 1 + variants.index(variant))
-            row["variant"] = f"drawn {variant}" if count else variant
+            row["variant"] = f"{DRAWN}{variant}" if count else variant
             asks.append(Ask(ids, seed, row | {"lost": lost}))
         made: list[Rows] = []
-        for group in engine.sample([asks] if asks else [], work.decoding(policy, count, size, new)):
-            for ask, its in zip(asks, group, strict=True):
-                texts = [{"ids": g.ids, "ended": g.ended, "text": policy.text(g.ids)} for g in its]
-                made.append([{**ask.row, **text} for text in texts])
+        (sampled,) = engine.sample([asks], work.decoding(policy, count, size, new))
+        for ask, its in zip(asks, sampled, strict=True):
+            texts = [{"ids": g.ids, "ended": g.ended, "text": policy.text(g.ids)} for g in its]
+            made.append([{**ask.row, **text} for text in texts])
         each = len(variants)
         return (list(itertools.chain(*made[i : i + each])) for i in range(0, len(made), each))
 

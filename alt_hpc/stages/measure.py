@@ -11,7 +11,7 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
-from alt_hpc.graph import OWN
+from alt_hpc.graph import DRAWN, OWN
 from alt_hpc.lm import load
 from alt_hpc.lm.prefix import answers_logprobs, continuation_logprobs
 from alt_hpc.lm.tokens import continuation_ids
@@ -68,7 +68,7 @@ def _perplexities(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iter
         room = max([work.config.evaluated_tokens, *map(len, answers)])  # of another tokenizer
         ids, _ = policy.fit(None, rows[0]["prompt"], room)
         both = zip(rows, answers, strict=True)
-        wanted = [[] if row["variant"].startswith("drawn") else answer for row, answer in both]
+        wanted = [[] if row["variant"].startswith(DRAWN) else answer for row, answer in both]
         losses = continuation_logprobs(model, ids, wanted)
         found = [math.exp(-sum(one) / len(one)) if one else None for one in losses]
         yield [{"perplexity": found, "length": [len(answer) for answer in answers]}]
@@ -82,7 +82,7 @@ def _words(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Ro
     if maker is None or not work.run.manifests.wait(maker).removed:
         for piece in graph.fixed(graph.shard(work.piece)):
             for row in rows_of.of_piece(work.run, piece):
-                if row["variant"] == "drawn plain" and row["row"] in work.rows:
+                if row["variant"] == f"{DRAWN}plain" and row["row"] in work.rows:
                     fixed.setdefault(row["row"], []).append(row["ids"])
     if not fixed:
         for rows in map(asked.__getitem__, indices):
@@ -91,7 +91,7 @@ def _words(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Ro
     policy = work.policy(k)
     model = load.policy(policy.place, work.config.policy.dtype, work.device)
     for rows in map(asked.__getitem__, indices):
-        own = [i for i, row in enumerate(rows) if k and row["variant"].startswith("drawn")]
+        own = [i for i, row in enumerate(rows) if k and row["variant"].startswith(DRAWN)]
         theirs = fixed.get(rows[0]["row"], [])
         answers = [*theirs, *(rows[i]["ids"] for i in own)]
         found = list[float]()

@@ -55,7 +55,7 @@ def run(work: Work) -> None:
     elif maker := folder.graph().reward_model():
         report["reward_model"] = dict(folder.manifests.open(maker)[1].facts)
     report["words"] = results.diagnosed(folder, evaluations)
-    report["lines"] = list(results.gains([folder], VALID, k, start=False))
+    report["lines"] = list(results.gains(folder, VALID, k, [evaluations]))
     (work.attempt.folder / REPORT_FILE).write_text(json.dumps(report, indent=1))
     with locked(folder.layout.report_lock, WITHIN_S):  # one beside would not see this one
         known = dict(sorted((results.reports(folder) | {k: report}).items()))

@@ -36,11 +36,13 @@ def _ours(settings: dict[str, Any]) -> Any:
     place, device = Path(settings["model"]), torch.device("cpu")
     model = Model(place, "bfloat16", (settings["never"],), settings["longest"], device)
     decoding = Decoding(settings["n"], 0.9, 0.9, settings["new"], settings["group"])
-    engine = vllm.Settings().load(model, decoding)
+    engine = vllm.Settings().load(model)
 
     def sample(prompts: list[list[int]]) -> int:
         groups = [[Ask(ids, seed)] for seed, ids in enumerate(prompts)]
-        return sum(len(g.ids) for made in engine.sample(groups) for of in made for g in of)
+        return sum(
+            len(g.ids) for made in engine.sample(groups, decoding) for of in made for g in of
+        )
 
     return sample
 

@@ -80,6 +80,11 @@ class Graph:
                 found += [Piece(iteration, stage, i) for i, shard in enumerate(shards) if shard]
         return found
 
+    def pool(self, iteration: int, *stages: str) -> list[Piece]:
+        """The pieces of stages of all iterations whose draws are trained on in one."""
+        ks = self.config.method.pooled(iteration)
+        return [piece for k in ks for piece in self.of(k, *stages)]
+
     def stages(self, iteration: int) -> list[str]:
         """The stages that are made in an iteration."""
         return [name for name, row in STAGES.items() if row.made(self.config, iteration)]
@@ -203,7 +208,7 @@ _STAGES = (  # c: the config, g: the graph, k: the iteration
     Stage(
         TRAIN,
         "policy method sample train",
-        lambda g, k, _: [g.policy(k - 1), g.policy(0), *g.of(k, SAMPLE, SCORE)],
+        lambda g, k, _: [g.policy(k - 1), g.policy(0), *g.pool(k, SAMPLE, SCORE)],
         training=True,
     ),
     Stage(
@@ -230,7 +235,8 @@ _STAGES = (  # c: the config, g: the graph, k: the iteration
         REPORT,
         "method",
         lambda g, k, _: [
-            *g.of(k, MEASURE, EVALUATE, TRAIN, SAMPLE, SCORE, REWARD_MODEL),
+            *g.of(k, MEASURE, EVALUATE, TRAIN, SAMPLE, REWARD_MODEL),
+            *(g.pool(k, SCORE) if k else ()),
             *(replace(p, stage=stage) for p in g.fixed() for stage in (EVALUATE, MEASURE)),
         ],
         lambda c, k: True,

@@ -3,9 +3,11 @@
 import contextlib
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 LARGEST = 2**31 - 1  # of whole numbers: what Slurm and every library take
 
@@ -18,7 +20,27 @@ class Settings(BaseModel):
     )
 
 
-GIVES_KIND = ConfigDict(json_schema_extra={"required": ["kind"]})  # a kind that is not the default
+KIND = "kind "  # begins what pydantic calls a kind, which no key then can be taken for
+
+
+def _requires_kind(schema: dict[str, Any]) -> None:
+    schema["required"] = ["kind", *schema.get("required", [])]
+
+
+GIVES_KIND = ConfigDict(json_schema_extra=_requires_kind)  # a kind that is not the default
+
+
+def one_of(kinds: Mapping[str, ModuleType], default: str) -> Any:
+    """The type of a section with a `kind:`; its settings stand in the kind's own file."""
+    if len(kinds) == 1:
+        return kinds[default].Settings
+
+    def kind_of(value: Any) -> str:
+        given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+        return KIND + str(given.get("kind", default))
+
+    tagged = tuple(Annotated[module.Settings, Tag(KIND + kind)] for kind, module in kinds.items())
+    return Annotated[Union[tagged], Discriminator(kind_of)]  # noqa: UP007
 
 
 def key(default: Any, about: str) -> Any:
@@ -35,6 +57,7 @@ def _number(value: Any) -> Any:
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 _READ = BeforeValidator(_number)
+Number = Annotated[float, _READ]
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Natural = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[float, Field(gt=0), _READ]

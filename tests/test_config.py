@@ -35,13 +35,13 @@ OPTIONS = {
     "data": "prompts comparisons",
     "data.prompts": "path train valid test columns limit valid_limit",
     "domain": "kind template",
-    "method": "kind quantiles texts remainder pool per_quantile only_finished trained append_eos",
+    "method": "kind quantiles remainder pool history per_quantile only_finished trained append_eos texts",
     "reward": "kind model base tokenizer template max_length dtype",
     "engine": "kind",
     "sample": "prompts replacement generations temperature top_p max_new_tokens group",
     "train": "epochs global_batch micro_batch lr betas eps weight_decay clip warmup"
     " trained_blocks train_embeddings checkpoint_activations precision export_dtype"
-    " deepspeed checkpoint_minutes entropy kl share_prompts",
+    " deepspeed checkpoint_minutes entropy kl share_prompts carry_moments",
     "evaluate": "prompts test_prompts sets policies max_new_tokens group drawn",
     "evaluate.drawn": "posts answers",
     "evaluate.sets": "path split columns prompts",
@@ -53,7 +53,7 @@ OPTIONS = {
     "cluster.sample": "shards nodes tasks_per_node gpus cpus mem_gb minutes partition parallel"
     " python container sbatch",
 }
-TRAINED = OPTIONS["train"].replace(" entropy kl share_prompts", "")
+TRAINED = OPTIONS["train"].replace(" entropy kl share_prompts carry_moments", "")
 OPTIONS |= {"sft": f"{TRAINED} max_length", "reward_model": f"{TRAINED} head_only"}
 
 

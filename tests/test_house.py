@@ -184,7 +184,7 @@ NEW_METHOD = '''"""tokens: the better and the worse half of the answers get a ne
 from typing import Literal
 
 from alt_hpc.methods import quantiles
-from alt_hpc.methods.method import Label, LossView, Method
+from alt_hpc.methods.method import Choice, Label, LossView, Method
 
 TOKENS = ["<better>", "<worse>"]
 
@@ -211,10 +211,14 @@ class Settings(Method):
         return Label(found, [None if q is None else TOKENS[q] for q in found])
 
     def select(self, label, finished, rng):
-        return quantiles.select(label.quantiles, finished, 2, rng)
+        some = quantiles.select(label.quantiles, finished, 2, rng)
+        return [Choice(i, label.feedback[i]) for i in some]
 
-    def prepare(self, model, tokenizer):
-        if tokenizer.add_tokens(TOKENS, special_tokens=True):
+    def extend(self, tokenizer):
+        tokenizer.add_tokens(TOKENS, special_tokens=True)
+
+    def prepare(self, model, tokenizer, seed):
+        if model.config.vocab_size < len(tokenizer):
             model.resize_token_embeddings(len(tokenizer))
 
     def silent(self, tokenizer):

@@ -236,7 +236,8 @@ def test_only_some_quantiles_are_trained_on() -> None:
     method.check()
     label = method.label({"rewards": [9.0, 8.0, 7.0, 6.0, 5.0, 4.0], "finished": [True] * 6})
     assert label is not None
-    assert sorted(method.select(label, [True] * 6, np.random.default_rng(0))) == [0, 1, 4, 5]
+    chosen = method.select(label, [True] * 6, np.random.default_rng(0))
+    assert sorted(chosen) == [(0, "a"), (1, "a"), (4, "c"), (5, "c")]
     assert method.taught == 2
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
 import re
 import warnings
 from pathlib import Path
@@ -41,6 +42,19 @@ USES = [
     (
         *("submitit", "submitit.core.utils", "clusters/script.py", "move_temporary_file"),
         "JobPaths.move_temporary_file DelayedSubmission.set_timeout DelayedSubmission.dump",
+    ),
+    (
+        *(
+            "deepspeed",
+            "deepspeed.runtime.zero.stage_1_and_2",
+            "training/moments.py",
+            "_lazy_init_",
+        ),
+        "DeepSpeedZeroOptimizer._lazy_init_hp_params_optimizer_state",
+    ),
+    (
+        *("deepspeed", "deepspeed.runtime.bf16_optimizer", "training/moments.py", "_groups_flat"),
+        "BF16_Optimizer._lazy_init_hp_params_optimizer_state",
     ),
     (
         *("datasets", "datasets.config", "lm/fetch.py", r"datasets\.config"),
@@ -108,10 +122,15 @@ def test_tied_weights_are_named() -> None:
     assert names, blame("transformers", "PreTrainedModel.all_tied_weights_keys", "lm/load.py")
 
 
-def test_deepspeed_has_its_table_of_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepspeed_has_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     import deepspeed
+    from deepspeed.runtime.zero import stage3
 
     assert hasattr(deepspeed.ops, "__compatible_ops__"), blame(
         "deepspeed", "ops.__compatible_ops__", "training/ranks.py"
+    )
+    name = "fp32_partitioned_groups_flat"
+    assert f"self.{name} = " in inspect.getsource(stage3), blame(
+        "deepspeed", name, "training/moments.py"
     )

@@ -29,7 +29,7 @@ from alt_hpc.interrupt import Interrupted
 from alt_hpc.lm.blocks import train_top
 from alt_hpc.process import for_a_task
 from alt_hpc.run.manifests import Checkpoints
-from alt_hpc.training import deepspeed, examples
+from alt_hpc.training import deepspeed, examples, moments
 from alt_hpc.training.examples import Example, FeaturePair, Pair
 from alt_hpc.training.loop import global_batches, learning_rate, order, prepare, train
 from alt_hpc.training.losses import alt_loss, feature_loss, pair_loss
@@ -128,6 +128,11 @@ def _work(job: dict[str, Any], folder: Path, ranks: Ranks) -> None:
     settings = BASE.model_copy(update=job.get("settings", {}))
     kind = job.get("model", "llama")
     model, loss = _model(kind, job.get("dropout", 0.0)), LOSSES.get(kind, alt_loss)
+    before: dict[str, Any] = {}
+    if "after" in job:
+        torch.distributed.barrier()  # the first rank has written it
+        before = torch.load(folder / job["after"])
+        model.load_state_dict(before["weights"])
     if job.get("explode"):
         loss = _explode
     if job.get("share"):
@@ -161,6 +166,7 @@ def _work(job: dict[str, Any], folder: Path, ranks: Ranks) -> None:
             checkpoints=Checkpoints(folder / job.get("checkpoints", f"{job['name']}.checkpoints")),
             log=log,
             stop=stop,
+            carried=before.get("moments", {}) if job.get("carry") else None,
         )
     except (Interrupted, TrainingDiverged) as caught:
         error = f"{type(caught).__name__}: {caught}"
@@ -168,9 +174,10 @@ def _work(job: dict[str, Any], folder: Path, ranks: Ranks) -> None:
         weights = result.weights if result else None
         steps = [dataclasses.asdict(record) for record in records]
         found = {"weights": weights, "records": steps, "error": error}
+        found |= {"moments": result.moments if result else None}
         torch.save(found | {"resumed": result.resumed_at if result else 0}, folder / job["name"])
     elif result is not None:
-        assert result.weights is None
+        assert (result.weights, result.moments) == (None, None)
     for command in job.get("then", []):
         if ranks.first:
             subprocess.run(command, shell=True, check=True, cwd=folder)
@@ -230,6 +237,8 @@ def _zero(stage: int, **more: Any) -> dict[str, Any]:
 
 ACCUMULATE = {"data_types": {"grad_accum_dtype": "fp32"}}
 HALF: dict[str, Any] = {"precision": "bfloat16"}
+# All examples twice, at a rate of 0: the gradients of every step are the same.
+STILL = HALF | {"epochs": 2, "global_batch": 18, "micro_batch": 3, "lr": 0.0}
 SAVING: dict[str, Any] = {"epochs": 2, "checkpoint_minutes": 0.0}  # at each of six steps
 
 ONE_RANK: list[dict[str, Any]] = [
@@ -238,6 +247,8 @@ ONE_RANK: list[dict[str, Any]] = [
     {"name": "gpt2", "model": "gpt2"},
     {"name": "pairs", "model": "scorer"},
     {"name": "features", "model": "head"},
+    {"name": "first 2", "model": "gpt2", "carry": True},
+    {"name": "carried 2", "model": "gpt2", "carry": True, "after": "first 2", "seed": 4},
 ]
 TWO_RANKS: list[dict[str, Any]] = [
     *({"name": f"stage {stage}", "deepspeed": _zero(stage)} for stage in (0, 1, 2, 3)),
@@ -271,6 +282,20 @@ for _stage, _config in STAGES.items():
         {**_job, "name": f"stopped {_stage}", "stop": 3, "checkpoints": f"c{_stage}"},
         {**_job, "name": f"resumed {_stage}", "checkpoints": f"c{_stage}"},
     ]
+    _first = {"model": "gpt2", "deepspeed": _zero(int(_stage)), "carry": True}
+    TWO_RANKS += [
+        {**_first, "name": f"first {_stage}"},
+        {**_first, "name": f"carried {_stage}", "after": f"first {_stage}", "seed": 4},
+    ]
+    _first |= {"settings": STILL, "deepspeed": _config, "name": f"still {_stage}"}
+    _second = {**_first, "after": f"still {_stage}"}
+    TWO_RANKS += [
+        _first,
+        {**_second, "name": f"still, carried {_stage}"},
+        {**_second, "name": f"still, stopped {_stage}", "stop": 2, "checkpoints": f"s{_stage}"},
+        {**_second, "name": f"still, resumed {_stage}", "checkpoints": f"s{_stage}"},
+    ]
+TWO_RANKS += [{"name": "anew", "model": "gpt2", "after": "first 2", "seed": 4}]
 _job |= {"deepspeed": STAGES["2"]}
 _BREAK = "truncate -s -1 broken/step-000003/*_model_states.pt; mkdir broken/step-000004"
 TWO_RANKS += [
@@ -334,16 +359,27 @@ PLAIN: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _plain_training(kind: str) -> dict[str, Tensor]:
-    model, examples = _model(kind), _examples(kind)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
+def _plain_adam(trained: list[nn.Parameter]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
         trained, lr=1.0, betas=(0.8, 0.999), eps=1e-4, weight_decay=0.1, foreach=False
     )
+
+
+def _plain_training(
+    kind: str, seeds: tuple[int, ...] = (3,), carry: bool = True
+) -> dict[str, Tensor]:
+    """A training for each seed, of the model that the one before left; its Adam goes on."""
+    model, examples = _model(kind), _examples(kind)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = _plain_adam(trained)
     plain: Callable[..., Tensor] = PLAIN.get(kind, _plain_text_loss)
-    rows = np.random.default_rng([3, 0]).permutation(17)
-    for batch, rate in ((rows[:8], 0.5e-2), (rows[8:16], 1e-2), (rows[16:], 0.5e-2)):
-        optimizer.param_groups[0]["lr"] = rate  # W = ceil(0.4 * 3) = 2
+    rates = (0.5e-2, 1e-2, 0.5e-2)  # W = ceil(0.4 * 3) = 2
+    orders = [np.random.default_rng([seed, 0]).permutation(17) for seed in seeds]
+    steps = [(rows[at : at + 8], at // 8) for rows in orders for at in (0, 8, 16)]
+    for batch, step in steps:
+        if step == 0 and not carry:
+            optimizer = _plain_adam(trained)
+        optimizer.param_groups[0]["lr"] = rates[step]
         optimizer.zero_grad()
         plain(model, [examples[row] for row in batch]).backward()
         nn.utils.clip_grad_norm_(trained, 0.5)
@@ -385,6 +421,50 @@ def test_same_weights_as_plain_loop(
     assert list(weights) == list(plain)
     for key, value in plain.items():
         torch.testing.assert_close(weights[key], value, rtol=1e-5, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("world", "name", "carry"),
+    [
+        (1, "carried 2", True),
+        *((2, f"carried {stage}", True) for stage in STAGES),
+        (2, "anew", False),
+    ],
+)
+def test_moments_go_on_where_they_are_carried(
+    runs: Callable[[int, str], Any], world: int, name: str, carry: bool
+) -> None:
+    found, plain = runs(world, name), _plain_training("gpt2", (3, 4), carry)
+    for key, value in plain.items():
+        torch.testing.assert_close(found["weights"][key], value, rtol=1e-5, atol=1e-6, msg=key)
+    rates = [record["lr"] for record in found["records"]]
+    assert rates == pytest.approx([0.5e-2, 1e-2, 0.5e-2])
+    assert (found["moments"] or {}).get("step") == (6 if carry else None)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_moments_go_on_in_half_precision(runs: Callable[[int, str], Any], stage: str) -> None:
+    """With the same gradients in four steps they are as much larger than after two."""
+    two, four = (runs(2, name)["moments"] for name in (f"still {stage}", f"still, carried {stage}"))
+    assert {tensor.dtype for tensor in four.values()} == {torch.float32}
+    assert list(two) == list(four)
+    assert (two["step"], four["step"]) == (2, 4)
+    for name, tensor in two.items():
+        if name != "step":
+            beta = 0.999 if name.endswith("_sq") else 0.8
+            more = tensor * (1 - beta**4) / (1 - beta**2)
+            torch.testing.assert_close(four[name], more, rtol=0, atol=0.02 * float(more.max()))
+            assert tensor.any(), name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_moments_of_a_checkpoint_come_before_those_carried(
+    runs: Callable[[int, str], Any], stage: str
+) -> None:
+    """Stopped after the last step: resumed, no step is taken."""
+    resumed, whole = runs(2, f"still, resumed {stage}"), runs(2, f"still, carried {stage}")
+    assert resumed["resumed"] == 2
+    _assert_same_bytes(resumed["moments"], whole["moments"])
 
 
 def test_same_bytes_twice(runs: Callable[[int, str], Any]) -> None:
@@ -551,6 +631,23 @@ def test_wrong_input_stops_before_the_start(
             checkpoints=Checkpoints(tmp_path),
             log=print,
         )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"weight.exp_avg_sq": None}, "have no 'weight.exp_avg_sq'"),
+        ({"weight.exp_avg": torch.zeros(2, 13)}, r"a 'weight.exp_avg' of \[2, 13\], not \[1, 13\]"),
+        ({"step": None}, "have no 'step'"),
+    ],
+)
+def test_moments_of_other_parameters_are_refused(change: dict[str, Any], words: str) -> None:
+    zeros = torch.zeros(1, 13)
+    right = {"step": torch.tensor(3.0), "weight.exp_avg": zeros, "weight.exp_avg_sq": zeros}
+    check = partial(moments.check, _model("head"), config={"zero_optimization": {}})
+    check(right)
+    with pytest.raises(InputError, match=words):
+        check({name: t for name, t in (right | change).items() if t is not None})
 
 
 def test_ranks_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:

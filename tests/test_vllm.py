@@ -22,6 +22,7 @@ from alt_hpc.engines import Model
 from alt_hpc.errors import InputError
 from alt_hpc.graph import Piece
 from alt_hpc.lm import load, tokens
+from alt_hpc.methods.quark import Settings as Quark
 from alt_hpc.plan import Job
 from alt_hpc.run import rows as rows_of
 from alt_hpc.run.files import make_private, read_lines
@@ -184,3 +185,43 @@ def test_an_environment_without_vllm_is_refused_in_one_sentence(
     model = Model(tmp_path, "float32", (1,), 512, torch.device("cpu"))
     with pytest.raises(InputError, match=r"vllm is not installed in .*; let cluster\.sample\.py"):
         configs.load(tiny_config, ["engine.kind=vllm"]).engine.load(model)
+
+
+QUARK = """
+import json, sys
+import torch
+from alt_hpc.engines import Ask, Decoding, Model, vllm
+place, silent = sys.argv[1], tuple(json.loads(sys.argv[2]))
+if __name__ == "__main__":
+    model = Model(place, "float32", (256,), 256, torch.device("cpu"))
+    engine = vllm.Settings(kind="vllm").load(model)
+    asks = [Ask([token, *range(40, 60)], 7) for token in silent]
+    for never in (silent, ()):
+        (answers,) = engine.sample([asks], Decoding(40, 2.0, 1.0, 12, 5, never))
+        print("ANSWERS", json.dumps([[one.ids for one in its] for its in answers]))
+"""
+
+
+def test_a_policy_with_quarks_tokens_is_sampled_from_without_them(
+    vllm_python: Path, tmp_path: Path
+) -> None:
+    """At temperature 2, each prompt with another token in front."""
+    import tiny
+
+    model, tokenizer = tiny.model("llama", head_dim=32), tiny.tokenizer()
+    method = Quark()
+    method.extend(tokenizer)
+    method.prepare(model, tokenizer, 3)
+    model.save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    silent = method.silent(load.tokenizer(tmp_path / "policy"))
+    assert silent == tuple(range(257, 262))
+    command = [str(vllm_python), "-c", QUARK, str(tmp_path / "policy"), json.dumps(silent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [one for one in done.stdout.splitlines() if one.startswith("ANSWERS ")]
+    answers, freely = (json.loads(line.removeprefix("ANSWERS ")) for line in lines)
+    assert [len(its) for its in answers] == [40] * 5
+    assert max(max(ids) for its in answers for ids in its) < 257
+    assert max(max(ids) for its in freely for ids in its) >= 257, "they could be written"
+    assert len({json.dumps(its) for its in answers}) == 5, "every token is read"

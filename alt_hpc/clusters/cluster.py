@@ -38,6 +38,7 @@ class Request:
     exclude: Sequence[str] = ()  # nodes not to run on, as far as enough others are left
     code: Path | None = None  # where tasks import the product from, ahead of all else
     side: bool = False  # no training waits for it: others go first
+    last: bool = False  # nothing is made from it: it goes after those
     warm: bool = False  # its tasks may be forked from a process that has imported torch
 
     @property

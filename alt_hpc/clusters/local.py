@@ -46,7 +46,8 @@ class Element:
 
 
 class Local(Cluster):
-    """Runs at most `slots` processes at once: what training waits for goes first, then by age.
+    """Runs at most `slots` processes at once: first what training waits for, last what nothing is
+    made from, else by age.
 
     A job that waits for others is not taken: it is planned again when they have ended.
     """
@@ -119,7 +120,7 @@ class Local(Cluster):
     def _start(self) -> None:
         busy = sum(element.width for element in self.running())
         waiting = [e for e in self.elements if e.state == "PENDING"]
-        for element in sorted(waiting, key=lambda e: e.request.side):
+        for element in sorted(waiting, key=lambda e: (e.request.side, e.request.last)):
             request, parent = element.request, None
             if request.warm and not request.stage.python and not process.has_gpu():
                 parent = self.warm = self.warm or Parent(request.threads, request.code)

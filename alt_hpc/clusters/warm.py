@@ -6,6 +6,7 @@ Over a pipe it is sent a task, [COMMAND, ENVIRONMENT, LOG] as JSON, and answers 
 that has begun and [PROCESS, STATUS] when it has ended; [0, 0] says that its imports are done.
 """
 
+import atexit
 import contextlib
 import ctypes
 import importlib
@@ -129,7 +130,17 @@ def _become(parent: int, command: list[str], environment: dict[str, str], log: s
     os.environ.clear()
     os.environ.update(environment)
     module, sys.argv[1:] = command[1], command[2:]
+    well: list[bool] = []
+    atexit.register(_leave, well)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+    well.append(True)
+
+
+def _leave(well: list[bool]) -> None:
+    """End at once a task that went well: torch takes a second or two to be taken apart."""
+    if well:
+        sys.stdout.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":

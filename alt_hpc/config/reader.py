@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from alt_hpc.config import rules
 from alt_hpc.config.schema import Config
 from alt_hpc.errors import InputError, one_line
-from alt_hpc.settings import LARGEST, Settings
+from alt_hpc.settings import KIND, LARGEST, Settings
 
 _MOVED = ("model", "base", "tokenizer", "dtype", "template", "max_length")
 RENAMED = {  # what a key is called now, by what it was called before
@@ -196,7 +196,7 @@ def _keys(hint: Any, loc: Sequence[int | str]) -> Iterator[str]:
         fields: dict[Any, Any] = hint.model_fields
         if not loc:
             yield from fields
-        elif "kind" in fields and fields["kind"].default == loc[0]:
+        elif "kind" in fields and f"{KIND}{fields['kind'].default}" == loc[0]:
             yield from _keys(hint, loc[1:])
         elif loc[0] in fields:
             yield from _keys(fields[loc[0]].annotation, loc[1:])
@@ -227,7 +227,8 @@ _EXPECTED = {  # by pydantic's type of error, or its first word
 
 def _problem(error: Any, value: Any) -> str:
     kind, about = error["type"], error.get("ctx", {})
-    if choices := re.findall(r"'([^']*)'", about.get("expected", about.get("expected_tags", ""))):
+    expected = about.get("expected", about.get("expected_tags", ""))
+    if choices := [one.removeprefix(KIND) for one in re.findall(r"'([^']*)'", expected)]:
         return f"expected one of {', '.join(choices)} (nearest: {_nearest(value, choices)})"
     if about.get("le") == LARGEST:
         return f"{value} is too large (at most {LARGEST})"

@@ -21,6 +21,10 @@ def check(config: Config) -> None:
         raise InputError("the run folder's name is empty", "run")
     config.method.check()
     config.domain.check()
+    for field, reward in (("reward", config.reward), ("measure.reward", config.measure.reward)):
+        if reward is not None:
+            with blaming(field):
+                reward.check_keys()
     for problems in (_models, _evaluation, _cluster, _trainings):
         for field, problem in problems(config):
             raise InputError(problem, field)
@@ -34,13 +38,19 @@ def _models(config: Config) -> Problems:
         yield "sample.generations", f"{answers} generations cannot fill {fewest} quantiles"
     if policy.model is None and (config.sft is None or policy.base is None):
         yield "policy.model", "give policy.model, or policy.base and an sft section that trains it"
-    if reward.trained and (config.reward_model is None or "base" not in reward.named()):
-        problem = "give reward.model, or reward.base and a reward_model section that trains it"
-        yield "reward.model", problem
+    trained = reward.to_train()
+    for at, one in trained.items():
+        if config.reward_model is None or "base" not in one.named():
+            it = f"reward{at}"
+            problem = f"give {it}.model, or {it}.base and a reward_model section that trains it"
+            yield f"{it}.model", problem
+    if len(trained) > 1:
+        names = " and ".join(f"reward{at}" for at in trained)
+        yield f"reward{[*trained][1]}.model", f"a run trains one reward model, not {names}"
     if reward.trained and config.data.comparisons is None:
         yield "data.comparisons", "needed to train the reward model"
-    if measure is not None and measure.trained:
-        yield "measure.reward.model", "give the model that measures"
+    for at in measure.to_train() if measure is not None else ():
+        yield f"measure.reward{at}.model", "give the model that measures"
     sampled, evaluated = config.sample.max_new_tokens, config.evaluated_tokens
     for section in ("policy", "reward"):
         most = getattr(getattr(config, section), "max_length", None)

@@ -1,40 +1,35 @@
 """The sections of a config, their keys, ranges and defaults (the paper's, arXiv 2407.16970)."""
 
-from collections.abc import Mapping
-from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, create_model
+from pydantic import Field, create_model, model_validator
 
 from alt_hpc import graph
 from alt_hpc.domains import DOMAINS, Domain
 from alt_hpc.engines import ENGINES, Engine
 from alt_hpc.methods import METHODS, Method
-from alt_hpc.rewards import REWARDS, Reward
-from alt_hpc.settings import BelowOne, Count, Dtype, Natural, Positive, Settings, Share, digest, key
+from alt_hpc.rewards import REWARDS, AnyReward, Reward
+from alt_hpc.settings import (
+    BelowOne,
+    Count,
+    Dtype,
+    Natural,
+    Positive,
+    Settings,
+    Share,
+    digest,
+    key,
+    one_of,
+)
 from alt_hpc.training.settings import PolicyTraining, RewardModelTraining, Sft
 
 # What may change when a run is submitted again: no training depends on it.
 FREE = ("run", "iterations", "keep", "cluster", graph.EVALUATE, graph.MEASURE)
 SbatchValue = str | int | bool
 
-
-def _one_of(kinds: Mapping[str, ModuleType], default: str) -> Any:
-    """The type of a section with a `kind:`; its settings stand in the kind's own file."""
-    if len(kinds) == 1:
-        return kinds[default].Settings
-
-    def kind_of(value: Any) -> str:
-        given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
-        return str(given.get("kind", default))
-
-    tagged = tuple(Annotated[module.Settings, Tag(kind)] for kind, module in kinds.items())
-    return Annotated[Union[tagged], Discriminator(kind_of)]  # noqa: UP007
-
-
 if not TYPE_CHECKING:  # what pydantic reads: a section is one of its kinds
-    Domain, Method = _one_of(DOMAINS, "tldr"), _one_of(METHODS, "words")
-    Reward, Engine = _one_of(REWARDS, "model"), _one_of(ENGINES, "exact")
+    Domain, Method = one_of(DOMAINS, "tldr"), one_of(METHODS, "words")
+    Reward, Engine = AnyReward, one_of(ENGINES, "exact")
 
 
 class Policy(Settings):
@@ -62,7 +57,10 @@ class Source(Settings):
 
 
 class Data(Settings):
-    """`prompts` has columns prompt and label (for SFT); `comparisons` prompt, chosen, rejected."""
+    """`prompts` has columns prompt and label (for SFT); `comparisons` prompt, chosen, rejected.
+
+    Further columns of prompts are kept for rewards of kind `function`.
+    """
 
     prompts: Source
     comparisons: Source | None = None
@@ -206,6 +204,19 @@ class Config(Settings, title="alt_hpc"):
     measure: Measure = Field(Measure())
     cluster: Cluster = Field(Cluster())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_method_has_it(cls, values: Any) -> Any:
+        """Fill in what the method's paper decides of other sections, where it is left out."""
+        given = values.get("method") if isinstance(values, dict) else None
+        kind = given.get("kind") if isinstance(given, dict) else None
+        module = METHODS.get(kind) if isinstance(kind, str) else None
+        for name, value in module.Settings.defaults.items() if module else ():
+            section, _, its = name.partition(".")
+            if isinstance(now := values.get(section, {}), dict):
+                values = {**values, section: {its: value, **now}}
+        return values
+
     def frozen(self) -> dict[str, Any]:
         """What decides content that training depends on, as plain JSON values."""
         return self.model_dump(mode="json", exclude=set(FREE))
@@ -234,8 +245,8 @@ class Config(Settings, title="alt_hpc"):
 
     @property
     def title(self) -> str:
-        """What tables call the method."""
-        return self.method.title + self.domain.variant
+        """What tables call the method; where its words stand, if it has any."""
+        return self.method.title + (self.domain.variant if "best" in self.method.asked(1) else "")
 
     @property
     def measured_by(self) -> Reward:

@@ -15,8 +15,8 @@ from alt_hpc.domains.domain import around
 from alt_hpc.errors import InputError, blaming
 from alt_hpc.graph import TRAININGS
 from alt_hpc.lm import tokens
-from alt_hpc.rewards import Named, Reward
-from alt_hpc.run import models
+from alt_hpc.rewards import Found, Named, Reward
+from alt_hpc.run import code, models
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.settings import LARGEST
 
@@ -44,6 +44,7 @@ def places(config: Config, run: RunFolder | None = None) -> dict[str, Path]:
                 fresh[key] = fetch(one.name, whole=one.whole).absolute()
     if fresh:
         _check(config, known | fresh, fresh)
+    _check_rewards(config, run, known | fresh, fresh)
     return fresh
 
 
@@ -65,32 +66,26 @@ def named(config: Config) -> Iterator[tuple[str, Named]]:
         yield "policy.tokenizer", Named(policy.tokenizer, whole=False)
 
 
+def files(config: Config) -> dict[str, str]:
+    """All files of the user's own, by the fields that name them."""
+    rewards = _rewards(config)
+    return {f"{section}.{key}": f for section, r in rewards for key, f in r.files().items()}
+
+
 def _rewards(config: Config) -> list[tuple[str, Reward]]:
+    """All rewards, or what they are made of, behind the sections where they stand."""
     both = ("reward", config.reward), ("measure.reward", config.measure.reward)
-    return [(section, reward) for section, reward in both if reward]
+    found = [(section, reward.singles()) for section, reward in both if reward]
+    return [(section + at, single) for section, its in found for at, single in its.items()]
 
 
 def _check(config: Config, found: dict[str, Path], fresh: dict[str, Path]) -> None:
-    """Raise InputError where a fresh model cannot be used for what the config names it for."""
-    from transformers import AutoModelForSequenceClassification
-
-    from alt_hpc.lm import blocks, load
+    """Raise InputError where a fresh policy cannot be used for what the config names it for."""
+    from alt_hpc.lm import load
 
     field, policy = next(named(config))
     if policy.name in fresh:
         _check_policy(config, found, field, found[policy.name])
-    for section, reward in _rewards(config):
-        keys = {k: models.key(one.name, whole=one.whole) for k, one in reward.named().items()}
-        if not fresh.keys() & set(keys.values()):
-            continue
-        its, head = {k: found[key] for k, key in keys.items()}, config.reward_model
-        with blaming(section):
-            reward.check(its.__getitem__, config.domain, config.sample.max_new_tokens)
-        if reward.trained and head and not head.head_only:
-            with blaming("reward.base"):
-                shape = load.config(its["base"])
-                empty = load.empty(shape, AutoModelForSequenceClassification)
-                blocks.train_top(empty, head.trained_blocks, head.trains_embeddings)
     for name, external in config.evaluate.policies.items():
         if external.model in fresh:
             with blaming(f"evaluate.policies.{name}.model"):
@@ -100,6 +95,30 @@ def _check(config: Config, found: dict[str, Path], fresh: dict[str, Path]) -> No
                 taken = len(config.domain.fit(tokenizer, "", LARGEST, around(external.ask))[0])
                 if taken + config.evaluated_tokens >= context:
                     raise InputError(f"{place}: no room for a prompt: it reads {context} tokens")
+
+
+def _check_rewards(
+    config: Config, run: RunFolder | None, found: dict[str, Path], fresh: dict[str, Path]
+) -> None:
+    """Raise InputError where a reward cannot be used, those apart whose models the run knows."""
+    head, new = config.reward_model, config.sample.max_new_tokens
+    for section, reward in _rewards(config):
+        keys = {k: models.key(one.name, whole=one.whole) for k, one in reward.named().items()}
+        if keys and not fresh.keys() & set(keys.values()):
+            continue
+        its, own = {k: found[key] for k, key in keys.items()}, reward.files()
+        kept = {key: code.user_file(run, name) for key, name in own.items()}
+        with blaming(section):
+            reward.check(Found(its.__getitem__, kept.__getitem__, config.domain, new))
+        if reward.trained and head and not head.head_only:
+            from transformers import AutoModelForSequenceClassification
+
+            from alt_hpc.lm import blocks, load
+
+            with blaming(f"{section}.base"):
+                shape = load.config(its["base"])
+                empty = load.empty(shape, AutoModelForSequenceClassification)
+                blocks.train_top(empty, head.trained_blocks, head.trains_embeddings)
 
 
 def _check_policy(config: Config, found: dict[str, Path], field: str, place: Path) -> None:
@@ -119,6 +138,12 @@ def _check_policy(config: Config, found: dict[str, Path], field: str, place: Pat
             if section != "reward_model" and (settings := getattr(config, section)):
                 empty = load.empty(shape, AutoModelForCausalLM)
                 blocks.train_top(empty, settings.trained_blocks, settings.trains_embeddings)
+        known, rows = len(tokenizer), shape.get_text_config().vocab_size
+        config.method.extend(tokenizer)
+        if len(tokenizer) > known > rows:
+            raise InputError(
+                f"{place}: has embeddings for {rows} tokens, its tokenizer has {known}"
+            )
     context = tokens.context_length(shape, policy.max_length)
     reads = f"the model reads {context} tokens"
     if (policy.max_length or 0) > context:

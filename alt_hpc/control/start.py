@@ -69,6 +69,7 @@ def prepare(config: Config, backend: str = "") -> RunFolder:
         texts.freeze(config, folder)
         found = checks.places(config, None if fresh else folder)
         code.keep(folder)
+        code.keep_files(folder, checks.files(config))
         models.record(folder, found)
     except BaseException:
         folder.abandon()

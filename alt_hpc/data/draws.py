@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -75,11 +76,16 @@ def _posts(run: RunFolder, name: str) -> int:
     return sum(1 for _ in islice(wanted, one.limit))
 
 
-def prompts(run: RunFolder, piece: Piece) -> list[str]:
-    """Raw prompts of a shard: of an iteration's draw, or of the set that it evaluates."""
+def frozen(run: RunFolder, piece: Piece) -> list[dict[str, Any]]:
+    """Data rows of a shard: of an iteration's draw, or of the set that it evaluates."""
     start, end = run.graph().rows(piece) or (0, 0)
     if shard := run.graph().shard(piece):
         name, asked = texts.of_set(run.config(), shard.set), range(start, end)
     else:
         name, asked = "prompts-train", run.draw(piece.iteration)["rows"][start:end]
-    return [row["prompt"] for row in rows.frozen(run, name, asked)]
+    return rows.frozen(run, name, asked)
+
+
+def prompts(run: RunFolder, piece: Piece) -> list[str]:
+    """Raw prompts of a shard."""
+    return [row["prompt"] for row in frozen(run, piece)]

@@ -1,11 +1,14 @@
 """Rows of text that a run uses: read from the hub or local files, each checked, and frozen."""
 
 import contextlib
+import datetime
+import decimal
 import gzip
 import json
 import os
+import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +20,7 @@ from alt_hpc.run.folder import RunFolder
 from alt_hpc.settings import digest
 
 Numbered = Iterator[tuple[int, dict[str, Any]]]  # (line, row)
+PLAIN = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)  # as text
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 
@@ -72,12 +76,15 @@ def freeze(config: Config, run: RunFolder) -> None:
 
 def read(
     source: Source | HeldOut, split: str, columns: tuple[str, ...], field: str
-) -> Iterator[dict[str, str]]:
+) -> Iterator[dict[str, Any]]:
     """The rows of a split with our column names, as a stream, each checked when its turn comes.
 
+    `columns` are those that must be text; further ones are kept as JSON has them, unchecked.
     `split` is the key that names it, `field` the config section, for errors.
     """
     theirs = {ours: source.columns.get(ours, ours) for ours in columns}
+    renamed = {ours: column for ours, column in source.columns.items() if ours not in theirs}
+    taken = {*theirs.values(), *renamed.values()}
     with blaming(field):
         where, numbered = _find(source.path, getattr(source, split), f".{split}")
         first = next(numbered, None)
@@ -91,7 +98,26 @@ def read(
             for column in theirs.values():
                 if problem := _problem(row.get(column)):
                     raise InputError(f"{where}:{number}: column '{column}' {problem}")
-            yield {ours: row[column] for ours, column in theirs.items()}
+            further = {column: value for column, value in row.items() if column not in taken}
+            further |= {ours: row[column] for ours, column in renamed.items() if column in row}
+            yield {**_as_json(further), **{ours: row[column] for ours, column in theirs.items()}}
+
+
+def _as_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that JSON can hold; dates and the like as text."""
+    found: dict[str, Any] = {}
+    for column, value in row.items():
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
+            text = json.dumps({column: value}, ensure_ascii=False, allow_nan=False, default=_plain)
+            text.encode()  # no half a character
+            found |= json.loads(text)
+    return found
+
+
+def _plain(value: Any) -> str:
+    if not isinstance(value, PLAIN):
+        raise TypeError
+    return str(value)
 
 
 def _problem(value: Any) -> str:

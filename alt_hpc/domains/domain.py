@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from alt_hpc.errors import InputError
 from alt_hpc.lm.tokens import Tokenizer, continuation_ids, text_ids
@@ -93,7 +93,7 @@ class Domain(Settings):
             return "must contain {prompt} once"
         return "must contain {prompt} once, or {body} and behind it {last_line}"
 
-    def example(self, row: Mapping[str, str]) -> dict[str, str]:
+    def example(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row of a data set (columns `prompt` and others) as it is used: as it was read."""
         return dict(row)
 

@@ -1,11 +1,12 @@
 r"""tldr: posts of Reddit to summarise, `SUBREDDIT: r/...\nTITLE: ...\nPOST: ...\nTL;DR:`."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from alt_hpc.domains.domain import Domain
 
 TLDR = "TL;DR:"
+SUMMARIES = ("label", "chosen", "rejected")  # columns
 
 
 class Settings(Domain):
@@ -19,13 +20,14 @@ class Settings(Domain):
 
     kind: Literal["tldr"] = "tldr"
 
-    def example(self, row: Mapping[str, str]) -> dict[str, str]:
+    def example(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A `TL;DR:` that begins all summaries (comparisons on the hub) ends the prompt instead."""
-        sides = {side: text.lstrip() for side, text in row.items() if side != "prompt"}
+        sides = {side: str(row[side]).lstrip() for side in SUMMARIES if side in row}
         if not sides or not all(text.startswith(TLDR) for text in sides.values()):
             return dict(row)
         prompt = row["prompt"].rstrip().removesuffix(TLDR).rstrip() + "\n" + TLDR
-        return {"prompt": prompt} | {side: t.removeprefix(TLDR) for side, t in sides.items()}
+        bare = {side: text.removeprefix(TLDR) for side, text in sides.items()}
+        return {**row, "prompt": prompt, **bare}
 
     def split(self, prompt: str) -> tuple[str, str, str]:
         body, newline, last = prompt.rpartition("\n")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,13 @@ class Label:
     feedback: Sequence[str | None]
 
 
+class Choice(NamedTuple):
+    """A generation that is trained on."""
+
+    generation: int  # its index among the prompt's
+    feedback: str | None  # that it is trained with; None: the prompt as it is
+
+
 @dataclass(frozen=True)
 class LossView:
     """What the KL term's reference policy reads, and over which vocabulary it is compared."""
@@ -37,6 +44,9 @@ class Method(Settings):
 
     The defaults are those of most methods: a kind states what raises NotImplementedError here.
     """
+
+    # Keys of other sections that the method's paper sets so, where a config leaves them out.
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     kind: str
 
@@ -60,13 +70,17 @@ class Method(Settings):
 
     @property
     def taught(self) -> int:
-        """How many different feedback texts are trained on behind a prompt, at most."""
+        """How many such families a prompt has, at most."""
         return len(self.levels)
 
     @property
     def family(self) -> int:
-        """How many generations of a prompt are trained on with the same feedback, at most."""
+        """How many generations of a prompt make a family, which has the same feedback, at most."""
         raise NotImplementedError
+
+    def pooled(self, iteration: int) -> range:
+        """The iterations whose draws are trained on in an iteration, the earliest first."""
+        return range(iteration, iteration + 1)
 
     def sources(self, iteration: int) -> tuple[str, ...]:
         """Stages of the iteration before whose rows `ask` reads when this one is sampled."""
@@ -81,23 +95,34 @@ class Method(Settings):
         raise NotImplementedError
 
     def label(self, row: Row) -> Label | None:
-        """Of a scored row; None where `labels` decides over the iteration, not prompt by prompt."""
+        """Of a scored row; None where `labels` decides over the pool, not row by row."""
         raise NotImplementedError
 
     def labels(self, rows: Iterable[Row]) -> Iterator[Label]:
-        """Of each of an iteration's scored rows: what training and reports go by."""
+        """Of each scored row of an iteration's pool: what training and reports go by.
+
+        A row's `post` says which of the frozen prompts it is a draw of.
+        """
         return (Label(row["quantiles"], row["feedback"]) for row in rows)
 
-    def select(self, label: Label, finished: Sequence[bool], rng: np.random.Generator) -> list[int]:
-        """Indices of the generations that are trained on; `finished`: those that ended by EOS."""
+    def select(
+        self, label: Label, finished: Sequence[bool], rng: np.random.Generator
+    ) -> list[Choice]:
+        """The generations that are trained on; `finished`: those that ended by EOS."""
         raise NotImplementedError
 
     def learned(self, generation: Row, tokenizer: Tokenizer, limit: int) -> list[int]:
         """Token ids that are learned of a selected generation: those that were sampled."""
         return list(generation["ids"])
 
-    def prepare(self, model: "PreTrainedModel", tokenizer: Tokenizer) -> None:
-        """Change a policy before it is trained (new tokens, say). Called again on its successor."""
+    def extend(self, tokenizer: Tokenizer) -> None:
+        """Add the method's own tokens, if any, to a policy's tokenizer; again is no change."""
+
+    def prepare(self, model: "PreTrainedModel", tokenizer: Tokenizer, seed: int) -> None:
+        """Give a policy rows for the tokens of `extend`, before it is trained; again no change.
+
+        A function of model, tokenizer and seed alone. InputError where the model cannot have them.
+        """
 
     def silent(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Token ids that are never sampled, here or from the export."""

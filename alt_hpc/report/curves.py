@@ -25,6 +25,9 @@ def write(folder: RunFolder, iteration: int, found: Reports) -> None:
         if k < iteration:
             continue
         points = {"prompts/set_aside": report.get("set_aside")}
+        points["answers/set_aside"] = report.get("answers_set_aside")
+        for part, about in report.get("parts", {}).items():
+            points |= {f"reward-parts/{part}_{name}": value for name, value in about.items()}
         for answers, words in report["words"].items():  # the starting policy's, and its own
             points |= {f"words-{answers}/{name}": value for name, value in (words or {}).items()}
         for split, variants in report["evaluation"].items():
@@ -61,6 +64,8 @@ def draw(folder: RunFolder, found: Reports) -> None:
         for variant, colour in COLOURS.items():
             points = {k: by[variant] for k, by in sets.items() if variant in by}
             points = {k: point for k, point in points.items() if point[name] is not None}
+            if not points:  # a control may know no words
+                continue
             ys = [point[name] for point in points.values()]
             axis.plot([*points], ys, marker="o", label=asked(folder, variant), color=colour)
             if name == "reward":

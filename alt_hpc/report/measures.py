@@ -1,12 +1,13 @@
 """What an iteration is worth: the measures of evaluation, pure (arXiv 2407.16970)."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 Row = Mapping[str, Any]
+MUCH = 100  # times the spread of every other part: it alone decides the order
 
 
 def distinct(texts: Iterable[str], n: int) -> float:
@@ -20,7 +21,9 @@ def summarise(rows: Sequence[Row]) -> dict[str, float | int | None]:
     """Means over the rows of one set and variant; None where nothing is finite."""
     rewards = [row["reward"] for row in rows if row["reward"] is not None]
     texts = [row["text"] for row in rows]
+    parts = {name: [p[name] for row in rows if (p := row.get("parts"))] for name in _parts(rows)}
     return {
+        **{f"reward_{name}": _mean(_finite(values)) for name, values in parts.items()},
         "rows": len(rows),
         "reward": _mean(rewards),
         "reward_error": _error(rewards),
@@ -30,6 +33,43 @@ def summarise(rows: Sequence[Row]) -> dict[str, float | int | None]:
         "distinct_1": distinct(texts, 1),
         "distinct_2": distinct(texts, 2),
     }
+
+
+def spreads(rows: Sequence[Row], weight: Callable[[str], float]) -> dict[str, Any]:
+    """Of each part of scored rows: its mean, and the standard deviation of what it adds (`spread`).
+
+    The deviation is from the mean of a prompt's answers, or of all where all are compared.
+    """
+    found, whole = dict[str, Any](), any(row["quantiles"] is None for row in rows)
+    for name in _parts(rows):
+        groups = [_finite(row["parts"][name]) for row in rows]
+        values = [value for group in groups for value in group]
+        with np.errstate(over="ignore", invalid="ignore"):
+            each = [len(g) * float(np.var(g)) for g in ([values] if whole else groups) if g]
+            spread = abs(weight(name)) * math.sqrt(sum(each) / max(len(values), 1))
+            found[name] = {"mean": _mean(values), "spread": spread}
+    return found
+
+
+def ruling(parts: Mapping[str, Any]) -> str:
+    """A sentence where the spread of one part is so great that the others decide nothing."""
+    order = sorted(parts, key=lambda name: -parts[name]["spread"])
+    if len(order) < 2:
+        return ""
+    most, next_ = (float(parts[name]["spread"]) for name in order[:2])
+    if not most > MUCH * next_:
+        return ""
+    what = f"its weighted spread is {most / next_:,.0f} times that of {order[1]}" if next_ else ""
+    what = what or "the other parts are the same for all answers"
+    return f"reward: {order[0]} alone decides the order: {what}"
+
+
+def _parts(rows: Sequence[Row]) -> list[str]:
+    return [*dict.fromkeys(name for row in rows for name in row.get("parts", ()))]
+
+
+def _finite(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 Gain = dict[tuple[str, int], float]  # by set and row

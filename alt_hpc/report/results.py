@@ -40,6 +40,11 @@ def picked(evaluations: Rows, variant: str, name: str) -> Rows:
     return [row for row in evaluations if wanted.items() <= row.items()]
 
 
+def shown(folder: RunFolder, iteration: int) -> str:
+    """The variant that a policy is known by: asked for the best; plain where it knows no word."""
+    return "best" if "best" in folder.config().method.asked(iteration) else "plain"
+
+
 def asked(folder: RunFolder, variant: str) -> str:
     """What a policy was asked with, in a word."""
     return folder.config().method.ask(cast(Asking, variant), {}) or "(plain)"
@@ -81,6 +86,9 @@ def table(folder: RunFolder, found: Reports) -> str:
     aside = [(k, report.get("set_aside")) for k, report in found.items()]
     if some := ", ".join(f"{count} in iteration {k}" for k, count in aside if count):
         parts.append(f"prompts set aside, with fewer finite rewards than quantiles: {some}")
+    lost = [(k, report.get("answers_set_aside")) for k, report in found.items()]
+    if some := ", ".join(f"{count} in iteration {k}" for k, count in lost if count):
+        parts.append(f"answers set aside, without a finite reward: {some}")
     return "\n\n".join(parts)
 
 
@@ -121,12 +129,14 @@ def gains(
 
     `runs`: the evaluations of runs like this one; `starts`: those of their iteration 0.
     """
-    best, worst = (asked(folder, how) for how in ("best", "worst"))
-    after = [picked(run, "best", split) for run in runs]
+    how = shown(folder, k)
+    best, worst = asked(folder, how), asked(folder, "worst")
+    after = [picked(run, how, split) for run in runs]
     others = {f"'{best}' after iteration {k} minus plain 0": (starts, "plain")} if starts else {}
-    others[f"'{best}' minus '{worst}' after iteration {k}"] = (runs, "worst")
-    for name, (befores, how) in others.items():
-        before = [picked(run, how, split) for run in befores]
+    if how == "best":
+        others[f"'{best}' minus '{worst}' after iteration {k}"] = (runs, "worst")
+    for name, (befores, variant) in others.items():
+        before = [picked(run, variant, split) for run in befores]
         for finished in (False, True):
             found = [measures.gain(*two, finished) for two in zip(before, after, strict=True)]
             if any(found):
@@ -150,7 +160,7 @@ def last_words(folder: RunFolder) -> str:
     last = max(found)
     split = TEST if TEST in found[last]["evaluation"] else VALID
     start, end = evaluated(folder, 0), evaluated(folder, last)
-    before, after = picked(start, "plain", split), picked(end, "best", split)
+    before, after = picked(start, "plain", split), picked(end, shown(folder, last), split)
     parts = [table(folder, found), ""]
     if made := found.get(0, {}).get("reward_model"):
         parts.append(

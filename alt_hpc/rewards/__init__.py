@@ -5,9 +5,24 @@
 
 from types import ModuleType
 
-from alt_hpc.rewards import model
-from alt_hpc.rewards.reward import Answers, Given, Named, Reward, Scored, Scorer
+from alt_hpc.rewards import function, model, total
+from alt_hpc.rewards.reward import Answers, File, Found, Given, Named, Reward, Scored, Scorer
+from alt_hpc.settings import one_of
 
-REWARDS: dict[str, ModuleType] = {"model": model}
+REWARDS: dict[str, ModuleType] = {"model": model, "function": function, "total": total}
 
-__all__ = ["REWARDS", "Answers", "Given", "Named", "Reward", "Scored", "Scorer"]
+AnyReward = one_of(REWARDS, "model")  # what pydantic reads where a reward stands
+total.Settings.model_rebuild(_types_namespace={"AnyReward": AnyReward})
+
+__all__ = [
+    "REWARDS",
+    "Answers",
+    "AnyReward",
+    "File",
+    "Found",
+    "Given",
+    "Named",
+    "Reward",
+    "Scored",
+    "Scorer",
+]

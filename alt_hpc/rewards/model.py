@@ -1,12 +1,9 @@
 """model: a reward model ranks generations; sequence classification, or CarperAI's format."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
-from alt_hpc.domains import Domain
 from alt_hpc.errors import blaming
-from alt_hpc.rewards.reward import Given, Named, Reward, Scorer
+from alt_hpc.rewards.reward import Found, Given, Named, Reward, Scorer
 from alt_hpc.settings import Count, Dtype
 
 
@@ -33,11 +30,12 @@ class Settings(Reward):
         whole = "base" if self.trained else "model"
         return {key: Named(name, key == whole) for key, name in named.items() if name}
 
-    def check(self, place: Callable[[str], Path], domain: Domain, new_tokens: int) -> None:
+    def check(self, found: Found) -> None:
         from alt_hpc.rewards import heads  # imports torch
 
+        places = {key: found.place(key) for key in self.named()}
         with blaming(".base" if self.trained else ".model"):
-            heads.check(self, domain, new_tokens, {key: place(key) for key in self.named()})
+            heads.check(self, found.domain, found.new_tokens, places)
 
     def load(self, given: Given) -> Scorer:
         from alt_hpc.rewards import heads

@@ -1,9 +1,9 @@
 """What a reward is: where the signal comes from. It gives each generation a number, or words."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from alt_hpc.domains import Domain
 from alt_hpc.settings import Settings
@@ -18,7 +18,8 @@ class Answers:
 
     prompt: str  # raw, never conditioned
     texts: Sequence[str]
-    row: Mapping[str, Any] = field(default_factory=dict)  # the row that they stand in
+    row: Mapping[str, Any] = field(default_factory=dict)  # of the data, with its further columns
+    number: int = 0  # of the row, within a draw or a set
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,33 @@ class Named:
     whole: bool = True
 
 
-@dataclass(frozen=True)
-class Given:
-    """What a reward may use when it is loaded."""
+class File(NamedTuple):
+    """A user's file: where it is read, and where it was when the run was submitted."""
 
-    place: Callable[[str], Path]  # a model's folder, by the key of the settings that names it
-    made: Path | None  # the folder of the model that the run has trained, if it trains one
+    kept: Path
+    original: Path
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the names in a reward's settings stand for, by their keys."""
+
+    place: Callable[[str], Path]  # a model's folder
+    file: Callable[[str], File]
     domain: Domain
     new_tokens: int  # kept free for an answer when a prompt is shortened, whatever the answers
+
+    def within(self, at: str) -> Self:
+        """The same for settings that stand within these."""
+        place, file = self.place, self.file
+        return replace(self, place=lambda k: place(f"{at}.{k}"), file=lambda k: file(f"{at}.{k}"))
+
+
+@dataclass(frozen=True)
+class Given(Found):
+    """What a reward may use when it is loaded."""
+
+    made: Path | None  # the folder of the model that the run has trained, if it trains one
     device: "torch.device"
 
 
@@ -67,11 +87,30 @@ class Reward(Settings):
         """Whether the run trains its model first, in the stage `reward-model`."""
         return False
 
+    def singles(self) -> "dict[str, Reward]":
+        """Itself, or those that it is made of, by where they stand within it (`.parts.NAME`)."""
+        return {"": self}
+
+    def to_train(self) -> "dict[str, Reward]":
+        """The one whose model the run trains, itself or a part, by where it stands within it."""
+        return {at: single for at, single in self.singles().items() if single.trained}
+
+    def weight(self, part: str) -> float:
+        """What a part counts in the sum."""
+        return 1.0
+
     def named(self) -> dict[str, Named]:
         """The models that it names, by their keys in these settings."""
         return {}
 
-    def check(self, place: Callable[[str], Path], domain: Domain, new_tokens: int) -> None:
+    def files(self) -> dict[str, str]:
+        """The user's files that it names, by their keys; a run keeps a copy of each."""
+        return {}
+
+    def check_keys(self) -> None:
+        """Raise InputError, with its field, where its settings contradict each other."""
+
+    def check(self, found: Found) -> None:
         """Raise InputError where `load` or `score` would, before anything is queued."""
 
     def load(self, given: Given) -> Scorer:

@@ -6,8 +6,10 @@ Jobs start for days; a `git pull` or an upgrade in between must not change what 
 import contextlib
 import functools
 import json
+import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from typing import Any
 import alt_hpc
 from alt_hpc.errors import InputError
 from alt_hpc.graph import STAGES
-from alt_hpc.run.files import copy_once, sha256, write_atomically
+from alt_hpc.rewards import File
+from alt_hpc.run.files import copy_once, read_json, replacing, sha256, write_atomically
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Accepted
 from alt_hpc.settings import digest
@@ -30,6 +33,44 @@ PACKAGES = (
 def keep(run: RunFolder) -> None:
     """Copy the product's code into the run, once: all its jobs start from there."""
     copy_once(HERE, run.layout.package, "__pycache__")
+
+
+def keep_files(run: RunFolder, named: Mapping[str, str]) -> None:
+    """Copy a user's files, by the fields that name them, into the run; it goes on with its own."""
+    for field, name in named.items():
+        place, about = run.layout.user_file(name)
+        original = here = _here(name)
+        if run.exists() and about.exists():
+            known = read_json(about)
+            original = here if here.is_file() else Path(known["folder"], place.name)
+            if not original.is_file() or sha256(original) != known["sha256"]:
+                words = "is not what it was when the run began; the run goes on with its copy"
+                print(f"{field}: {original} {words}", file=sys.stderr)
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(place) as temporary:
+            temporary.write_bytes(original.read_bytes())
+        known = {"folder": str(original.parent), "sha256": sha256(place)}
+        write_atomically(about, json.dumps(known))
+
+
+def user_file(run: RunFolder | None, name: str) -> File:
+    """A user's file as the run keeps it, as it was when it was copied; else the one that is here.
+
+    InputError where the copy was changed.
+    """
+    place, about = run.layout.user_file(name) if run is not None and run.exists() else (None, None)
+    if place is None or about is None or not about.exists():
+        return File(_here(name), _here(name))
+    known = read_json(about)
+    if not place.is_file() or sha256(place) != known["sha256"]:
+        raise InputError(f"{place}: the run's copy was changed or removed since it was made")
+    return File(place, Path(known["folder"], place.name))
+
+
+def _here(name: str) -> Path:
+    """A file that a config names, relative to the folder in which the run is submitted."""
+    return Path(os.path.expanduser(name)).absolute()
 
 
 @functools.cache

@@ -7,10 +7,12 @@ No file is opened here.
 from pathlib import Path
 
 from alt_hpc.graph import STAGES, Piece
+from alt_hpc.settings import digest
 
 DATA = tuple(f"{kind}-" for kind in ("prompts", "comparisons", "set"))  # NAME-SPLIT of frozen rows
 POLICY_FOLDER = "policy"  # within an attempt: an exported checkpoint
 MODEL_FOLDER = "model"
+MOMENTS_FILE = "moments.safetensors"  # of Adam, for the next iteration's training
 METRICS_FILE = "metrics.jsonl"  # what each optimiser step measured
 REPORT_FILE = "report.json"
 KEPT_FILE = "kept.jsonl"  # prompt groups that an attempt has finished, until the piece is whole
@@ -42,6 +44,11 @@ class Layout:  # the names below one run's folder
         self.lock = path / "lock"
         self.controller_lock = path / "controller.lock"
         self.report_lock = path / "report.lock"
+
+    def user_file(self, name: str) -> tuple[Path, Path]:
+        """The copy of a user's file that a config names, and what is known of the original."""
+        folder = self.code / "user" / digest(name)[:8]
+        return folder / Path(name).name, folder / "original.json"
 
     def packages(self, stage: str) -> Path:
         """Versions that the first task of a stage found."""

@@ -134,6 +134,7 @@ class Manifests:  # of a run's pieces
             dataclasses.replace(manifest, removed=True).write(self.layout.manifest(piece))
             folder = self.layout.piece(piece) / manifest.folder
             shutil.rmtree(folder / layout.POLICY_FOLDER, ignore_errors=True)
+            (folder / layout.MOMENTS_FILE).unlink(missing_ok=True)
             self.layout.policy(piece.iteration).unlink(missing_ok=True)
 
 

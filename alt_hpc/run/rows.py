@@ -10,7 +10,7 @@ from alt_hpc.run.files import read_lines, replacing, sha256, write_atomically
 from alt_hpc.run.folder import RunFolder
 
 
-def freeze(run: RunFolder, name: str, texts: Iterable[Mapping[str, str]]) -> int:
+def freeze(run: RunFolder, name: str, texts: Iterable[Mapping[str, Any]]) -> int:
     """Write rows of text under a name; returns how many."""
     run.layout.data.mkdir(exist_ok=True)
     (path, about), count = run.layout.frozen(name), 0
@@ -31,7 +31,7 @@ def count(run: RunFolder, name: str) -> int:
     return int(json.loads(run.layout.frozen(name)[1].read_text())["rows"])
 
 
-def frozen(run: RunFolder, name: str, rows: Iterable[int] | None = None) -> list[dict[str, str]]:
+def frozen(run: RunFolder, name: str, rows: Iterable[int] | None = None) -> list[dict[str, Any]]:
     """Frozen texts, all or those asked for, after checking the file's checksum."""
     path, about = run.layout.frozen(name)
     if not path.is_file() or sha256(path) != json.loads(about.read_text())["sha256"]:

@@ -8,9 +8,10 @@ import gc
 import itertools
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from alt_hpc.data import draws
 from alt_hpc.graph import DRAWN, OWN
 from alt_hpc.lm import load
 from alt_hpc.lm.prefix import answers_logprobs, continuation_logprobs
@@ -50,10 +51,23 @@ def run(work: Work) -> None:
 
 
 def _rewards(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:
-    prompts = map(asked.__getitem__, indices)
-    texts = (Answers(rows[0]["prompt"], [r["text"] for r in rows], rows[0]) for rows in prompts)
-    for scored in scorer(work.run, work.config.measured_by, work.device).score(texts):
-        yield [{"reward": [r if math.isfinite(r) else None for r in scored.rewards]}]
+    data, first = draws.frozen(work.run, work.piece), work.rows.start
+
+    def answers(rows: Rows) -> Answers:
+        number, texts = rows[0]["row"], [row["text"] for row in rows]
+        return Answers(rows[0]["prompt"], texts, data[number - first], number)
+
+    groups = map(answers, map(asked.__getitem__, indices))
+    for scored in scorer(work.run, work.config.measured_by, work.device).score(groups):
+        row: dict[str, Any] = {"reward": _finite(scored.rewards)}
+        if parts := {name: _finite(part) for name, part in scored.parts.items()}:
+            each = zip(*parts.values(), strict=True)
+            row["parts"] = [dict(zip(parts, values, strict=True)) for values in each]
+        yield [row]
+
+
+def _finite(rewards: Sequence[float]) -> list[float | None]:
+    return [reward if math.isfinite(reward) else None for reward in rewards]
 
 
 def _perplexities(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:
@@ -75,11 +89,11 @@ def _perplexities(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iter
 
 
 def _words(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:
-    """Nothing for a policy that is not the run's, or whose files were removed since (`keep`)."""
+    """Nothing for a policy that is not the run's, knows no words, or was removed since (`keep`)."""
     k, graph, method = work.piece.iteration, work.run.graph(), work.config.method
     fixed: dict[int, list[list[int]]] = {}
-    maker = graph.policy(k)
-    if maker is None or not work.run.manifests.wait(maker).removed:
+    maker, knows = graph.policy(k), {"best", "worst"} <= {*method.asked(k)}
+    if knows and (maker is None or not work.run.manifests.wait(maker).removed):
         for piece in graph.fixed(graph.shard(work.piece)):
             for row in rows_of.of_piece(work.run, piece):
                 if row["variant"] == f"{DRAWN}plain" and row["row"] in work.rows:

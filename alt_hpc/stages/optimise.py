@@ -8,20 +8,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alt_hpc import interrupt
 from alt_hpc.lm import check, save
 from alt_hpc.run.files import append_line, link, make_private, read_lines, write_atomically
-from alt_hpc.run.layout import METRICS_FILE, POLICY_FOLDER
+from alt_hpc.run.layout import METRICS_FILE, MOMENTS_FILE, POLICY_FOLDER
 from alt_hpc.run.manifests import Checkpoints
 from alt_hpc.settings import digest
 from alt_hpc.stages.work import Policy, Work
 from alt_hpc.training import loop, ranks
 from alt_hpc.training.examples import Siblings, Trainable
 from alt_hpc.training.losses import Loss
-from alt_hpc.training.settings import Training
+from alt_hpc.training.settings import PolicyTraining, Training
 
 
 def optimise(
@@ -47,11 +48,27 @@ def optimise(
         checkpoints=Checkpoints(layout.steps(place)),
         log=curves.send,
         stop=interrupt.asked,
+        carried=_carried(work, settings),
     )
     ranks.disconnect()
     if work.ranks.first:
-        shutil.copyfile(place / METRICS_FILE, work.attempt.folder / METRICS_FILE)
+        folder = work.attempt.folder
+        shutil.copyfile(place / METRICS_FILE, folder / METRICS_FILE)
+        if result.moments is not None:
+            save_file(result.moments, folder / MOMENTS_FILE)
+            shutil.copymode(folder / METRICS_FILE, folder / MOMENTS_FILE)  # else the owner's alone
     return result.weights
+
+
+def _carried(work: Work, settings: Training) -> dict[str, Tensor] | None:
+    """Adam's moments after the iteration before, of the first none; None: they do not go on."""
+    if not (isinstance(settings, PolicyTraining) and settings.carry_moments):
+        return None
+    before = work.piece.iteration - 1
+    if before == 0:
+        return {}
+    folder, _ = work.run.manifests.open(replace(work.piece, iteration=before))
+    return load_file(folder / MOMENTS_FILE)
 
 
 def make_policy(

@@ -7,7 +7,6 @@ from typing import Any
 from alt_hpc.graph import OWN, SCORE, VALID, Piece
 from alt_hpc.plan import Submission
 from alt_hpc.report import curves, diagnosis, measures, results
-from alt_hpc.run import rows
 from alt_hpc.run.files import locked, write_atomically
 from alt_hpc.run.journal import Submitted
 from alt_hpc.run.layout import REPORT_FILE
@@ -41,21 +40,24 @@ def run(work: Work) -> None:
         if made and stage != work.piece.stage:
             lost = [manifest.facts.get("prompts_shortened", 0) for manifest in made.values()]
             report["stages"][stage], report["shortened"][stage] = _durations(work, made), sum(lost)
-    shown = (OWN, "best" if "best" in method.asked(k) else "plain")
+    shown = (OWN, results.shown(folder, k))
     samples = [row for row in evaluations if (row["policy"], row["variant"]) == shown][:5]
     texts = [f"{r['prompt']}\n\n**{r['text']}**\n\nreward {r['reward']}" for r in samples]
     report["samples"] = [text.replace("\n", "  \n") for text in texts]  # as Markdown
     if k:
-        scores = list(rows.of_stage(folder, k, SCORE))
-        quantiles = [label.quantiles for label in method.labels(scores)]
-        rewards = (row["rewards"] for row in scores)
+        scored = [(row, label.quantiles) for j, row, label in work.pool() if j == k]
+        rewards, quantiles = [row["rewards"] for row, _ in scored], [qs for _, qs in scored]
         parts = measures.by_quantile(rewards, quantiles, len(method.levels))
         report["quantiles"] = [measures.histogram(values) for values in parts]
         report["set_aside"] = sum(set(row) <= {None} for row in quantiles)
+        scores = filter(None, map(folder.manifests.get, folder.graph().of(k, SCORE)))
+        report["answers_set_aside"] = sum(m.facts.get("answers_set_aside", 0) for m in scores)
+        report["parts"] = measures.spreads([row for row, _ in scored], work.config.reward.weight)
     elif maker := folder.graph().reward_model():
         report["reward_model"] = dict(folder.manifests.open(maker)[1].facts)
     report["words"] = results.diagnosed(folder, evaluations)
-    report["lines"] = list(results.gains(folder, VALID, k, [evaluations]))
+    ruling = measures.ruling(report.get("parts", {}))
+    report["lines"] = [*results.gains(folder, VALID, k, [evaluations]), *([ruling] * bool(ruling))]
     (work.attempt.folder / REPORT_FILE).write_text(json.dumps(report, indent=1))
     with locked(folder.layout.report_lock, WITHIN_S):  # one beside would not see this one
         known = dict(sorted((results.reports(folder) | {k: report}).items()))

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from alt_hpc.training import loop, losses
 from alt_hpc.training.examples import FeaturePair, Pair
 from alt_hpc.training.settings import Training
 
-Rows = list[dict[str, str]]
+Rows = list[dict[str, Any]]
 Made = tuple[PreTrainedModel | None, int]  # None but on the first rank; prompts shortened
 
 
@@ -29,9 +30,8 @@ def run(work: Work) -> None:
     The loss is -log sigmoid(r_chosen - r_rejected), the reward r a linear head on the last token.
     """
     work.connect()
-    settings, reward = work.config.reward_model, work.config.reward
+    settings, reward = work.config.reward_model, _to_train(work)
     assert settings is not None
-    assert isinstance(reward, model.Settings)
     named = reward.named().items()
     found = {key: models.place(work.run, of.name, whole=of.whole) for key, of in named}
     base, new = found["base"], work.config.sample.max_new_tokens
@@ -54,10 +54,16 @@ def run(work: Work) -> None:
     optimise.publish(work, len(pairs), facts | {"prompts_shortened": shortened})
 
 
+def _to_train(work: Work) -> model.Settings:
+    """The reward, or the part of it, whose model is trained."""
+    (reward,) = work.config.reward.to_train().values()
+    assert isinstance(reward, model.Settings)
+    return reward
+
+
 def _train_head(work: Work, settings: Training, base: Path, words: Text, pairs: Rows) -> Made:
     """Train a linear head on the trunk's features, computed once."""
-    reward, found, shortened, started = work.config.reward, [], 0, time.time()
-    assert isinstance(reward, model.Settings)
+    reward, found, shortened, started = _to_train(work), [], 0, time.time()
     trunk = heads.Trunk(load.whole(AutoModel, base, reward.dtype, work.device), words)
     for number, row in enumerate(pairs, start=1):
         interrupt.check()
@@ -99,7 +105,7 @@ def _held_out(work: Work, place: Path) -> dict[str, float | int]:
     """Accuracy on held-out comparisons, and that of preferring the longer text."""
     pairs = rows.frozen(work.run, "comparisons-valid")
     texts = [[row["chosen"], row["rejected"]] for row in pairs]
-    reward = scorer(work.run, work.config.reward, work.device, made=place)
+    reward = scorer(work.run, _to_train(work), work.device, made=place)
     answers = (Answers(row["prompt"], two) for row, two in zip(pairs, texts, strict=True))
     rewards = [tuple(scored.rewards) for scored in reward.score(answers)]
     lengths = [tuple(float(len(one.split())) for one in two) for two in texts]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from alt_hpc.data import draws
 from alt_hpc.rewards import Answers
 from alt_hpc.stages.work import Work, scorer
 
@@ -15,18 +16,25 @@ Row = dict[str, Any]
 def run(work: Work) -> None:
     """Make one shard: a row per prompt with what was decided of each generation.
 
-    That is its reward (null where it is not finite; made from the plain prompt), whether it came
-    to an end, and the method's label: its quantile and feedback, null where a generation, or a
-    prompt with too few of them, was set aside, and for the row where the iteration decides.
+    That is its reward (null where it is not finite; made from the plain prompt) and the parts of a
+    sum, whether it came to an end, and the method's label: its quantile and feedback, null where a
+    generation, or a prompt with too few of them, was set aside, and for the row where the
+    iteration decides. `post` is the frozen prompt that was drawn.
     """
-    samples = list(work.mates())
+    samples, first = list(work.mates()), work.rows.start
     reward = _scorer(work.run, work.device)
+    posts = work.run.draw(work.piece.iteration)["rows"]
+    data = draws.frozen(work.run, work.piece)
+
+    def answers(sample: Row) -> Answers:
+        number, texts = sample["row"], [g["text"] for g in sample["generations"]]
+        return Answers(sample["prompt"], texts, data[number - first], number)
 
     def make(indices: Iterator[int]) -> Iterator[list[Row]]:
         asked, again = itertools.tee(map(samples.__getitem__, indices))  # it may take some ahead
-        texts = (Answers(r["prompt"], [g["text"] for g in r["generations"]], r) for r in again)
-        for sample, scored in zip(asked, reward.score(texts), strict=True):
-            row: Row = {"row": sample["row"], "rewards": _finite(scored.rewards)}
+        for sample, scored in zip(asked, reward.score(map(answers, again)), strict=True):
+            row: Row = {"row": sample["row"], "post": posts[sample["row"]]}
+            row["rewards"] = _finite(scored.rewards)
             row["finished"] = [g["ended"] == "eos" for g in sample["generations"]]
             if scored.parts:
                 row["parts"] = {name: _finite(part) for name, part in scored.parts.items()}
@@ -41,11 +49,16 @@ def run(work: Work) -> None:
     rows = work.attempt.resumable(starts, make, "samples", work.config.sample.generations)
     shortened = sum(row["post_shortened"] for row in rows)
     aside = sum(row["quantiles"] is not None and set(row["quantiles"]) <= {None} for row in rows)
+    lost = sum(reward is None for row in rows for reward in row["rewards"])
+    if lost:
+        count = sum(len(row["rewards"]) for row in rows)
+        work.say(f"{lost} of {count} answers set aside (no finite reward)")
     if aside:
         work.say(f"{aside} of {len(rows)} prompts set aside (too few finite rewards)")
     if shortened:
         work.say(f"{shortened} of {len(rows)} posts shortened to the reward model's length")
-    work.attempt.commit_rows(rows, {"set_aside": aside, "prompts_shortened": shortened})
+    facts = {"set_aside": aside, "answers_set_aside": lost, "prompts_shortened": shortened}
+    work.attempt.commit_rows(rows, facts)
 
 
 # One for all shards of a task.

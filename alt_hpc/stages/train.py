@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from alt_hpc.graph import SAMPLE, SCORE, TRAIN, VALID, Piece
+from alt_hpc.config import Config
+from alt_hpc.graph import SAMPLE, TRAIN, VALID, Piece
 from alt_hpc.lm import load
 from alt_hpc.lm.prefix import side_by_side
 from alt_hpc.lm.tokens import common, text_ids
@@ -22,7 +23,7 @@ from alt_hpc.training.reference import share_trunk
 
 CARD = """# Policy aligned with textual feedback, {title}, iteration {iteration}
 
-Prompt it with the feedback you want{place}:
+Prompt it with {place}:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,7 +36,7 @@ out = model.generate(**ids, max_new_tokens={tokens}, do_sample=False)
 print(tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
-Feedback texts, best first: {texts}. Method: arXiv 2407.16970. Made from `{base}` with alt_hpc.
+Feedback, best first: {texts}. Method: arXiv 2407.16970. Made from `{base}` with alt_hpc.
 """
 
 
@@ -45,7 +46,7 @@ def run(work: Work) -> None:
     config, k, settings = work.config, work.piece.iteration, work.config.train
     before, method = work.policy(k - 1), config.method
     model = load.policy(before.place, "float32", torch.device("cpu"))
-    method.prepare(model, before.tokenizer)
+    method.prepare(model, before.tokenizer, config.seed)
     optimise.set_dropout(model, config.policy.dropout)
     made = list(_families(work, before, side_by_side(model.config)))
     examples = [family for family, _ in made]
@@ -65,16 +66,17 @@ def run(work: Work) -> None:
             share_trunk(model, reference)
         against = {"reference": reference, "vocabulary": view.vocabulary}
         loss = functools.partial(loss, kl=settings.kl, **against)
-    domain, it = config.domain, config.domain.around(method.ask("best", {}))
+    domain, asked = config.domain, method.ask("best", {})
+    it = domain.around(asked)
     text = domain.text(domain.probe, it)
     bos = it.bos and not text_ids(before.tokenizer, "")  # which it does not add by itself
     card = CARD.format(
         iteration=k,
         title=config.title,
-        place=" behind it" if domain.is_behind else ", then the prompt as it is",
+        place=_place(config, asked),
         prompt="tokenizer.bos_token + " * bos + json.dumps(text, ensure_ascii=False),
         tokens=config.sample.max_new_tokens,
-        texts=", ".join(f"`{text}`" for text in method.levels),
+        texts=", ".join(f"`{text}`" for text in method.levels) if asked else "(none)",
         base=config.policy.model or config.policy.base,
     )
     shortened = sum(lost for _, lost in made)
@@ -84,23 +86,23 @@ def run(work: Work) -> None:
 
 
 def _families(work: Work, policy: Policy, together: bool) -> Iterator[tuple[Siblings, bool]]:
-    """Generations that share a prompt, in the draw's order; whether it was shortened.
+    """Generations that share a prompt, in the order of the draws; whether it was shortened.
 
-    All of a prompt where the feedback stands behind it, else those with the same feedback.
+    All of a draw where the feedback stands behind it, else those with the same feedback.
     """
     config, k = work.config, work.piece.iteration
     method, new = config.method, config.sample.max_new_tokens
     plainly = method.loss_view(policy.tokenizer).reads == "plain"
-    samples = rows_of.of_stage(work.run, k, SAMPLE)
-    labels = method.labels(rows_of.of_stage(work.run, k, SCORE))
-    for row, label in zip(samples, labels, strict=True):
+    each = (rows_of.of_stage(work.run, j, SAMPLE) for j in method.pooled(k))
+    samples = itertools.chain.from_iterable(each)
+    for row, (j, _, label) in zip(samples, work.pool(), strict=True):
         generations = row["generations"]
-        rng = np.random.default_rng([config.seed, k, row["row"]])
+        rng = np.random.default_rng([config.seed, k, row["row"], *([j] if j < k else [])])
         finished = [g["ended"] == "eos" for g in generations]
         kept: dict[str | None, list[list[int]]] = {}
-        for index in method.select(label, finished, rng):
+        for index, feedback in method.select(label, finished, rng):
             ids = method.learned(generations[index], policy.tokenizer, new)
-            kept.setdefault(label.feedback[index], []).append(ids)
+            kept.setdefault(feedback, []).append(ids)
         plain = policy.fit(None, row["prompt"], new)[0] if plainly else None
         fitted = {feedback: policy.fit(feedback, row["prompt"], new) for feedback in kept}
         lost = any(lost for _, lost in fitted.values())
@@ -113,13 +115,24 @@ def _families(work: Work, policy: Policy, together: bool) -> Iterator[tuple[Sibl
             yield Siblings(prompt, answers, together, plain, tails), lost
             continue
         for feedback, answers in kept.items():
-            yield Siblings(prompts[feedback], answers, together, plain), lost
+            for at in range(0, len(answers), method.family):  # of a control all may have none
+                some = answers[at : at + method.family]
+                yield Siblings(prompts[feedback], some, together, plain), lost
+
+
+def _place(config: Config, asked: str | None) -> str:
+    """What a policy is prompted with, in a few words."""
+    if asked is None:
+        return "the prompt as it is"
+    behind = config.domain.is_behind
+    return "the feedback you want" + (" behind it" if behind else ", then the prompt as it is")
 
 
 def _remove_old_policies(work: Work) -> None:
     """Keep the last `keep`, the best by mean reward on `valid`, and what is still to be read."""
     found = results.reports(work.run)
-    by = {k: report["evaluation"].get(VALID, {}).get("best") for k, report in found.items()}
+    valid = {k: report["evaluation"].get(VALID, {}) for k, report in found.items()}
+    by = {k: variants.get(results.shown(work.run, k)) for k, variants in valid.items()}
     rewards = {k: m["reward"] for k, m in by.items() if m and m["reward"] is not None}
     best = max(rewards, key=rewards.__getitem__, default=None)
     for k in range(1, work.piece.iteration - work.config.keep + 1):

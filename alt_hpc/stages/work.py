@@ -13,10 +13,11 @@ import numpy as np
 
 from alt_hpc.config import Config
 from alt_hpc.engines import Decoding, Generator, Model
-from alt_hpc.graph import STAGES, Piece
+from alt_hpc.graph import SCORE, STAGES, Piece
 from alt_hpc.lm import tokens
-from alt_hpc.rewards import Given, Reward, Scorer
-from alt_hpc.run import attempt, models, rows
+from alt_hpc.methods import Label
+from alt_hpc.rewards import File, Given, Reward, Scorer
+from alt_hpc.run import attempt, code, models, rows
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.layout import MODEL_FOLDER, POLICY_FOLDER
 from alt_hpc.training import ranks
@@ -36,6 +37,7 @@ class Policy:
     tokenizer: tokens.Tokenizer
     ends: tuple[int, ...]  # token ids that end a generation
     context: int  # tokens that a prompt and its generation may have together
+    vocabulary: int  # rows of its embeddings
 
     def fit(self, feedback: str | None, prompt: str, new_tokens: int) -> tuple[list[int], int]:
         """Token ids of a prompt asked with feedback, so that `new_tokens` still fit, and how much
@@ -89,6 +91,16 @@ class Work:
         assert stage is not None
         return rows.of_piece(self.run, dataclasses.replace(self.piece, stage=stage))
 
+    def pool(self) -> Iterator[tuple[int, dict[str, Any], Label]]:
+        """Scored rows of all draws that this iteration trains on, each with its iteration before
+        it and its label behind it, in the order of the draws.
+        """
+        method = self.config.method
+        ks = method.pooled(self.piece.iteration)
+        scored = [(k, row) for k in ks for row in rows.of_stage(self.run, k, SCORE)]
+        labels = method.labels(row for _, row in scored)
+        return ((k, row, label) for (k, row), label in zip(scored, labels, strict=True))
+
     def show(self, done: int, total: int, unit: str, started: float) -> None:
         """Say how far the piece is: `done` of `total` units since `started` (seconds, epoch)."""
         attempt.show(self.run, self.piece, done, total, unit, started)
@@ -99,9 +111,13 @@ class Work:
 
     def policy(self, iteration: int) -> Policy:
         """The policy after an iteration (0: the starting one), every checksum verified."""
+        given: tuple[str | Path | None, str | None]
+        given = self.config.policy.model, self.config.policy.tokenizer
         if piece := self.run.graph().policy(iteration):
-            return self.named(self.run.manifests.open(piece)[0] / POLICY_FOLDER, None)
-        return self.named(self.config.policy.model, self.config.policy.tokenizer)
+            given = self.run.manifests.open(piece)[0] / POLICY_FOLDER, None
+        policy = self.named(*given)
+        self.config.method.extend(policy.tokenizer)  # prompts are shortened alike before and after
+        return policy
 
     def named(self, model: str | Path | None, tokenizer: str | None) -> Policy:
         """A policy in a folder or that the config names, with a tokenizer that it names beside."""
@@ -111,9 +127,10 @@ class Work:
         place = model if isinstance(model, Path) else models.place(self.run, model)
         home = models.place(self.run, tokenizer, whole=False) if tokenizer else place
         words, most = load.tokenizer(home), self.config.policy.max_length
-        context = tokens.context_length(load.config(place), unknown=most)
-        ends = tokens.all_ends(place, words)
-        return Policy(place, self.config, words, ends, min(context, most or context))
+        shape, ends = load.config(place), tokens.all_ends(place, words)
+        context = tokens.context_length(shape, unknown=most)
+        size = shape.get_text_config().vocab_size
+        return Policy(place, self.config, words, ends, min(context, most or context), size)
 
     def generator(self, policy: Policy) -> Generator:
         """The engine that the config names, with the policy loaded, once per task."""
@@ -122,7 +139,8 @@ class Work:
 
     def decoding(self, policy: Policy, answers: int, group: int, new: int) -> Decoding:
         """How answers are sampled; none: how the greedy one is found."""
-        sample, silent = self.config.sample, self.config.method.silent(policy.tokenizer)
+        sample, never = self.config.sample, self.config.method.silent(policy.tokenizer)
+        silent = tuple(i for i in never if i < policy.vocabulary)
         heat = (sample.temperature, sample.top_p) if answers else (0.0, 1.0)
         return Decoding(answers or 1, *heat, new, group, silent)
 
@@ -142,9 +160,12 @@ def scorer(run: RunFolder, reward: Reward, on: "torch.device", made: Path | None
     piece = run.graph().reward_model() if reward.trained else None
     if piece and made is None:
         made = run.manifests.open(piece)[0] / MODEL_FOLDER
-    named, config = reward.named(), run.config()
+    named, files, config = reward.named(), reward.files(), run.config()
 
     def place(key: str) -> Path:
         return models.place(run, named[key].name, whole=named[key].whole)
 
-    return reward.load(Given(place, made, config.domain, config.sample.max_new_tokens, on))
+    def file(key: str) -> File:
+        return code.user_file(run, files[key])
+
+    return reward.load(Given(place, file, config.domain, config.sample.max_new_tokens, made, on))

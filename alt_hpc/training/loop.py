@@ -6,7 +6,7 @@ The first then loads the result's weights into a model made anew: the trained on
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from alt_hpc.errors import InputError, TrainingDiverged
 from alt_hpc.interrupt import Interrupted
 from alt_hpc.lm.blocks import train_top
 from alt_hpc.settings import digest
-from alt_hpc.training import deepspeed
+from alt_hpc.training import deepspeed, moments
 from alt_hpc.training.checkpoints import Store, resume, save
 from alt_hpc.training.examples import Trainable, move
 from alt_hpc.training.losses import ForLoss, Loss
@@ -49,6 +49,7 @@ class TrainResult(NamedTuple):
 
     weights: dict[str, Tensor] | None  # None on other ranks
     resumed_at: int  # the step after which this attempt took over; 0: it began
+    moments: dict[str, Tensor] | None = None  # Adam's, where carried, on rank 0
 
 
 def order(n: int, epochs: int, seed: int) -> list[NDArray[np.int64]]:
@@ -92,6 +93,7 @@ def train(
     checkpoints: Store,
     log: Callable[[StepRecord], None],
     stop: Callable[[], bool] = lambda: False,
+    carried: Mapping[str, Tensor] | None = None,
 ) -> TrainResult:
     """Minimise `loss` over `examples`, resuming from the newest whole checkpoint.
 
@@ -104,6 +106,8 @@ def train(
     What `settings` decide is filled into `deepspeed_config` (see `deepspeed.filled`). The caller
     removes the checkpoints, this training's own, once the result is safe. `log` is called on rank
     0 after every optimiser step; `stop` is asked on every rank at every step: one's True stops all.
+    `carried` are the moments of Adam that an earlier training gave back, to go on with (empty:
+    begin anew), and has the result hold them; the schedule begins anew either way.
 
     InputError where settings, examples or the JSON cannot be used; TrainingDiverged where a loss,
     gradient norm or weight is not finite; Interrupted where `stop` said so on some rank: all have
@@ -113,6 +117,8 @@ def train(
     check_batches(settings, ranks.world)
     batches = global_batches(len(examples), settings, seed)
     config = deepspeed.filled(deepspeed_config, settings, ranks)
+    if carried is not None:
+        moments.check(module, carried, config)
     originals = deepspeed.Originals(module, ranks)
     # Dropout differs between ranks, and is the same whenever this is run again.
     set_seed(int(np.random.SeedSequence([seed, ranks.rank]).generate_state(1)[0]))
@@ -128,6 +134,8 @@ def train(
     identity = digest(shared)
     resumed_at = resume(checkpoints, identity, engine, ranks)
     originals.hand_over(engine, resumed=resumed_at > 0)
+    if carried and not resumed_at:
+        moments.hand_over(engine, module, carried, ranks)
     steps = _Steps(engine, examples, batches, settings, ranks)
     saved = time.monotonic()
     for step in range(resumed_at + 1, len(batches) + 1):
@@ -141,8 +149,9 @@ def train(
         if stopping:
             raise Interrupted(f"asked to stop after step {step} of {len(batches)}")
     weights = originals.export(engine)
+    kept = None if carried is None else moments.gather(engine, module, ranks)
     engine.destroy()
-    return TrainResult(weights, resumed_at)
+    return TrainResult(weights, resumed_at, kept)
 
 
 def _check(module: nn.Module, examples: Sequence[Trainable]) -> None:

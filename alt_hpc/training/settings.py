@@ -78,6 +78,8 @@ class PolicyTraining(Training):
     share_prompts: bool | None = None
     """Generations of a prompt (with the same feedback, where that stands in front) are one row,
     with one prompt to compute. Default: where feedback stands behind the prompt."""
+    carry_moments: bool = False
+    """Adam's moments go on from the iteration before; the schedule begins anew either way."""
 
     @property
     def trains_embeddings(self) -> bool:

@@ -35,7 +35,8 @@ OPTIONS = {
     "data": "prompts comparisons",
     "data.prompts": "path train valid test columns limit valid_limit",
     "domain": "kind template",
-    "method": "kind quantiles remainder pool history per_quantile only_finished trained append_eos texts",
+    "method": "kind quantiles remainder pool history per_quantile only_finished trained append_eos"
+    " texts",
     "reward": "kind model base tokenizer template max_length dtype",
     "engine": "kind",
     "sample": "prompts replacement generations temperature top_p max_new_tokens group",

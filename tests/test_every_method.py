@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ FULL = pytest.mark.faults
 CONTROLS = ("none", "best", "shuffled", "unfiltered")
 RUNS = {  # what is set of the tiny config
     "words": ["iterations=1", "method={quantiles: 2, texts: [A, B]}"],
-    "quark": ["method={kind: quark, quantiles: 3}", "sample.temperature=2.0"],
+    "quark": ["method={kind: quark, quantiles: 3}", "sample.temperature=2.0", "sample.top_p=1.0"],
     **{
         kind: ["iterations=1", f"method={{kind: {kind}, quantiles: 2, texts: [A, B]}}"]
         for kind in CONTROLS
@@ -54,6 +55,8 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> None:
     place = tiny.folder(folder, "tied", eos_token_id=list(range(1, 257, 8)))
     for kind in ("words", *CONTROLS):
         RUNS[kind].append(f"policy.model={place}")
+    padded = tiny.folder(tmp_path_factory.mktemp("padded") / "policy", "tied", vocab_size=300)
+    RUNS["quark"].append(f"policy.model={padded}")
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +161,8 @@ def test_what_each_control_trains_on() -> None:
 
     def chosen(kind: str, seed: int) -> list[tuple[int, str | None]]:
         method = METHODS[kind].Settings(quantiles=3, texts=["a", "b", "c"], per_quantile=3)
-        return [tuple(c) for c in method.select(label, finished, np.random.default_rng(seed))]
+        rng = np.random.default_rng(seed)
+        return [(c.generation, c.feedback) for c in method.select(label, finished, rng)]
 
     unfinished = set[int]()
     dealt = list[bool]()
@@ -215,7 +219,8 @@ def test_draws_of_earlier_iterations_are_put_in_order_and_trained_on_again(made:
 
 def _prepared(name: str, **changes: Any) -> tuple[Any, Any]:
     model, tokenizer, method = tiny.model(name, **changes), tiny.tokenizer(), Quark()
-    method.extend(tokenizer)
+    assert method.extend(tokenizer)
+    assert not method.extend(tokenizer)
     method.prepare(model, tokenizer, 5)
     return model, tokenizer
 
@@ -235,19 +240,20 @@ def test_new_rows_are_spread_as_the_others(name: str) -> None:
     assert ((rows_of[257:].mean(0) - mean).abs() < 5 * spread / many**0.5).all()
     assert (rows_of[257:].std(0) / spread - 1).abs().max() < 0.06
     assert before.get_output_embeddings().weight.shape == (257 + many, 32)
-    model, tokenizer = _prepared(name)
+    model, _ = _prepared(name)
     again, _ = _prepared(name)
     weights = model.get_input_embeddings().weight
     assert torch.equal(weights, again.get_input_embeddings().weight)
-    Quark().prepare(model, tokenizer, 6)
-    assert torch.equal(model.get_input_embeddings().weight, weights), "it has them"
+    padded, _ = _prepared(name, vocab_size=262)  # as many rows without a use as there are tokens
+    spare = tiny.model(name, vocab_size=262).get_input_embeddings().weight[257:]
+    assert not torch.equal(padded.get_input_embeddings().weight[257:], spare)
 
 
 @pytest.mark.parametrize("name", ["tied", "gptj"])
 def test_quarks_loss_is_that_of_whole_logits(name: str) -> None:
     """CE and entropy over V + 5; KL over V with a reference that reads no token."""
     (policy, tokenizer), reference = _prepared(name), tiny.model(name, vocab_size=270)
-    view, token = Quark().loss_view(tokenizer), Quark().silent(tokenizer)[2]
+    view, token = Quark().loss_view(tokenizer), Quark().silent(tokenizer, 262)[2]
     post, answers = tokenizer.encode("a post TL;DR:"), [[5, 9, 256], [77, 8]]
     batch = Siblings.batch([Siblings([token, *post], answers, True, post)], 5)
     against = {"reference": reference, "vocabulary": view.vocabulary}
@@ -323,6 +329,47 @@ def test_a_tokenizer_with_more_tokens_than_its_model_has_no_room(
     with pytest.raises(InputError, match="embeddings for 257 tokens, its tokenizer has 258"):
         start.prepare(configs.load(tiny_config, chosen))
     assert not (tmp_path / "run").exists()
+
+
+def test_policies_and_settings_that_quark_cannot_have(tiny_config: Path, tmp_path: Path) -> None:
+    """Its tokens are the tokenizer's last, as many as quantiles, trained, and in no prompt."""
+    other = tiny.folder(tmp_path / "other", "llama", vocab_size=260)
+    tokenizer = tiny.tokenizer()
+    Quark(quantiles=3).extend(tokenizer)
+    tokenizer.save_pretrained(other)
+    mixed = tiny.folder(tmp_path / "mixed", "llama", vocab_size=300)
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(mixed)
+    (tmp_path / "data").mkdir()
+    for split in ("train", "valid", "test"):
+        row = {"prompt": "POST: a _QUANTILE_TOKEN_1_ TL;DR:", "label": "x"}
+        (tmp_path / "data" / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    for changes, words in {
+        ("train.train_embeddings=false",): "train.train_embeddings: method.kind: quark learns",
+        (f"policy.model={other}",): "knows 3 quantile tokens, but there are 5 quantiles",
+        (f"policy.model={mixed}", "method.quantiles=3"): "its last tokens cannot be the quantiles'",
+        (f"data.prompts.path={tmp_path}/data",): "row 0 of prompts-train has _QUANTILE_TOKEN_1_",
+    }.items():
+        chosen = [f"run={tmp_path}/run", "method.kind=quark", "train.share_prompts=false"]
+        with pytest.raises(InputError, match=words):
+            start.prepare(configs.load(tiny_config, [*chosen, *changes]))
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="a draw may have no answer"):
+        configs.load(tiny_config, ["method={kind: best, history: 1}"])
+    with pytest.raises(InputError, match="a draw may have no answer"):
+        configs.load(tiny_config, ["method={kind: best, pool: iteration}"])
+
+
+@pytest.mark.parametrize("kind", ["words", *CONTROLS])
+def test_families_are_the_same_whatever_the_words(kind: str) -> None:
+    """So a control has the steps of ALT-RM also where a family shares one computed prompt."""
+    given = {"rewards": [5.0, None, 3.0, 2.0, None, 1.0, 0.5, 0.25], "finished": [True] * 8}
+    words = Words(quantiles=3, texts=["a", "b", "c"]).label(given)
+    assert words is not None
+    method = METHODS[kind].Settings(quantiles=3, texts=["a", "b", "c"], per_quantile=3)
+    chosen = method.select(words, [True] * 8, np.random.default_rng(0))
+    sizes = Counter((c.family, c.feedback) for c in chosen)
+    assert sorted(sizes.values()) == [2, 2, 2]
 
 
 def test_what_a_method_decides_of_other_sections_can_be_set_otherwise(tiny_config: Path) -> None:

@@ -212,18 +212,19 @@ class Settings(Method):
 
     def select(self, label, finished, rng):
         some = quantiles.select(label.quantiles, finished, 2, rng)
-        return [Choice(i, label.feedback[i]) for i in some]
+        return [Choice(i, label.feedback[i], label.quantiles[i]) for i in some]
+
+    adds_tokens = True
 
     def extend(self, tokenizer):
-        tokenizer.add_tokens(TOKENS, special_tokens=True)
+        return bool(tokenizer.add_tokens(TOKENS, special_tokens=True))
 
     def prepare(self, model, tokenizer, seed):
-        if model.config.vocab_size < len(tokenizer):
-            model.resize_token_embeddings(len(tokenizer))
+        model.resize_token_embeddings(len(tokenizer))
 
-    def silent(self, tokenizer):
+    def silent(self, tokenizer, rows):
         known = tokenizer.get_vocab()
-        return tuple(known[token] for token in TOKENS if token in known)
+        return [known[token] for token in TOKENS if known.get(token, rows) < rows]
 
     def loss_view(self, tokenizer):
         return LossView("plain", len(tokenizer) - len(TOKENS))

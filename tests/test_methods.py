@@ -237,7 +237,7 @@ def test_only_some_quantiles_are_trained_on() -> None:
     label = method.label({"rewards": [9.0, 8.0, 7.0, 6.0, 5.0, 4.0], "finished": [True] * 6})
     assert label is not None
     chosen = method.select(label, [True] * 6, np.random.default_rng(0))
-    assert sorted(chosen) == [(0, "a"), (1, "a"), (4, "c"), (5, "c")]
+    assert sorted(chosen) == [(0, "a", 0), (1, "a", 0), (4, "c", 2), (5, "c", 2)]
     assert method.taught == 2
 
 

@@ -172,11 +172,11 @@ def test_a_sum_without_a_part_is_set_aside() -> None:
 
 def test_a_part_that_rules_is_named() -> None:
     rows = [
-        {"quantiles": [0, 1], "parts": {"quality": [0.0, 2e6], "brevity": [1.0, 2.0], "c": [5, 5]}},
-        {"quantiles": [0, 1], "parts": {"quality": [1.0, None], "brevity": [99, 99], "c": [9, 9]}},
+        {"parts": {"quality": [0.0, 2e6], "brevity": [1.0, 2.0], "c": [5, 5]}},
+        {"parts": {"quality": [1.0, None], "brevity": [99, 99], "c": [9, 9]}},
     ]
     weights = {"quality": 1.0, "brevity": -0.5, "c": 1e9}
-    found = measures.spreads(rows, weights.__getitem__)
+    found = measures.spreads([[row] for row in rows], weights.__getitem__)
     assert found["c"] == {"mean": 7.0, "spread": 0.0}
     assert found["brevity"] == {"mean": 50.25, "spread": pytest.approx(0.5 * 0.125**0.5)}
     ratio = (2 / 3) ** 0.5 * 1e6 / (0.5 * 0.125**0.5)
@@ -185,7 +185,7 @@ def test_a_part_that_rules_is_named() -> None:
     assert measures.ruling({name: found[name] for name in ("brevity", "c")}).endswith("all answers")
     assert measures.ruling({"a": {"spread": 99.0}, "b": {"spread": 1.0}}) == ""
     assert measures.ruling({"a": {"spread": 99.0}}) == ""
-    together = measures.spreads([row | {"quantiles": None} for row in rows], weights.__getitem__)
+    together = measures.spreads([rows], weights.__getitem__)
     assert together["c"]["spread"] == 2e9
 
 
@@ -212,7 +212,7 @@ def test_further_columns_of_json_lines_are_kept(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert _read(_data(tmp_path, columns={"prompt": "post", "label": "summary"})) == [
         {"topic": "cats", "tags": [1, None, {"x": 2.5}], "label": 5, "prompt": "a"},
-        {"topic": None, "label": "of another", "prompt": "b"},
+        {"topic": None, "label": "of another", "score": None, "prompt": "b"},
     ]
 
 
@@ -430,7 +430,7 @@ def test_a_run_goes_on_with_its_copy(
     assert code.user_file(again, "late.py").kept.is_file()
     capsys.readouterr()
     prepared(good)
-    assert "late.py is not what it was when the run began" in capsys.readouterr().err
+    assert "late.py is not what it was when it was copied" in capsys.readouterr().err
     code.user_file(again, "mine.py").kept.write_text("x = 2\n")
     with pytest.raises(InputError, match="the run's copy was changed"):
         prepared(good)

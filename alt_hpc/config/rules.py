@@ -116,6 +116,10 @@ def _trainings(config: Config) -> Problems:
         if training is not None:
             with blaming(section):
                 check_batches(training, world)
+        lacks = isinstance(training, PolicyTraining) and not training.trains_embeddings
+        if lacks and config.method.adds_tokens:
+            problem = f"method.kind: {config.method.kind} learns its tokens by them"
+            yield f"{section}.train_embeddings", problem
         if isinstance(training, PolicyTraining) and config.shares_prompts:
             batch, micro = training.global_batch, training.micro_batch
             if batch % (world * size) or micro % size:

@@ -67,11 +67,27 @@ def freeze(config: Config, run: RunFolder) -> None:
     for one in wanted(config):
         if not (run.exists() and rows.is_frozen(run, one.name)):
             found = read(one.source, one.split, one.columns, one.field)
-            rows.freeze(run, one.name, map(config.domain.example, islice(found, one.limit)))
+            kept = map(config.domain.example, islice(found, one.limit))
+            rows.freeze(run, one.name, _plain_text(kept, config, one))
     asked, count = config.sample.prompts, rows.count(run, "prompts-train")
     if not config.sample.replacement and count < asked:
         problem = f"{asked} prompts cannot be drawn without replacement from {count} rows"
         raise InputError(problem, "sample.prompts")
+
+
+def _plain_text(
+    found: Iterator[dict[str, Any]], config: Config, of: Wanted
+) -> Iterator[dict[str, Any]]:
+    """Rows as they are; InputError where a prompt spells out a token that the method adds."""
+    tokens = config.method.levels if config.method.adds_tokens else []
+    for number, row in enumerate(found):
+        for token in tokens:
+            if token in row["prompt"]:
+                problem = f"row {number} of {of.name} has {token} in its text"
+                raise InputError(
+                    f"{problem}, a token of method.kind: {config.method.kind}", of.field
+                )
+        yield row
 
 
 def read(
@@ -108,9 +124,9 @@ def _as_json(row: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for column, value in row.items():
         with contextlib.suppress(TypeError, ValueError, RecursionError):
-            text = json.dumps({column: value}, ensure_ascii=False, allow_nan=False, default=_plain)
+            text = json.dumps({column: value}, ensure_ascii=False, default=_plain)
             text.encode()  # no half a character
-            found |= json.loads(text)
+            found |= json.loads(text, parse_constant=lambda name: None)  # NaN and the infinities
     return found
 
 

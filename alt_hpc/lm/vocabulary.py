@@ -14,12 +14,9 @@ def resize(model: PreTrainedModel, old: int, new: int, seed: int) -> None:
 
     Each number of a new row is drawn from a normal distribution with mean and spread of its
     dimension over the old rows; a new bias is their mean (so do the authors of Quark, for the
-    embeddings). A model that has as many rows as asked for is left alone. InputError where it has
-    fewer than `old`.
+    embeddings). InputError where the model has fewer than `old`.
     """
     rows = len(_weight(model.get_input_embeddings()))
-    if rows == old + new:
-        return
     if rows < old:
         raise InputError(f"a model with embeddings for {rows} tokens cannot keep {old}")
     model.resize_token_embeddings(old, mean_resizing=False)

@@ -29,6 +29,7 @@ class Choice(NamedTuple):
 
     generation: int  # its index among the prompt's
     feedback: str | None  # that it is trained with; None: the prompt as it is
+    family: int  # those of a family have the same feedback and can share one computed prompt
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Method(Settings):
 
     # Keys of other sections that the method's paper sets so, where a config leaves them out.
     defaults: ClassVar[Mapping[str, Any]] = {}
+    adds_tokens: ClassVar[bool] = False  # then the embeddings must be trained
 
     kind: str
 
@@ -98,6 +100,10 @@ class Method(Settings):
         """Of a scored row; None where `labels` decides over the pool, not row by row."""
         raise NotImplementedError
 
+    def together(self, row: Row) -> Any:
+        """The same value for all scored rows whose generations are put in order together."""
+        return row["row"]
+
     def labels(self, rows: Iterable[Row]) -> Iterator[Label]:
         """Of each scored row of an iteration's pool: what training and reports go by.
 
@@ -115,17 +121,21 @@ class Method(Settings):
         """Token ids that are learned of a selected generation: those that were sampled."""
         return list(generation["ids"])
 
-    def extend(self, tokenizer: Tokenizer) -> None:
-        """Add the method's own tokens, if any, to a policy's tokenizer; again is no change."""
+    def extend(self, tokenizer: Tokenizer) -> bool:
+        """Add the method's own tokens to a policy's tokenizer; whether it lacked them.
+
+        InputError where it cannot have them.
+        """
+        return False
 
     def prepare(self, model: "PreTrainedModel", tokenizer: Tokenizer, seed: int) -> None:
-        """Give a policy rows for the tokens of `extend`, before it is trained; again no change.
+        """Give a policy rows for the tokens that `extend` has added, before it is trained.
 
         A function of model, tokenizer and seed alone. InputError where the model cannot have them.
         """
 
-    def silent(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Token ids that are never sampled, here or from the export."""
+    def silent(self, tokenizer: Tokenizer, rows: int) -> Sequence[int]:
+        """Token ids, of so many in a policy's vocabulary, that it and its export never sample."""
         return ()
 
     def loss_view(self, tokenizer: Tokenizer) -> LossView:

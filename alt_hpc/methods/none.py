@@ -30,4 +30,4 @@ class Settings(words.Settings):
     def select(
         self, label: Label, finished: Sequence[bool], rng: np.random.Generator
     ) -> list[Choice]:
-        return [Choice(i, None) for i in self.kept(label, finished, rng)]
+        return [one._replace(feedback=None) for one in super().select(label, finished, rng)]

@@ -4,7 +4,8 @@ As the ALT authors run it beside ALT-RM: selection and training are the same; th
 reference reads the prompt without a token, over the vocabulary without the tokens.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from alt_hpc.errors import InputError
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_TOKEN = re.compile(r"_QUANTILE_TOKEN_\d+_")
+
+
 class Settings(Ranked):
     """`_QUANTILE_TOKEN_0_` is the best; it stands right in front of a prompt."""
 
@@ -26,6 +30,8 @@ class Settings(Ranked):
         "train.kl": 0.05,
         "train.train_embeddings": True,  # the tokens are nothing else; no trunk could be shared
     }
+
+    adds_tokens: ClassVar[bool] = True
 
     kind: Literal["quark"] = "quark"
 
@@ -41,10 +47,20 @@ class Settings(Ranked):
         """The starting policy does not know the tokens."""
         return super().asked(iteration) if iteration else ("plain",)
 
-    def extend(self, tokenizer: Tokenizer) -> None:
-        tokenizer.add_special_tokens(
-            {"extra_special_tokens": self.levels}, replace_extra_special_tokens=False
-        )
+    def extend(self, tokenizer: Tokenizer) -> bool:
+        levels, name = self.levels, tokenizer.name_or_path
+        known = [token for token in tokenizer.get_vocab() if _TOKEN.fullmatch(token)]
+        if known and {*known} != {*levels}:
+            problem = f"{name}: knows {len(known)} quantile tokens, but there are {len(levels)}"
+            raise InputError(f"{problem} quantiles", "method.quantiles")
+        if not known:
+            tokenizer.add_special_tokens(
+                {"extra_special_tokens": levels}, replace_extra_special_tokens=False
+            )
+        ids = [tokenizer.get_vocab()[token] for token in levels]
+        if ids != [*range(len(tokenizer) - len(ids), len(tokenizer))]:
+            raise InputError(f"{name}: its last tokens cannot be the quantiles' (they are {ids})")
+        return not known
 
     def prepare(self, model: "PreTrainedModel", tokenizer: Tokenizer, seed: int) -> None:
         """New rows are drawn as the others are spread, dimension by dimension.
@@ -53,14 +69,12 @@ class Settings(Ranked):
         """
         from alt_hpc.lm import vocabulary
 
-        ids = self.silent(tokenizer)
-        if ids != tuple(range(ids[0], ids[0] + len(ids))) or ids[-1] + 1 != len(tokenizer):
-            raise InputError(f"{tokenizer.name_or_path}: its last tokens are not {self.levels}")
-        vocabulary.resize(model, ids[0], len(ids), seed)
+        vocabulary.resize(model, len(tokenizer) - self.quantiles, self.quantiles, seed)
 
-    def silent(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        known = tokenizer.get_vocab()
-        return tuple(known[token] for token in self.levels if token in known)
+    def silent(self, tokenizer: Tokenizer, rows: int) -> Sequence[int]:
+        """The tokens, and whatever rows a starting policy has behind its tokenizer's."""
+        first = tokenizer.get_vocab().get(self.levels[0], rows)
+        return range(first, rows)
 
     def loss_view(self, tokenizer: Tokenizer) -> LossView:
-        return LossView("plain", vocabulary=self.silent(tokenizer)[0])
+        return LossView("plain", vocabulary=len(tokenizer) - self.quantiles)

@@ -56,7 +56,12 @@ class Ranked(Method):
 
     def label(self, row: Row) -> Label | None:
         apart = self.pool == "prompt" and not self.history
-        return self._together([row])[0] if apart else None
+        return self._labelled([row])[0] if apart else None
+
+    def together(self, row: Row) -> Any:
+        if self.pool == "iteration":
+            return None
+        return row["post"] if self.history else row["row"]
 
     def labels(self, rows: Iterable[Row]) -> Iterator[Label]:
         """All draws of a frozen prompt are put in order together, or all of the pool."""
@@ -66,13 +71,13 @@ class Ranked(Method):
         scored = list(rows)
         groups: dict[Any, list[int]] = {}
         for i, row in enumerate(scored):
-            groups.setdefault(row["post"] if self.pool == "prompt" else None, []).append(i)
+            groups.setdefault(self.together(row), []).append(i)
         found: dict[int, Label] = {}
         for group in groups.values():
-            found |= zip(group, self._together([scored[i] for i in group]), strict=True)
+            found |= zip(group, self._labelled([scored[i] for i in group]), strict=True)
         yield from (found[i] for i in range(len(scored)))
 
-    def _together(self, rows: Sequence[Row]) -> list[Label]:
+    def _labelled(self, rows: Sequence[Row]) -> list[Label]:
         """Labels of rows whose generations are put in order together."""
         rewards = list[float]()
         for row in rows:
@@ -86,7 +91,8 @@ class Ranked(Method):
     def select(
         self, label: Label, finished: Sequence[bool], rng: np.random.Generator
     ) -> list[Choice]:
-        return [Choice(i, label.feedback[i]) for i in self.kept(label, finished, rng)]
+        chosen = self.kept(label, finished, rng)
+        return [Choice(i, label.feedback[i], label.quantiles[i] or 0) for i in chosen]
 
     def kept(self, label: Label, finished: Sequence[bool], rng: np.random.Generator) -> list[int]:
         """Indices of `per_quantile` generations of each quantile that is trained on."""

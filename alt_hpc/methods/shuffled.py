@@ -25,5 +25,6 @@ class Settings(words.Settings):
         self, label: Label, finished: Sequence[bool], rng: np.random.Generator
     ) -> list[Choice]:
         chosen = super().select(label, finished, rng)
-        dealt = [chosen[i].feedback for i in rng.permutation(len(chosen))]
-        return [Choice(one.generation, word) for one, word in zip(chosen, dealt, strict=True)]
+        dealt = [chosen[i] for i in rng.permutation(len(chosen))]
+        both = zip(chosen, dealt, strict=True)
+        return [word._replace(generation=one.generation) for one, word in both]

@@ -35,17 +35,17 @@ def summarise(rows: Sequence[Row]) -> dict[str, float | int | None]:
     }
 
 
-def spreads(rows: Sequence[Row], weight: Callable[[str], float]) -> dict[str, Any]:
+def spreads(groups: Sequence[Sequence[Row]], weight: Callable[[str], float]) -> dict[str, Any]:
     """Of each part of scored rows: its mean, and the standard deviation of what it adds (`spread`).
 
-    The deviation is from the mean of a prompt's answers, or of all where all are compared.
+    The deviation is from the mean of a group: of rows whose answers are put in order together.
     """
-    found, whole = dict[str, Any](), any(row["quantiles"] is None for row in rows)
-    for name in _parts(rows):
-        groups = [_finite(row["parts"][name]) for row in rows]
-        values = [value for group in groups for value in group]
+    found = dict[str, Any]()
+    for name in _parts([row for rows in groups for row in rows]):
+        parts = [[v for row in rows for v in _finite(row["parts"][name])] for rows in groups]
+        values = [value for part in parts for value in part]
         with np.errstate(over="ignore", invalid="ignore"):
-            each = [len(g) * float(np.var(g)) for g in ([values] if whole else groups) if g]
+            each = [len(part) * float(np.var(part)) for part in parts if part]
             spread = abs(weight(name)) * math.sqrt(sum(each) / max(len(values), 1))
             found[name] = {"mean": _mean(values), "spread": spread}
     return found

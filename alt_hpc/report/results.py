@@ -10,6 +10,7 @@ from alt_hpc.graph import DRAWN, EVALUATE, MEASURE, OWN, REPORT, TEST, VALID, Pi
 from alt_hpc.methods.method import Asking
 from alt_hpc.report import diagnosis, measures
 from alt_hpc.run import rows as rows_of
+from alt_hpc.run.files import read_json
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.settings import digest
 
@@ -184,12 +185,21 @@ def last_words(folder: RunFolder) -> str:
     return "\n".join(parts)
 
 
+def _measured(run: RunFolder) -> list[Any]:
+    """What runs that are reported together have in common: all that decides their figures."""
+    config = run.config()
+    measured = config.measured_by.model_dump(mode="json"), config.evaluated_tokens
+    names = {*config.reward.files().values(), *config.measured_by.files().values()}
+    files = [read_json(run.layout.user_file(name)[1])["sha256"] for name in sorted(names)]
+    return [config.frozen() | {"seed": 0}, *measured, files]
+
+
 def together(runs: Sequence[RunFolder]) -> str:
     """What several runs, alike but for their seeds, have gained: each, then all."""
     last = max(reports(runs[0]), default=0)
     starts, ends = ([evaluated(run, k) for run in runs] for k in (0, last))
     alike = {
-        digest([run.config().frozen() | {"seed": 0}, max(reports(run), default=0), posts])
+        digest([_measured(run), max(reports(run), default=0), posts])
         for run, start in zip(runs, starts, strict=True)
         for posts in [[row["prompt"] for row in picked(start, "plain", VALID)]]
     }

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import copy
 import importlib
 import inspect
 import itertools
@@ -165,20 +166,21 @@ class Function:
 
     def _rewards(self, answers: Answers) -> list[float]:
         """The numbers that the function gives, NaN for None; InputError where it gives others."""
-        wanted, row = len(answers.texts), f"(row {answers.number})"
+        wanted, row = len(answers.texts), copy.deepcopy(dict(answers.row))
+        at_row = f"(row {answers.number}{answers.of and f' of {answers.of}'})"
         try:
             with self.beside:
-                given = self.function(answers.prompt, list(answers.texts), dict(answers.row))
+                given = self.function(answers.prompt, list(answers.texts), row)
                 found, problem = _listed(given, wanted)
                 rewards = [_number(value) for value in found]
         except (Exception, SystemExit) as error:
             where = f"{self.said}:{self._last_line(error)}"
-            raise InputError(f"{where}: {self.name} raised {_why(error)} {row}") from error
+            raise InputError(f"{where}: {self.name} raised {_why(error)} {at_row}") from error
         if not problem and None in rewards:
             at = rewards.index(None)
             problem = f"gave {_kind(found[at])} for answer {at + 1} of {wanted}, not a number"
         if problem:
-            raise InputError(f"{self._here}: {self.name} {problem} {row}")
+            raise InputError(f"{self._here}: {self.name} {problem} {at_row}")
         return [reward for reward in rewards if reward is not None]
 
 
@@ -239,5 +241,7 @@ def _line(tree: ast.Module, name: str) -> int:
 
 def _why(error: BaseException) -> str:
     """An exception's name and what it says, on one line."""
-    name, text = type(error).__name__, one_line(said(error))
+    name = text = type(error).__name__
+    with contextlib.suppress(Exception):  # it may not be able to say
+        text = one_line(said(error))
     return name if text == name else f"{name}: {text}"

@@ -19,7 +19,8 @@ class Answers:
     prompt: str  # raw, never conditioned
     texts: Sequence[str]
     row: Mapping[str, Any] = field(default_factory=dict)  # of the data, with its further columns
-    number: int = 0  # of the row, within a draw or a set
+    number: int = 0  # of the data row, from 0
+    of: str = ""  # the set, or split, that it is a row of
 
 
 @dataclass(frozen=True)

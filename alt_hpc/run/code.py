@@ -44,7 +44,8 @@ def keep_files(run: RunFolder, named: Mapping[str, str]) -> None:
             known = read_json(about)
             original = here if here.is_file() else Path(known["folder"], place.name)
             if not original.is_file() or sha256(original) != known["sha256"]:
-                words = "is not what it was when the run began; the run goes on with its copy"
+                words = "is not what it was when it was copied; the run goes on with its copy"
+                words += " (a file of another name is another one)"
                 print(f"{field}: {original} {words}", file=sys.stderr)
             continue
         place.parent.mkdir(parents=True, exist_ok=True)

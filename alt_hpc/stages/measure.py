@@ -55,7 +55,7 @@ def _rewards(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[
 
     def answers(rows: Rows) -> Answers:
         number, texts = rows[0]["row"], [row["text"] for row in rows]
-        return Answers(rows[0]["prompt"], texts, data[number - first], number)
+        return Answers(rows[0]["prompt"], texts, data[number - first], number, rows[0]["set"])
 
     groups = map(answers, map(asked.__getitem__, indices))
     for scored in scorer(work.run, work.config.measured_by, work.device).score(groups):

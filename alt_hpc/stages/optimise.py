@@ -86,7 +86,8 @@ def make_policy(
     weights = optimise(work, model, examples, loss, settings)
     if weights is None:
         return
-    folder, silent = work.attempt.folder / POLICY_FOLDER, work.config.method.silent(tokenizer)
+    folder, size = work.attempt.folder / POLICY_FOLDER, shape.get_text_config().vocab_size
+    silent = work.config.method.silent(tokenizer, size)
     save.policy(folder, shape, weights, tokenizer, dtype, card, before.ends, silent)
     check.weights(folder)  # it loads, with every weight present and finite
     link(work.run.layout.policy(work.piece.iteration), folder)

@@ -52,7 +52,10 @@ def run(work: Work) -> None:
         report["set_aside"] = sum(set(row) <= {None} for row in quantiles)
         scores = filter(None, map(folder.manifests.get, folder.graph().of(k, SCORE)))
         report["answers_set_aside"] = sum(m.facts.get("answers_set_aside", 0) for m in scores)
-        report["parts"] = measures.spreads([row for row, _ in scored], work.config.reward.weight)
+        compared: dict[Any, list[Any]] = {}
+        for row, _ in scored:
+            compared.setdefault(method.together(row), []).append(row)
+        report["parts"] = measures.spreads([*compared.values()], work.config.reward.weight)
     elif maker := folder.graph().reward_model():
         report["reward_model"] = dict(folder.manifests.open(maker)[1].facts)
     report["words"] = results.diagnosed(folder, evaluations)

@@ -28,7 +28,7 @@ def run(work: Work) -> None:
 
     def answers(sample: Row) -> Answers:
         number, texts = sample["row"], [g["text"] for g in sample["generations"]]
-        return Answers(sample["prompt"], texts, data[number - first], number)
+        return Answers(sample["prompt"], texts, data[number - first], posts[number], "train")
 
     def make(indices: Iterator[int]) -> Iterator[list[Row]]:
         asked, again = itertools.tee(map(samples.__getitem__, indices))  # it may take some ahead

@@ -46,7 +46,8 @@ def run(work: Work) -> None:
     config, k, settings = work.config, work.piece.iteration, work.config.train
     before, method = work.policy(k - 1), config.method
     model = load.policy(before.place, "float32", torch.device("cpu"))
-    method.prepare(model, before.tokenizer, config.seed)
+    if before.lacks_tokens:
+        method.prepare(model, before.tokenizer, config.seed)
     optimise.set_dropout(model, config.policy.dropout)
     made = list(_families(work, before, side_by_side(model.config)))
     examples = [family for family, _ in made]
@@ -88,7 +89,7 @@ def run(work: Work) -> None:
 def _families(work: Work, policy: Policy, together: bool) -> Iterator[tuple[Siblings, bool]]:
     """Generations that share a prompt, in the order of the draws; whether it was shortened.
 
-    All of a draw where the feedback stands behind it, else those with the same feedback.
+    All of a draw where the feedback stands behind it, else those of a family.
     """
     config, k = work.config, work.piece.iteration
     method, new = config.method, config.sample.max_new_tokens
@@ -99,25 +100,23 @@ def _families(work: Work, policy: Policy, together: bool) -> Iterator[tuple[Sibl
         generations = row["generations"]
         rng = np.random.default_rng([config.seed, k, row["row"], *([j] if j < k else [])])
         finished = [g["ended"] == "eos" for g in generations]
-        kept: dict[str | None, list[list[int]]] = {}
-        for index, feedback in method.select(label, finished, rng):
+        kept: dict[tuple[int, str | None], list[list[int]]] = {}
+        for index, feedback, family in method.select(label, finished, rng):
             ids = method.learned(generations[index], policy.tokenizer, new)
-            kept.setdefault(feedback, []).append(ids)
+            kept.setdefault((family, feedback), []).append(ids)
         plain = policy.fit(None, row["prompt"], new)[0] if plainly else None
-        fitted = {feedback: policy.fit(feedback, row["prompt"], new) for feedback in kept}
+        fitted = {feedback: policy.fit(feedback, row["prompt"], new) for _, feedback in kept}
         lost = any(lost for _, lost in fitted.values())
         prompts = {feedback: ids for feedback, (ids, _) in fitted.items()}
         if config.domain.is_behind and kept:
             shared = common([*prompts.values()])
-            tails = [prompts[feedback][shared:] for feedback, some in kept.items() for _ in some]
+            tails = [prompts[word][shared:] for (_, word), some in kept.items() for _ in some]
             answers = [*itertools.chain(*kept.values())]
             prompt = next(iter(prompts.values()))[:shared]
             yield Siblings(prompt, answers, together, plain, tails), lost
             continue
-        for feedback, answers in kept.items():
-            for at in range(0, len(answers), method.family):  # of a control all may have none
-                some = answers[at : at + method.family]
-                yield Siblings(prompts[feedback], some, together, plain), lost
+        for (_, feedback), answers in kept.items():
+            yield Siblings(prompts[feedback], answers, together, plain), lost
 
 
 def _place(config: Config, asked: str | None) -> str:

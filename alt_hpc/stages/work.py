@@ -38,6 +38,7 @@ class Policy:
     ends: tuple[int, ...]  # token ids that end a generation
     context: int  # tokens that a prompt and its generation may have together
     vocabulary: int  # rows of its embeddings
+    lacks_tokens: bool = False  # whether its folder's tokenizer lacks those of the method
 
     def fit(self, feedback: str | None, prompt: str, new_tokens: int) -> tuple[list[int], int]:
         """Token ids of a prompt asked with feedback, so that `new_tokens` still fit, and how much
@@ -116,8 +117,8 @@ class Work:
         if piece := self.run.graph().policy(iteration):
             given = self.run.manifests.open(piece)[0] / POLICY_FOLDER, None
         policy = self.named(*given)
-        self.config.method.extend(policy.tokenizer)  # prompts are shortened alike before and after
-        return policy
+        lacks = self.config.method.extend(policy.tokenizer)  # prompts are shortened alike
+        return dataclasses.replace(policy, lacks_tokens=lacks)
 
     def named(self, model: str | Path | None, tokenizer: str | None) -> Policy:
         """A policy in a folder or that the config names, with a tokenizer that it names beside."""
@@ -139,8 +140,8 @@ class Work:
 
     def decoding(self, policy: Policy, answers: int, group: int, new: int) -> Decoding:
         """How answers are sampled; none: how the greedy one is found."""
-        sample, never = self.config.sample, self.config.method.silent(policy.tokenizer)
-        silent = tuple(i for i in never if i < policy.vocabulary)
+        sample, method = self.config.sample, self.config.method
+        silent = tuple(method.silent(policy.tokenizer, policy.vocabulary))
         heat = (sample.temperature, sample.top_p) if answers else (0.0, 1.0)
         return Decoding(answers or 1, *heat, new, group, silent)
 

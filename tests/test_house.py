@@ -328,6 +328,7 @@ def test_a_stage_and_a_kind_of_each_table_are_one_file_and_one_row(
         request.getfixturevalue("slurm")
     chosen = [*_with_new_ones(tmp_path), f"cluster.backend={backend}", f"run={tmp_path}/run"]
     chosen += ["iterations=1", "train.kl=0.05", "cluster.train.nodes=1", "cluster.lengths.cpus=2"]
+    chosen += ["train.train_embeddings=true"]
     assert _contract(tmp_path).returncode == 0
 
     def alt_hpc(*command: str) -> str:

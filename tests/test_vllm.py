@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from alt_hpc.lm import load, tokens
 from alt_hpc.methods.quark import Settings as Quark
 from alt_hpc.plan import Job
 from alt_hpc.run import rows as rows_of
-from alt_hpc.run.files import make_private, read_lines
+from alt_hpc.run.files import locked, make_private, read_lines
 
 ROOT = Path(__file__).parent.parent
 LONG_S = 1200
@@ -42,13 +43,17 @@ def vllm_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     place = Path(os.environ.get("ALT_HPC_VLLM_VENV") or ROOT / ".venv-vllm").absolute()
     python = place / "bin" / "python"
-    override = tmp_path_factory.mktemp("vllm") / "override.txt"
-    override.write_text(TORCH + "\n")
-    if not python.exists():
-        _uv("venv", "--python", sys.executable, str(place))
-    install = ("pip", "install", "--python", str(python))
-    _uv(*install, VLLM, "--override", str(override))
-    _uv(*install, "--no-deps", "--editable", str(ROOT))
+    lock = Path(tempfile.gettempdir(), "alt-hpc-vllm.lock")
+    with locked(lock, LONG_S):  # another worker of these tests may be making it
+        override = tmp_path_factory.mktemp("vllm") / "override.txt"
+        override.write_text(TORCH + "\n")
+        if not python.exists():
+            _uv("venv", "--python", sys.executable, str(place))
+        install = ("pip", "install", "--python", str(python))
+        _uv(*install, VLLM, "--override", str(override))
+        ours = f"import alt_hpc; assert alt_hpc.__file__ == {str(ROOT / 'alt_hpc/__init__.py')!r}"
+        if subprocess.run([str(python), "-c", ours], cwd="/", capture_output=True).returncode:
+            _uv(*install, "--no-deps", "--editable", str(ROOT))
     return python
 
 

@@ -72,7 +72,7 @@ class Method(Settings):
 
     @property
     def taught(self) -> int:
-        """How many such families a prompt has, at most."""
+        """How many families (see `family`) a prompt has, at most."""
         return len(self.levels)
 
     @property

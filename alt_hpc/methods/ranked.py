@@ -54,9 +54,13 @@ class Ranked(Method):
     def ask(self, how: Asking, row: Row, earlier: Sequence[Row] = ()) -> str | None:
         return {"plain": None, "best": self.levels[0], "worst": self.levels[-1]}[how]
 
+    @property
+    def _apart(self) -> bool:
+        """Whether each draw is put in order by itself."""
+        return self.pool == "prompt" and not self.history
+
     def label(self, row: Row) -> Label | None:
-        apart = self.pool == "prompt" and not self.history
-        return self._labelled([row])[0] if apart else None
+        return self._labelled([row])[0] if self._apart else None
 
     def together(self, row: Row) -> Any:
         if self.pool == "iteration":
@@ -65,7 +69,7 @@ class Ranked(Method):
 
     def labels(self, rows: Iterable[Row]) -> Iterator[Label]:
         """All draws of a frozen prompt are put in order together, or all of the pool."""
-        if self.pool == "prompt" and not self.history:
+        if self._apart:
             yield from super().labels(rows)
             return
         scored = list(rows)

@@ -8,7 +8,7 @@ import gc
 import itertools
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from alt_hpc.data import draws
@@ -18,7 +18,7 @@ from alt_hpc.lm.prefix import answers_logprobs, continuation_logprobs
 from alt_hpc.lm.tokens import continuation_ids
 from alt_hpc.rewards import Answers
 from alt_hpc.run import rows as rows_of
-from alt_hpc.stages.work import Work, scorer
+from alt_hpc.stages.work import Work, finite, scorer
 
 Rows = list[dict[str, Any]]
 
@@ -59,15 +59,11 @@ def _rewards(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[
 
     groups = map(answers, map(asked.__getitem__, indices))
     for scored in scorer(work.run, work.config.measured_by, work.device).score(groups):
-        row: dict[str, Any] = {"reward": _finite(scored.rewards)}
-        if parts := {name: _finite(part) for name, part in scored.parts.items()}:
+        row: dict[str, Any] = {"reward": finite(scored.rewards)}
+        if parts := {name: finite(part) for name, part in scored.parts.items()}:
             each = zip(*parts.values(), strict=True)
             row["parts"] = [dict(zip(parts, values, strict=True)) for values in each]
         yield [row]
-
-
-def _finite(rewards: Sequence[float]) -> list[float | None]:
-    return [reward if math.isfinite(reward) else None for reward in rewards]
 
 
 def _perplexities(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:

@@ -2,13 +2,12 @@
 
 import functools
 import itertools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from alt_hpc.data import draws
 from alt_hpc.rewards import Answers
-from alt_hpc.stages.work import Work, scorer
+from alt_hpc.stages.work import Work, finite, scorer
 
 Row = dict[str, Any]
 
@@ -34,10 +33,10 @@ def run(work: Work) -> None:
         asked, again = itertools.tee(map(samples.__getitem__, indices))  # it may take some ahead
         for sample, scored in zip(asked, reward.score(map(answers, again)), strict=True):
             row: Row = {"row": sample["row"], "post": posts[sample["row"]]}
-            row["rewards"] = _finite(scored.rewards)
+            row["rewards"] = finite(scored.rewards)
             row["finished"] = [g["ended"] == "eos" for g in sample["generations"]]
             if scored.parts:
-                row["parts"] = {name: _finite(part) for name, part in scored.parts.items()}
+                row["parts"] = {name: finite(part) for name, part in scored.parts.items()}
             if scored.feedback is not None:
                 row["written"] = list(scored.feedback)
             label = work.config.method.label(row)
@@ -63,7 +62,3 @@ def run(work: Work) -> None:
 
 # One for all shards of a task.
 _scorer = functools.lru_cache(maxsize=1)(lambda run, on: scorer(run, run.config().reward, on))
-
-
-def _finite(rewards: Sequence[float]) -> list[float | None]:
-    return [reward if math.isfinite(reward) else None for reward in rewards]

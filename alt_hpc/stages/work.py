@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -170,3 +171,8 @@ def scorer(run: RunFolder, reward: Reward, on: "torch.device", made: Path | None
         return code.user_file(run, files[key])
 
     return reward.load(Given(place, file, config.domain, config.sample.max_new_tokens, made, on))
+
+
+def finite(rewards: Sequence[float]) -> list[float | None]:
+    """Rewards as rows have them: None where one is not finite."""
+    return [reward if math.isfinite(reward) else None for reward in rewards]

@@ -10,6 +10,7 @@ from alt_hpc.graph import STAGES, Piece
 OF_A_CONFIG = {
     "submit": "check a config and start its run on Slurm",
     "run": "run a config on this machine",
+    "evaluate": "answer and measure: references, policies, the start; trains nothing",
     "plan": "print every job that would be submitted next, and submit nothing",
     "fetch": "get a config's models and data into the cache, for offline nodes",
 }
@@ -61,9 +62,9 @@ def _parser() -> argparse.ArgumentParser:
             continue
         add("config", type=Path, metavar="CONFIG")
         add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)
-        if name == "submit":
-            add("--wait", action="store_true", help="show progress to the end")
-        if name in ("submit", "run"):
+        if name in ("submit", "evaluate"):
+            add("--wait", action="store_true", help="on Slurm: show progress to the end")
+        if name in ("submit", "run", "evaluate"):
             add("--accept-packages", action="store_true", help=ACCEPT)
     return parser
 
@@ -87,6 +88,8 @@ def _run(options: argparse.Namespace) -> int:
             return start.submit(config, options.wait, options.accept_packages)
         case "run":
             return start.run(config, options.accept_packages)
+        case "evaluate":
+            return start.evaluate(config, options.wait, options.accept_packages)
         case "plan":
             print(preview.preview(start.absolute(config)))
         case "fetch":

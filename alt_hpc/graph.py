@@ -38,6 +38,8 @@ class Piece:
 
 
 OWN = "own"  # the policies that a run makes, beside those that it only evaluates
+REFERENCES = "references"  # the labels of the data, as if a policy had written them
+START = "start"  # the policy before iteration 1, as `evaluate.policies` names it
 VALID, TEST = "valid", "test"  # the sets of `data.prompts`, beside those of `evaluate.sets`
 DRAWN = "drawn "  # begins the variant of answers that were sampled, not greedy
 
@@ -46,7 +48,7 @@ DRAWN = "drawn "  # begins the variant of answers that were sampled, not greedy
 class Shard:
     """Where a piece of evaluation stands: rows [start, end) of a set, answered by a policy."""
 
-    policy: str  # OWN, or a name of `evaluate.policies`
+    policy: str  # OWN, REFERENCES, or a name of `evaluate.policies`
     set: str
     start: int
     end: int
@@ -136,6 +138,19 @@ class Graph:
 
         return [piece for piece in self.of(0, EVALUATE) if holds(self.shard(piece))]
 
+    def best_of(self, shard: Shard | None) -> str | None:
+        """The policy whose answers a shard is the best of; None where it is of no such row."""
+        found = self.config.evaluate.policies.get(shard.policy) if shard else None
+        return getattr(found, "of", None)
+
+    def answered_with(self, iteration: int, shard: Shard | None) -> list[Piece | None]:
+        """What the answers of a shard are made with, as far as the run makes it."""
+        if shard and shard.policy == OWN:
+            return [self.policy(iteration)]
+        of = self.best_of(shard)
+        chosen = [self.reward_model()] if of else []  # by the reward
+        return [*([self.policy(0)] if of == START else []), *chosen]
+
     def decides(self, piece: Piece) -> list[Any]:
         """What decides a piece's content, its sources apart, as JSON values."""
         names = f"{_ALL} {STAGES[piece.stage].sections}".split()
@@ -145,6 +160,9 @@ class Graph:
             evaluate = self.config.evaluate
             named = evaluate.policies.get(shard.policy), evaluate.sets.get(shard.set)
             about += [shard.policy, shard.set, *filter(None, named)]
+            if of := self.best_of(shard):
+                about += [evaluate.policies.get(of), self.config.reward]
+            about += [evaluate.every_word] if shard.policy == OWN else []
             about += [evaluate.drawn] if (shard.policy, shard.set) == (OWN, VALID) else []
         return list(to_jsonable_python(about))
 
@@ -214,7 +232,7 @@ _STAGES = (  # c: the config, g: the graph, k: the iteration
     Stage(
         EVALUATE,
         f"{_HELD} policy engine sample.temperature sample.top_p",
-        lambda g, k, shard: [g.policy(k)] if shard and shard.policy == OWN else (),
+        lambda g, k, shard: g.answered_with(k, shard),
         lambda c, k: True,
         EVALUATE,
         rows="answers",

@@ -26,14 +26,16 @@ reward: {model: judge}
 data: {prompts: {path: rows}}
 """
 
+FREE = ("run", "iterations", "keep", "cluster", "evaluate", "measure", "report")
+
 # Every option there is. A new one is a deliberate act: add it here, to the docs, and think about
 # whether it decides content (frozen) or not.
 OPTIONS = {
     "": "run policy data seed iterations threads keep domain method reward engine sft reward_model"
-    " sample train evaluate measure cluster",
+    " sample train evaluate measure report cluster",
     "policy": "model base tokenizer dtype max_length dropout",
     "data": "prompts comparisons",
-    "data.prompts": "path train valid test columns limit valid_limit",
+    "data.prompts": "path name train valid test columns limit valid_limit",
     "domain": "kind template",
     "method": "kind quantiles remainder pool history per_quantile only_finished trained append_eos"
     " texts",
@@ -43,11 +45,13 @@ OPTIONS = {
     "train": "epochs global_batch micro_batch lr betas eps weight_decay clip warmup"
     " trained_blocks train_embeddings checkpoint_activations precision export_dtype"
     " deepspeed checkpoint_minutes entropy kl share_prompts carry_moments",
-    "evaluate": "prompts test_prompts sets policies max_new_tokens group drawn",
+    "evaluate": "prompts test_prompts sets references policies every_word max_new_tokens group"
+    " drawn",
     "evaluate.drawn": "posts answers",
-    "evaluate.sets": "path split columns prompts",
-    "evaluate.policies": "model tokenizer ask",
-    "measure": "reward",
+    "evaluate.sets": "path name split columns prompts seed template",
+    "measure": "reward further",
+    "report": "published",
+    "report.published": "of set rows",
     "cluster": "backend slots max_attempts chain kill_invalid_dependencies hung_minutes"
     " partition account qos minutes sbatch"
     " controller sft reward_model sample score train evaluate measure report",
@@ -189,7 +193,7 @@ def test_missing_keys_and_files_that_are_no_config(tmp_path: Path) -> None:
 
 
 RANGES = [
-    "iterations=0", "threads=0", "keep=0", "seed=-1", "policy.max_length=0", "policy.dropout=1",
+    "iterations=-1", "threads=0", "keep=0", "seed=-1", "policy.max_length=0", "policy.dropout=1",
     "policy.dropout=-0.1", "data.prompts.limit=0", "data.prompts.valid_limit=0",
     "sample.prompts=0", "sample.generations=0",
     "sample.temperature=0", "sample.top_p=0", "sample.top_p=1.1", "sample.group=-1",
@@ -317,7 +321,7 @@ def full_config(folder: Path) -> Config:
 def test_every_field_is_either_frozen_or_free(tmp_path: Path) -> None:
     config = full_config(tmp_path)
     for name in leaves(config):
-        free = name.split(".")[0] in ("run", "iterations", "keep", "cluster", "evaluate", "measure")
+        free = name.split(".")[0] in FREE
         same = changed(config, name).fingerprint() == config.fingerprint()
         assert same == free, name
 

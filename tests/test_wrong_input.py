@@ -316,6 +316,38 @@ CONFIG: dict[str, tuple[Edit, list[str]]] = {
         put("evaluate.policies", {"ppo": {"model": "x", "ask": "hello"}}),
         ["config.yaml:", "evaluate.policies.ppo.ask", "{prompt}"],
     ),
+    "best of a policy that is none": (
+        put("evaluate.policies", {"best": {"best_of": 4, "of": "ppo"}}),
+        ["config.yaml:", "evaluate.policies.best", "cannot be a name"],
+    ),
+    "best of nobody": (
+        put("evaluate.policies", {"four": {"best_of": 4, "of": "ppo"}}),
+        ["config.yaml:", "evaluate.policies.four.of", "there are: start"],
+    ),
+    "best of one": (
+        put("evaluate.policies", {"one": {"best_of": 1}}),
+        ["config.yaml:", "evaluate.policies.one.best_of", "at least 2"],
+    ),
+    "a set's template without its prompt": (
+        put("evaluate.sets", {"cnn": {"path": "x", "template": "POST:"}}),
+        ["config.yaml:", "evaluate.sets.cnn.template", "{prompt} once"],
+    ),
+    "a seed that draws nothing": (
+        put("evaluate.sets", {"cnn": {"path": "x", "seed": 1}}),
+        ["config.yaml:", "evaluate.sets.cnn.seed", "prompts"],
+    ),
+    "a further reward that is to be trained": (
+        put("measure", {"further": {"other": {"base": "x"}}}),
+        ["config.yaml:", "measure.further.other.model"],
+    ),
+    "published figures of a set that is none": (
+        put("report", {"published": {"set": "cnn", "rows": {}}}),
+        ["config.yaml:", "report.published.set", "there are: valid"],
+    ),
+    "published figures of a row that is none": (
+        put("report", {"published": {"set": "valid", "rows": {"ppo": {"reward": 1}}}}),
+        ["config.yaml:", "report.published.rows.ppo", "start, best"],
+    ),
     "a measure that is to be trained": (
         put("measure", {"reward": {"base": "x"}}),
         ["config.yaml:", "measure.reward"],
@@ -401,6 +433,42 @@ INPUT: dict[str, tuple[Edit, list[str]]] = {
     "a policy to evaluate that is nowhere": (
         put("evaluate.policies", {"ppo": {"model": "FOLDER/gone"}}),
         ["/gone", "evaluate.policies.ppo.model"],
+    ),
+    "a set without posts": (
+        both(
+            lambda folder, config: write_rows(folder, [], "test"),
+            lambda folder, config: put("evaluate.sets", {"cnn": {"path": f"{folder}/rows"}})(
+                folder, config
+            ),
+        ),
+        ["evaluate.sets.cnn", "empty"],
+    ),
+    "references without labels": (
+        both(
+            put("evaluate.references", True),
+            lambda folder, config: write_rows(folder, [{"prompt": "POST: a\nTL;DR:"}], "valid"),
+        ),
+        ["rows/valid.jsonl", "no column 'label'", "data.prompts.columns.label"],
+    ),
+    "a reference that is blank": (
+        both(
+            put("evaluate.references", True),
+            lambda folder, config: write_rows(
+                folder, [ROWS[0], {**ROWS[1], "label": " "}], "valid"
+            ),
+        ),
+        ["rows/valid.jsonl:2", "column 'label' is blank"],
+    ),
+    "a policy whose tokenizer lacks its token": (
+        lambda folder, config: put(
+            "evaluate.policies",
+            {"quark": {"model": config["policy"]["model"], "ask": "_QUANTILE_TOKEN_0_{prompt}"}},
+        )(folder, config),
+        ["evaluate.policies.quark.ask", "no token _QUANTILE_TOKEN_0_"],
+    ),
+    "a further reward that is nowhere": (
+        put("measure", {"further": {"other": {"model": "FOLDER/gone"}}}),
+        ["/gone", "measure.further.other.model"],
     ),
     "a policy to evaluate whose asking leaves no room": (
         lambda folder, config: put(

@@ -1,6 +1,25 @@
 """What a run is: its sections (`schema`), read strictly (`reader`), with rules between the keys."""
 
 from alt_hpc.config.reader import from_json, load, located
-from alt_hpc.config.schema import Cluster, Config, HeldOut, Source, StageCluster
+from alt_hpc.config.schema import (
+    BestOf,
+    Cluster,
+    Config,
+    External,
+    HeldOut,
+    Source,
+    StageCluster,
+)
 
-__all__ = ["Cluster", "Config", "HeldOut", "Source", "StageCluster", "from_json", "load", "located"]
+__all__ = [
+    "BestOf",
+    "Cluster",
+    "Config",
+    "External",
+    "HeldOut",
+    "Source",
+    "StageCluster",
+    "from_json",
+    "load",
+    "located",
+]

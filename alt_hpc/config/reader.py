@@ -196,8 +196,9 @@ def _keys(hint: Any, loc: Sequence[int | str]) -> Iterator[str]:
         fields: dict[Any, Any] = hint.model_fields
         if not loc:
             yield from fields
-        elif "kind" in fields and f"{KIND}{fields['kind'].default}" == loc[0]:
-            yield from _keys(hint, loc[1:])
+        elif str(loc[0]).startswith(KIND):
+            if "kind" not in fields or f"{KIND}{fields['kind'].default}" == loc[0]:
+                yield from _keys(hint, loc[1:])
         elif loc[0] in fields:
             yield from _keys(fields[loc[0]].annotation, loc[1:])
     elif typing.get_origin(hint) in (dict, list):

@@ -1,10 +1,11 @@
 """Rules between the keys of a config: values of the right type that still cannot be meant."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from alt_hpc import graph
-from alt_hpc.config.schema import Config, SbatchValue
+from alt_hpc.config.schema import BestOf, Config, External, SbatchValue
 from alt_hpc.errors import InputError, blaming
+from alt_hpc.rewards import Reward
 from alt_hpc.training.settings import PolicyTraining, check_batches
 
 Problems = Iterator[tuple[str, str]]  # (field, what is wrong with it)
@@ -21,18 +22,25 @@ def check(config: Config) -> None:
         raise InputError("the run folder's name is empty", "run")
     config.method.check()
     config.domain.check()
-    for field, reward in (("reward", config.reward), ("measure.reward", config.measure.reward)):
-        if reward is not None:
-            with blaming(field):
-                reward.check_keys()
+    for field, reward in rewards(config):
+        with blaming(field):
+            reward.check_keys()
     for problems in (_models, _evaluation, _cluster, _trainings):
         for field, problem in problems(config):
             raise InputError(problem, field)
 
 
+def rewards(config: Config) -> list[tuple[str, Reward]]:
+    """All rewards behind the sections where they stand; the one that is trained for comes first."""
+    measure = config.measure
+    further = [(f"measure.further.{name}", reward) for name, reward in measure.further.items()]
+    own = [("measure.reward", measure.reward)] if measure.reward else []
+    return [("reward", config.reward), *own, *further]
+
+
 def _models(config: Config) -> Problems:
     """Models are named or made; behind a prompt, answers have room in the contexts of both."""
-    policy, reward, measure = config.policy, config.reward, config.measure.reward
+    policy, reward = config.policy, config.reward
     answers, fewest = config.sample.generations, len(config.method.levels)
     if fewest > answers:
         yield "sample.generations", f"{answers} generations cannot fill {fewest} quantiles"
@@ -49,8 +57,9 @@ def _models(config: Config) -> Problems:
         yield f"reward{[*trained][1]}.model", f"a run trains one reward model, not {names}"
     if reward.trained and config.data.comparisons is None:
         yield "data.comparisons", "needed to train the reward model"
-    for at in measure.to_train() if measure is not None else ():
-        yield f"measure.reward{at}.model", "give the model that measures"
+    for field, one in rewards(config)[1:]:
+        for at in one.to_train():
+            yield f"{field}{at}.model", "give the model that measures"
     sampled, evaluated = config.sample.max_new_tokens, config.evaluated_tokens
     for section in ("policy", "reward"):
         most = getattr(getattr(config, section), "max_length", None)
@@ -76,13 +85,45 @@ def _evaluation(config: Config) -> Problems:
                 yield f"{field}.columns.{name}", f"no such column (there are: {', '.join(names)})"
     if evaluate.test_prompts and config.data.prompts.test is None:
         yield "evaluate.test_prompts", "data.prompts.test names no test split"
-    for key, taken in (("sets", ("train", graph.VALID, graph.TEST)), ("policies", (graph.OWN,))):
-        for name in getattr(evaluate, key):
+    rows = (graph.OWN, graph.REFERENCES, graph.START, "best")
+    named: list[tuple[str, Iterable[str], tuple[str, ...]]] = [
+        ("evaluate.sets", evaluate.sets, ("train", graph.VALID, graph.TEST)),
+        ("evaluate.policies", evaluate.policies, rows),
+        ("measure.further", config.measure.further, ("reward",)),
+    ]
+    for section, given, taken in named:
+        for name in given:
             if name in taken or not name.isidentifier():
-                yield f"evaluate.{key}.{name}", f"'{name}' cannot be a name here: give another word"
+                yield f"{section}.{name}", f"'{name}' cannot be a name here: give another word"
+    external = [name for name, policy in evaluate.policies.items() if isinstance(policy, External)]
     for name, policy in evaluate.policies.items():
-        if problem := config.domain.problem(policy.ask):
+        if isinstance(policy, BestOf):
+            if policy.of not in (graph.START, *external):
+                there = ", ".join((graph.START, *external))
+                yield f"evaluate.policies.{name}.of", f"no such policy (there are: {there})"
+        elif problem := config.domain.problem(policy.ask):
             yield f"evaluate.policies.{name}.ask", problem
+    for name, held_out in evaluate.sets.items():
+        if held_out.template.count("{prompt}") != 1:
+            yield f"evaluate.sets.{name}.template", "must contain {prompt} once"
+        if held_out.seed is not None and held_out.prompts is None:
+            yield f"evaluate.sets.{name}.seed", "draws no rows: say how many (prompts)"
+    yield from _published(config)
+
+
+def _published(config: Config) -> Problems:
+    """Published figures are of sets and rows that there are."""
+    published, evaluate = config.report.published, config.evaluate
+    if published is None:
+        return
+    sets = [graph.VALID, *([graph.TEST] if evaluate.test_prompts else []), *evaluate.sets]
+    if published.set not in sets:
+        yield "report.published.set", f"no such set (there are: {', '.join(sets)})"
+    references = [graph.REFERENCES] if evaluate.references else []
+    rows = [graph.START, "best", *references, *evaluate.policies]
+    for name in published.rows:
+        if name not in rows:
+            yield f"report.published.rows.{name}", f"no such row (there are: {', '.join(rows)})"
 
 
 def _cluster(config: Config) -> Problems:

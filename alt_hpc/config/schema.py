@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Discriminator, Field, Tag, create_model, model_validator
 
 from alt_hpc import graph
 from alt_hpc.domains import DOMAINS, Domain
@@ -10,10 +10,13 @@ from alt_hpc.engines import ENGINES, Engine
 from alt_hpc.methods import METHODS, Method
 from alt_hpc.rewards import REWARDS, AnyReward, Reward
 from alt_hpc.settings import (
+    KIND,
+    LARGEST,
     BelowOne,
     Count,
     Dtype,
     Natural,
+    Number,
     Positive,
     Settings,
     Share,
@@ -24,7 +27,7 @@ from alt_hpc.settings import (
 from alt_hpc.training.settings import PolicyTraining, RewardModelTraining, Sft
 
 # What may change when a run is submitted again: no training depends on it.
-FREE = ("run", "iterations", "keep", "cluster", graph.EVALUATE, graph.MEASURE)
+FREE = ("run", "iterations", "keep", "cluster", graph.EVALUATE, graph.MEASURE, graph.REPORT)
 SbatchValue = str | int | bool
 
 if not TYPE_CHECKING:  # what pydantic reads: a section is one of its kinds
@@ -48,6 +51,7 @@ class Source(Settings):
     """Rows of text: a hub data set, or a folder of JSONL/Parquet files named after the splits."""
 
     path: str
+    name: str | None = key(None, "The data set's configuration, where it has several.")
     train: str = "train"
     valid: str = "valid"
     test: str | None = None
@@ -87,13 +91,29 @@ class External(Settings):
     ask: str = key("{prompt}", "How it is asked.")
 
 
+class BestOf(Settings):
+    """The best of several answers of a policy, sampled as `sample` does: what `reward` picks."""
+
+    best_of: Annotated[int, Field(ge=2, le=LARGEST)]
+    of: str = key(graph.START, "Another of these policies, asked as it is; or the starting policy.")
+
+
+def _sort(value: Any) -> str:
+    """What tells the two sorts of policies apart that a run did not make."""
+    given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    return KIND + ("best_of" if "best_of" in given else "model")
+
+
 class HeldOut(Settings):
     """A further set of prompts: evaluated at iteration 0 and at the end."""
 
     path: str
+    name: str | None = key(None, "The data set's configuration, where it has several.")
     split: str = "test"
     columns: dict[str, str] = key({}, "Our name -> the data set's.")
-    prompts: Count | None = key(None, "Its first rows; none: all.")
+    prompts: Count | None = key(None, "So many rows; none: all.")
+    seed: Natural | None = key(None, "Draws them; none: the first ones.")
+    template: str = key("{prompt}", "What is made of a row's prompt.")
 
 
 class Drawn(Settings):
@@ -107,6 +127,16 @@ class Drawn(Settings):
     answers: Annotated[int, Field(ge=2, multiple_of=2)] = key(16, "To each, an even number.")
 
 
+if TYPE_CHECKING:
+    Other = External | BestOf
+else:  # what pydantic reads
+    _named, _best = (
+        Annotated[External, Tag(f"{KIND}model")],
+        Annotated[BestOf, Tag(f"{KIND}best_of")],
+    )
+    Other = Annotated[_named | _best, Discriminator(_sort)]
+
+
 class Evaluate(Settings):
     """Greedy answers to held-out prompts: asked plain, for the best and for the worst."""
 
@@ -115,8 +145,10 @@ class Evaluate(Settings):
     test_prompts: Count | None = None
     """Rows of the test split, evaluated at 0 and at the end; none: no test split."""
     sets: dict[str, HeldOut] = key({}, "Further sets, by name.")
-    policies: dict[str, External] = Field({})
+    references: bool = key(False, "The labels too, as if a policy had written them.")
+    policies: dict[str, Other] = Field({})
     """Policies that the run did not make, by name: evaluated once, on every set."""
+    every_word: bool = key(False, "Ask with every word, not with the best and the worst alone.")
     max_new_tokens: Count | None = key(None, "Default: as sampled.")
     group: Count = key(16, "Prompts that are computed together.")
     drawn: Drawn = Field(Drawn())
@@ -126,6 +158,31 @@ class Measure(Settings):
     """What answers are measured with."""
 
     reward: Reward | None = key(None, "Default: `reward`, which the policy was trained for.")
+    further: dict[str, Reward] = Field({})
+    """Further rewards, by names of your own: a column each. A gain in `reward` alone is none."""
+
+
+class Figures(Settings):
+    """What was published of a policy."""
+
+    reward: Number | None = None
+    perplexity: Number | None = key(None, "Mean.")
+    length: Number | None = None
+
+
+class Published(Settings):
+    """Figures that tables show beside ours, with the difference."""
+
+    of: str = key("published", "Whose they are.")
+    set: str = key(graph.TEST, "The set that they are of.")
+    rows: dict[str, Figures]
+    """By row: `start`, `references`, `best` (of the run's own policy), or a name of `policies`."""
+
+
+class Report(Settings):
+    """What `alt-hpc report` shows."""
+
+    published: Published | None = None
 
 
 class StageCluster(Settings):
@@ -189,7 +246,8 @@ class Config(Settings, title="alt_hpc"):
     policy: Policy
     data: Data
     seed: Natural = 0
-    iterations: Count = 10
+    iterations: Natural = 10
+    """0: only the start is made, and evaluated."""
     threads: Count = key(1, "CPU threads of a task: part of what decides content bit for bit.")
     keep: Count = key(2, "Last policies kept on disk, beside the best one and any still in use.")
     domain: Domain = Field(DOMAINS["tldr"].Settings())
@@ -202,6 +260,7 @@ class Config(Settings, title="alt_hpc"):
     train: PolicyTraining = Field(PolicyTraining())
     evaluate: Evaluate = Field(Evaluate())
     measure: Measure = Field(Measure())
+    report: Report = Field(Report())
     cluster: Cluster = Field(Cluster())
 
     @model_validator(mode="before")

@@ -5,12 +5,13 @@ every weight is there and finite, every tokenizer too; and what engines, rewards
 refuse is asked of a model without memory. A run that exists has no use for torch.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alt_hpc.config import Config
+from alt_hpc.config import Config, External, rules
 from alt_hpc.domains.domain import around
 from alt_hpc.errors import InputError, blaming
 from alt_hpc.graph import TRAININGS
@@ -19,6 +20,8 @@ from alt_hpc.rewards import Found, Named, Reward
 from alt_hpc.run import code, models
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.settings import LARGEST
+
+_TOKEN = re.compile(r"<\|\w+\|>|_QUANTILE_TOKEN_\d+_")  # what is written like one token
 
 
 def places(config: Config, run: RunFolder | None = None) -> dict[str, Path]:
@@ -58,7 +61,7 @@ def named(config: Config) -> Iterator[tuple[str, Named]]:
     for section, reward in _rewards(config):
         for key, one in reward.named().items():
             yield f"{section}.{key}", one
-    for name, external in config.evaluate.policies.items():
+    for name, external in _external(config):
         yield f"evaluate.policies.{name}.model", Named(external.model)
         if external.tokenizer:
             yield f"evaluate.policies.{name}.tokenizer", Named(external.tokenizer, whole=False)
@@ -74,9 +77,14 @@ def files(config: Config) -> dict[str, str]:
 
 def _rewards(config: Config) -> list[tuple[str, Reward]]:
     """All rewards, or what they are made of, behind the sections where they stand."""
-    both = ("reward", config.reward), ("measure.reward", config.measure.reward)
-    found = [(section, reward.singles()) for section, reward in both if reward]
+    found = [(section, reward.singles()) for section, reward in rules.rewards(config)]
     return [(section + at, single) for section, its in found for at, single in its.items()]
+
+
+def _external(config: Config) -> list[tuple[str, External]]:
+    """The policies that the run did not make, by their names."""
+    every = config.evaluate.policies.items()
+    return [(name, policy) for name, policy in every if isinstance(policy, External)]
 
 
 def _check(config: Config, found: dict[str, Path], fresh: dict[str, Path]) -> None:
@@ -86,15 +94,25 @@ def _check(config: Config, found: dict[str, Path], fresh: dict[str, Path]) -> No
     field, policy = next(named(config))
     if policy.name in fresh:
         _check_policy(config, found, field, found[policy.name])
-    for name, external in config.evaluate.policies.items():
+    for name, external in _external(config):
         if external.model in fresh:
             with blaming(f"evaluate.policies.{name}.model"):
                 place = found[external.model]
                 tokenizer = _check_answers(config, place, found, external.tokenizer)
                 context = tokens.context_length(load.config(place), config.policy.max_length)
+                _check_tokens(tokenizer, external.ask, f"evaluate.policies.{name}.ask")
                 taken = len(config.domain.fit(tokenizer, "", LARGEST, around(external.ask))[0])
                 if taken + config.evaluated_tokens >= context:
                     raise InputError(f"{place}: no room for a prompt: it reads {context} tokens")
+
+
+def _check_tokens(tokenizer: Any, ask: str, field: str) -> None:
+    """Raise InputError where a token that a policy is asked with is plain text to its tokenizer."""
+    for token in _TOKEN.findall(ask):
+        ids = tokens.continuation_ids(tokenizer, token)
+        if len(ids) != 1:
+            problem = f"{tokenizer.name_or_path}: its tokenizer has no token {token}"
+            raise InputError(f"{problem}, and would make {len(ids)} of it", field)
 
 
 def _check_rewards(

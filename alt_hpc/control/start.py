@@ -1,5 +1,6 @@
 """Start a run: check a config, freeze it, then hand over to a controller or run it here."""
 
+import itertools
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from alt_hpc.control import chain, checks, status
 from alt_hpc.control.step import finish, looked, request, scripts, step
 from alt_hpc.data import texts
 from alt_hpc.errors import InputError
-from alt_hpc.graph import STAGES, TRAININGS
+from alt_hpc.graph import STAGES, TRAIN, TRAININGS, Graph, Piece
 from alt_hpc.plan import Job
 from alt_hpc.report import results
 from alt_hpc.run import code, models
@@ -42,7 +43,8 @@ def submit(config: Config, wait: bool = False, accept_packages: bool = False) ->
         raise InputError(problem, "run")
     folder = prepare(config, "slurm")
     chain.check_cluster(folder, slurm)
-    for name in dict.fromkeys([*folder.graph().stages(0), *folder.graph().stages(1)]):
+    first = [folder.graph().stages(k) for k in range(min(1, config.iterations) + 1)]
+    for name in dict.fromkeys(itertools.chain(*first)):
         asked = request(folder, folder.config(), Job(name, 1, 0, (0,)))  # which Slurm itself judges
         slurm.test(asked, f"cluster.{STAGES[name].key}")
     if waiting := ", ".join(slurm.controllers(scripts(folder))):
@@ -53,6 +55,27 @@ def submit(config: Config, wait: bool = False, accept_packages: bool = False) ->
         print(f"  squeue --me\n  alt-hpc status {folder.path}")
         print(f"  tensorboard --logdir {folder.layout.tensorboard}")
     return status.follow(folder) if wait else 0
+
+
+def evaluate(config: Config, wait: bool = False, accept_packages: bool = False) -> int:
+    """Answer and measure what is there, where the config says, and train nothing.
+
+    Of a run that has not begun this is its iteration 0; of another also the last that was trained.
+    InputError where a model has yet to be trained.
+    """
+    config = absolute(config)
+    folder = RunFolder.preview(config)
+    graph = Graph(config, {})
+    needed = {"policy.model": graph.policy(0), "reward.model": graph.reward_model()}
+    for field, piece in needed.items():
+        if piece and not (folder.exists() and folder.manifests.get(piece)):
+            raise InputError(f"{piece.stage} has not made it, and this trains nothing", field)
+    begun = folder.graph().shardings if folder.exists() else ()
+    trained = [k for k in begun if k and folder.manifests.get(Piece(k, TRAIN))]
+    config = config.model_copy(update={"iterations": max(trained, default=0)})
+    if config.cluster.backend == "slurm":
+        return submit(config, wait, accept_packages)
+    return run(config, accept_packages)
 
 
 def prepare(config: Config, backend: str = "") -> RunFolder:

@@ -1,13 +1,23 @@
 """Draws of prompts: which rows an iteration samples from and is evaluated on, and its shards."""
 
 from collections.abc import Iterable
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from alt_hpc.data import texts
-from alt_hpc.graph import EVALUATE, OWN, SAMPLE, TEST, VALID, Piece, Shard, Sharding, cut
+from alt_hpc.graph import (
+    EVALUATE,
+    OWN,
+    REFERENCES,
+    SAMPLE,
+    TEST,
+    VALID,
+    Piece,
+    Shard,
+    Sharding,
+    cut,
+)
 from alt_hpc.run import rows
 from alt_hpc.run.folder import RunFolder
 
@@ -31,7 +41,8 @@ def sharding(run: RunFolder, iteration: int) -> Sharding:
     """How an iteration that begins now is cut; one that has begun keeps what fits still.
 
     Validation posts are evaluated with each iteration; all sets at 0 and at the end, and at 0 the
-    policies that the run did not make. What was the end when it began stays evaluated.
+    references and the policies that the run did not make. What was the end when it began stays
+    evaluated.
     """
     config, begun = run.config(), run.graph().shardings.get(iteration)
     shards = [Shard(*about) for about in run.draw(iteration)[EVALUATE]] if begun else []
@@ -40,7 +51,8 @@ def sharding(run: RunFolder, iteration: int) -> Sharding:
         before = {VALID, *(shard.set for shard in shards)}
         sets = [name for name in sets if name in before]
     asked: dict[Shard, None] = {}  # a set in order
-    for policy in [OWN, *(config.evaluate.policies if iteration == 0 else [])]:
+    others = [*([REFERENCES] if config.evaluate.references else []), *config.evaluate.policies]
+    for policy in [OWN, *(others if iteration == 0 else [])]:
         for name in sets:
             asked |= dict.fromkeys(_covering(run, shards, policy, name))
     kept = [shard if shard in asked else None for shard in dict.fromkeys([*shards, *asked])]
@@ -72,8 +84,7 @@ def _posts(run: RunFolder, name: str) -> int:
     if asked:  # only a plan is asked for, before anything has been frozen
         return asked
     (one,) = [one for one in texts.wanted(config) if one.name == place]
-    wanted = texts.read(one.source, one.split, one.columns, one.field)
-    return sum(1 for _ in islice(wanted, one.limit))
+    return sum(1 for _ in texts.chosen(one))
 
 
 def frozen(run: RunFolder, piece: Piece) -> list[dict[str, Any]]:

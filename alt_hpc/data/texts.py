@@ -8,12 +8,15 @@ import json
 import os
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from alt_hpc.config import Config, HeldOut, Source
+from alt_hpc.domains.domain import around
 from alt_hpc.errors import InputError, blaming, one_line
 from alt_hpc.run import rows
 from alt_hpc.run.folder import RunFolder
@@ -41,15 +44,16 @@ def wanted(config: Config) -> Iterator[Wanted]:
     one, pair = ("prompt",), ("prompt", "chosen", "rejected")
     label = ("label",) if config.sft is not None and config.policy.model is None else ()
     yield Wanted("prompts-train", prompts, "train", (*one, *label), field, prompts.limit)
-    yield Wanted("prompts-valid", prompts, "valid", one, field, prompts.valid_limit)
+    held = (*one, *(("label",) if config.evaluate.references else ()))
+    yield Wanted("prompts-valid", prompts, "valid", held, field, prompts.valid_limit)
     if config.evaluate.test_prompts:
-        yield Wanted("prompts-test", prompts, "test", one, field)
+        yield Wanted("prompts-test", prompts, "test", held, field)
     if pairs is not None and config.reward.trained:
         for split, limit in (("train", pairs.limit), ("valid", pairs.valid_limit)):
             yield Wanted(f"comparisons-{split}", pairs, split, pair, "data.comparisons", limit)
     for key, held_out in config.evaluate.sets.items():
         name, field = of_set(config, key), f"evaluate.sets.{key}"
-        yield Wanted(name, held_out, "split", one, field, held_out.prompts)
+        yield Wanted(name, held_out, "split", held, field, held_out.prompts)
 
 
 def of_set(config: Config, name: str) -> str:
@@ -65,14 +69,40 @@ def freeze(config: Config, run: RunFolder) -> None:
     InputError, with file and line, where there is none, a column is missing, a row is no text.
     """
     for one in wanted(config):
-        if not (run.exists() and rows.is_frozen(run, one.name)):
-            found = read(one.source, one.split, one.columns, one.field)
-            kept = map(config.domain.example, islice(found, one.limit))
-            rows.freeze(run, one.name, _plain_text(kept, config, one))
+        if run.exists() and rows.is_frozen(run, one.name):
+            if "label" in one.columns and one.split != "train":
+                _check_labels(rows.frozen(run, one.name), one)
+            continue
+        kept = map(config.domain.example, chosen(one))
+        rows.freeze(run, one.name, _plain_text(kept, config, one))
     asked, count = config.sample.prompts, rows.count(run, "prompts-train")
     if not config.sample.replacement and count < asked:
         problem = f"{asked} prompts cannot be drawn without replacement from {count} rows"
         raise InputError(problem, "sample.prompts")
+
+
+def chosen(one: Wanted) -> Iterator[dict[str, Any]]:
+    """The rows that are used of those there: the first ones, or as many drawn, in their order."""
+    found, of = read(one.source, one.split, one.columns, one.field), one.source
+    if not isinstance(of, HeldOut):
+        yield from islice(found, one.limit)
+        return
+    if of.seed is not None and of.prompts is not None:
+        there = list(found)
+        count = min(of.prompts, len(there))
+        drawn = np.random.default_rng(of.seed).choice(len(there), count, replace=False)
+        found = (there[row] for row in sorted(drawn))
+    it = around(of.template)
+    for row in islice(found, one.limit):
+        yield {**row, "prompt": it.front + row["prompt"] + it.behind}
+
+
+def _check_labels(found: Iterable[dict[str, Any]], one: Wanted) -> None:
+    """Raise InputError where rows that were frozen without a need of labels have none."""
+    for number, row in enumerate(found):
+        if problem := _problem(row.get("label")):
+            where = f"row {number} of {one.name}, as the run has it"
+            raise InputError(f"{where}: column 'label' {problem}", "evaluate.references")
 
 
 def _plain_text(
@@ -102,7 +132,7 @@ def read(
     renamed = {ours: column for ours, column in source.columns.items() if ours not in theirs}
     taken = {*theirs.values(), *renamed.values()}
     with blaming(field):
-        where, numbered = _find(source.path, getattr(source, split), f".{split}")
+        where, numbered = _find(source.path, source.name, getattr(source, split), f".{split}")
         first = next(numbered, None)
         if first is None:
             raise InputError(f"{where}: the data set is empty")
@@ -148,15 +178,20 @@ def _problem(value: Any) -> str:
     return ""
 
 
-def _find(path: str, name: str, split: str) -> tuple[str, Numbered]:
-    """Where a split stands, for errors, and its rows: in a folder, or else in a hub data set."""
+def _find(path: str, kind: str | None, name: str, split: str) -> tuple[str, Numbered]:
+    """Where a split stands, for errors, and its rows: in a folder, or else in a hub data set.
+
+    `kind` is the data set's configuration, `split` the key that names the split.
+    """
     place = Path(path)
     if place.is_file():
         raise InputError(f"{path}: is a file; give the folder that holds it", ".path")
     if not place.is_dir():
         if path.startswith((".", "/", "~")) or path.count("/") != 1:
             raise InputError(f"{path}: no such folder", ".path")
-        return f"{path} ({name})", _load(path, name, split)
+        return f"{path} ({name})", _load(path, kind, name, split)
+    if kind is not None:
+        raise InputError(f"{path}: is a folder, which has no configurations", ".name")
     file = next(filter(Path.is_file, [place / f"{name}{end}" for end in ("", *ENDINGS)]), None)
     if file is None:
         raise InputError(f"{place}: no file {name}{{{','.join(ENDINGS)}}} in this folder", split)
@@ -167,7 +202,7 @@ def _find(path: str, name: str, split: str) -> tuple[str, Numbered]:
     raise InputError(f"{file}: neither JSONL nor Parquet ({', '.join(ENDINGS)})", split)
 
 
-def _load(path: str, name: str, split: str) -> Numbered:
+def _load(path: str, kind: str | None, name: str, split: str) -> Numbered:
     """Rows of a hub data set, which `datasets` maps into memory."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     import datasets  # slow to import, and the controller never needs it
@@ -177,7 +212,7 @@ def _load(path: str, name: str, split: str) -> Numbered:
     away = fetch.unreachable()
     try:
         with fetch.not_asked() if away else contextlib.nullcontext():
-            return enumerate(datasets.load_dataset(path, split=name), start=1)
+            return enumerate(datasets.load_dataset(path, kind, split=name), start=1)
     except Exception as error:
         if away or isinstance(error, datasets.exceptions.DatasetNotFoundError):
             problem = "no such folder, and no such data set in the local cache or on the hub"

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Row = Mapping[str, Any]
-Asking = Literal["plain", "best", "worst"]
+Asking = str  # "plain", "best", "worst", or the number of a quantile between: "quantile 1"
+QUANTILE = "quantile "
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,11 @@ class Method(Settings):
     def asked(self, iteration: int) -> tuple[Asking, ...]:
         """How the policy after an iteration is asked when it is evaluated."""
         return ("plain", "best", "worst")
+
+    def between(self, iteration: int) -> tuple[Asking, ...]:
+        """How else it can be asked: with the words between the best and the worst."""
+        knows = {"best", "worst"} <= {*self.asked(iteration)}
+        return tuple(f"{QUANTILE}{i}" for i in range(1, len(self.levels) - 1) if knows)
 
     def ask(self, how: Asking, row: Row, earlier: Sequence[Row] = ()) -> str | None:
         """The feedback to ask with for a prompt; None: as it is. `earlier`: rows of `sources`."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from alt_hpc.errors import InputError
 from alt_hpc.lm.tokens import Tokenizer
 from alt_hpc.methods import quantiles as paper
-from alt_hpc.methods.method import Asking, Choice, Label, Method, Row
+from alt_hpc.methods.method import QUANTILE, Asking, Choice, Label, Method, Row
 from alt_hpc.settings import LARGEST, Count, Natural
 
 
@@ -52,7 +52,8 @@ class Ranked(Method):
         return range(max(1, iteration - self.history), iteration + 1)
 
     def ask(self, how: Asking, row: Row, earlier: Sequence[Row] = ()) -> str | None:
-        return {"plain": None, "best": self.levels[0], "worst": self.levels[-1]}[how]
+        named = {"plain": None, "best": self.levels[0], "worst": self.levels[-1]}
+        return named[how] if how in named else self.levels[int(how.removeprefix(QUANTILE))]
 
     @property
     def _apart(self) -> bool:

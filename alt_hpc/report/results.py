@@ -3,11 +3,10 @@
 import dataclasses
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from alt_hpc.errors import InputError
 from alt_hpc.graph import DRAWN, EVALUATE, MEASURE, OWN, REPORT, TEST, VALID, Piece
-from alt_hpc.methods.method import Asking
 from alt_hpc.report import diagnosis, measures
 from alt_hpc.run import rows as rows_of
 from alt_hpc.run.files import read_json
@@ -48,7 +47,7 @@ def shown(folder: RunFolder, iteration: int) -> str:
 
 def asked(folder: RunFolder, variant: str) -> str:
     """What a policy was asked with, in a word."""
-    return folder.config().method.ask(cast(Asking, variant), {}) or "(plain)"
+    return folder.config().method.ask(variant, {}) or "(plain)"
 
 
 def table(folder: RunFolder, found: Reports) -> str:

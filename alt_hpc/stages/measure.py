@@ -8,19 +8,20 @@ import gc
 import itertools
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from alt_hpc.data import draws
-from alt_hpc.graph import DRAWN, OWN
+from alt_hpc.graph import DRAWN, OWN, REFERENCES
 from alt_hpc.lm import load
 from alt_hpc.lm.prefix import answers_logprobs, continuation_logprobs
 from alt_hpc.lm.tokens import continuation_ids
-from alt_hpc.rewards import Answers
+from alt_hpc.rewards import Answers, Reward, Scored
 from alt_hpc.run import rows as rows_of
 from alt_hpc.stages.work import Work, finite, scorer
 
 Rows = list[dict[str, Any]]
+ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
 def run(work: Work) -> None:
@@ -30,40 +31,73 @@ def run(work: Work) -> None:
     excluded; null for an empty answer, and for those that were drawn. Length counts tokens without
     EOS. The answer of a policy with another tokenizer is read with the starting policy's. `word` is
     log p(answer | best feedback) - log p(answer | worst), in nats, under the policy itself, of
-    those that were drawn; `fixed`, in a prompt's first row, of the starting policy's. Three models
-    in turn, never two in memory.
+    those that were drawn; `fixed`, in a prompt's first row, of the starting policy's. `rouge` are
+    the F1 of ROUGE-1, -2 and -L against the label, null without one. Each model in turn, never two
+    in memory.
     """
     answered = itertools.groupby(work.mates(), operator.itemgetter("row"))
     asked = [list(rows) for _, rows in answered]  # the answers to each prompt
     made: list[Rows] = []
-    passes = (_rewards, _perplexities, _words)
+    further = [functools.partial(_further, name) for name in work.config.measure.further]
+    passes: list[Callable[..., Iterator[Rows]]] = [_rewards, *further, _perplexities, _words]
     for number, measure in enumerate(passes):
         make, starts = functools.partial(measure, work, asked), range(len(asked) + 1)
         part = (number, len(passes))
         made.append(work.attempt.resumable(starts, make, "prompts", part=part))
         gc.collect()  # the model of this pass
-    rows = []
+    rows, names = [], [*work.config.measure.further]
     for answers, *found in zip(asked, *made, strict=True):
         for i, answer in enumerate(answers):
             about = {key: answer[key] for key in ("policy", "set", "row", "variant")}
             rows.append(about | {k: values[i] for one in found for k, values in one.items()})
+            rows[-1]["further"] = {name: rows[-1].pop(f"further {name}") for name in names}
     work.attempt.commit_rows(rows)
 
 
-def _rewards(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:
+def _scored(
+    work: Work, reward: Reward, asked: list[Rows], indices: Iterator[int]
+) -> Iterator[tuple[Answers, Scored]]:
+    """What a reward says of the answers to each prompt."""
     data, first = draws.frozen(work.run, work.piece), work.rows.start
 
     def answers(rows: Rows) -> Answers:
         number, texts = rows[0]["row"], [row["text"] for row in rows]
         return Answers(rows[0]["prompt"], texts, data[number - first], number, rows[0]["set"])
 
-    groups = map(answers, map(asked.__getitem__, indices))
-    for scored in scorer(work.run, work.config.measured_by, work.device).score(groups):
+    groups, again = itertools.tee(map(answers, map(asked.__getitem__, indices)))
+    return zip(groups, scorer(work.run, reward, work.device).score(again), strict=True)
+
+
+def _further(name: str, work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:
+    """A further reward (`measure.further`), which only measures."""
+    for _, scored in _scored(work, work.config.measure.further[name], asked, indices):
+        yield [{f"further {name}": finite(scored.rewards)}]
+
+
+def _rewards(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:
+    """What policies are trained for, and how near they come to the labels."""
+    mine, indices = itertools.tee(indices)
+    scores = _scored(work, work.config.measured_by, asked, indices)
+    for i, (answers, scored) in zip(mine, scores, strict=True):
+        label = answers.row.get("label")
         row: dict[str, Any] = {"reward": finite(scored.rewards)}
+        row["rouge"] = [_rouge(answer, label) for answer in asked[i]]
         if parts := {name: finite(part) for name, part in scored.parts.items()}:
             each = zip(*parts.values(), strict=True)
             row["parts"] = [dict(zip(parts, values, strict=True)) for values in each]
         yield [row]
+
+
+def _rouge(answer: dict[str, Any], label: Any) -> dict[str, float] | None:
+    """F1 of ROUGE-1, -2, -L (Lin 2004), words not stemmed; of greedy answers of policies alone."""
+    is_drawn = answer["variant"].startswith(DRAWN)
+    is_text = isinstance(label, str) and label.strip()
+    if answer["policy"] == REFERENCES or is_drawn or not is_text:
+        return None
+    from rouge_score.rouge_scorer import RougeScorer  # slow to import
+
+    found = RougeScorer([*ROUGE], use_stemmer=False).score(label, answer["text"])
+    return {name: found[name].fmeasure for name in ROUGE}
 
 
 def _perplexities(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:
@@ -75,13 +109,16 @@ def _perplexities(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iter
         else:
             texts = [f" {row['text']}" if row["text"] else "" for row in rows]
             answers = [continuation_ids(policy.tokenizer, text) for text in texts]
+        lengths = [len(answer) for answer in answers]
+        most = policy.context - 1  # a reference may be longer than what is read of it
+        answers = [answer[:most] for answer in answers]
         room = max([work.config.evaluated_tokens, *map(len, answers)])  # of another tokenizer
         ids, _ = policy.fit(None, rows[0]["prompt"], room)
         both = zip(rows, answers, strict=True)
         wanted = [[] if row["variant"].startswith(DRAWN) else answer for row, answer in both]
         losses = continuation_logprobs(model, ids, wanted)
         found = [math.exp(-sum(one) / len(one)) if one else None for one in losses]
-        yield [{"perplexity": found, "length": [len(answer) for answer in answers]}]
+        yield [{"perplexity": found, "length": lengths}]
 
 
 def _words(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:

@@ -93,7 +93,8 @@ def make_policy(
     link(work.run.layout.policy(work.piece.iteration), folder)
     steps = len(loop.global_batches(len(examples), settings, work.config.seed))
     rows = sum(len(example.answers) for example in examples)
-    publish(work, rows, {"steps": steps, "prompts_shortened": shortened})
+    tokens = sum(row["loss_tokens"] for row in read_lines(folder.parent / METRICS_FILE))
+    publish(work, rows, {"steps": steps, "tokens": tokens, "prompts_shortened": shortened})
 
 
 def publish(work: Work, rows: int, facts: Mapping[str, Any]) -> None:

@@ -57,6 +57,12 @@ def run(work: Work) -> None:
     if shortened:
         work.say(f"{shortened} of {len(rows)} posts shortened to the reward model's length")
     facts = {"set_aside": aside, "answers_set_aside": lost, "prompts_shortened": shortened}
+    facts["tokens"] = sum(
+        len(generation["ids"])
+        for sample, row in zip(samples, rows, strict=True)
+        for generation, reward in zip(sample["generations"], row["rewards"], strict=True)
+        if reward is not None
+    )
     work.attempt.commit_rows(rows, facts)
 
 

@@ -157,6 +157,11 @@ def _generator(run: RunFolder, model: Model) -> Generator:
     return run.config().engine.load(model)
 
 
+def unload() -> None:
+    """Let go of the policy that `generator` holds: another model needs the memory."""
+    _generator.cache_clear()
+
+
 def scorer(run: RunFolder, reward: Reward, on: "torch.device", made: Path | None = None) -> Scorer:
     """A reward of a run, loaded; `made` is the model that the run trains, else what it made."""
     piece = run.graph().reward_model() if reward.trained else None

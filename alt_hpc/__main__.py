@@ -99,7 +99,8 @@ def _run(options: argparse.Namespace) -> int:
         case "report":
             if not further:
                 print(results.last_words(folder) + "\n")
-            print(page.write([folder, *further], options.to))
+            if further or results.reports(folder):
+                print(page.write([folder, *further], options.to))
         case "cancel":
             return start.cancel(folder)
         case "controller":

@@ -11,7 +11,7 @@ from functools import partial
 from alt_hpc.graph import OWN, TEST, VALID
 from alt_hpc.report import measures
 from alt_hpc.report.results import Rows, picked
-from alt_hpc.report.runs import TRAINED, Run
+from alt_hpc.report.runs import FURTHER, TRAINED, Run
 from alt_hpc.settings import digest
 
 START, REFERENCES = "start", "references"
@@ -50,9 +50,8 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     for run in runs:
         mine = found.setdefault(run.alike, {})
         if (other := mine.setdefault(run.seed, run)) is not run:
-            said.append(
-                f"{run.name}: left out: it has the seed of {other.name}, and is no other run"
-            )
+            why = f"{other.name} is the same run, with the same seed"
+            said.append(f"{run.name}: left out: {why}")
     titles = [next(iter(mine.values())).title for mine in found.values()]
     groups = list[Group]()
     for title, mine in zip(titles, found.values(), strict=True):
@@ -97,7 +96,8 @@ def problems(groups: Sequence[Group], name: str) -> dict[str, list[str]]:
 
 def _differing(one: Run, other: Run, name: str) -> Iterator[str]:
     for what in dict.fromkeys([*one.measured, *other.measured]):
-        if one.measured.get(what) != other.measured.get(what):
+        its = one.measured.get(what), other.measured.get(what)
+        if its[0] != its[1] and not (what.startswith(FURTHER) and None in its):
             yield what
     if _posts(one, name) != _posts(other, name):
         yield "posts"

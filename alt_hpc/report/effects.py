@@ -70,7 +70,7 @@ def _within(group: Group, name: str, reward: str) -> Iterator[Effect]:
 def _between(one: Group, other: Group, name: str, reward: str) -> Effect:
     """By post; and seed by seed, where both have the same seeds."""
     seeds = [run.seed for run in one.runs if other.seed(run.seed)]
-    how = f"{len(seeds)} seeds in common" if seeds else "other seeds"
+    how = "other seeds" if not seeds else "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
     what = f"{_known(one)} minus {_known(other)} ({how})"
     before, after = [
         [picked(run.end, run.shown, name) for run in group.runs if not seeds or run.seed in seeds]

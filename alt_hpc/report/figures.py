@@ -118,7 +118,7 @@ def _columns(rewards: Sequence[str], published: str) -> list[Column]:
     found += [_whole(name, head) for name, head in zip(COSTS, heads, strict=True)]
     for name in PUBLISHED:
         places = {"reward": 3, **digits}[name]
-        found.append(_number(f"published_{name}", f"{name}, {published}", places))
+        found.append(_as_given(f"published_{name}", f"{name}, {published}"))
         found.append(_number(f"difference_{name}", "difference", places, signed=True))
     return found
 
@@ -129,6 +129,10 @@ def _number(name: str, head: str, digits: int, signed: bool = False) -> Column:
         return f"{value:+.{digits}f}" if signed and value is not None else number(value, digits)
 
     return Column(head, cell)
+
+
+def _as_given(name: str, head: str) -> Column:
+    return Column(head, lambda its: "-" if its.get(name) is None else f"{its[name]:g}")
 
 
 def _whole(name: str, head: str = "") -> Column:

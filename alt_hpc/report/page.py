@@ -49,13 +49,14 @@ class Set:
 def write(folders: Sequence[RunFolder], to: Path | None = None) -> str:
     """Write all files to a folder (default: below the first run); what a terminal shows of them.
 
-    InputError where no run has been evaluated, or the folder cannot be written.
+    InputError where the start of no run has been evaluated, or the folder cannot be written.
     """
     found = {folder: read(folder) for folder in folders}
     runs = [run for run in found.values() if run]
     if not runs:
-        raise InputError(f"{folders[0].path}: no iteration has been evaluated yet")
-    missing = [f"{f.path}: left out: not evaluated yet" for f, run in found.items() if not run]
+        raise InputError(f"{folders[0].path}: its start has not been evaluated yet")
+    absent = [folder.path for folder, run in found.items() if not run]
+    missing = [f"{path}: left out: its start has not been evaluated yet" for path in absent]
     groups, left_out = comparison.grouped(runs)
     about = [_set(groups, name) for name in comparison.sets(groups)]
     said = [*missing, *left_out, *comparison.notes(groups)]
@@ -140,13 +141,14 @@ def _draw(place: Path, groups: Sequence[Group], about: Sequence[Set]) -> list[st
     """The names of the pictures."""
     main, drawn = _main(about), list[str]()
     trained = [group for group in groups if group.first.last]
+    apart = {name: set(comparison.problems(groups, name)) for name in (VALID, main.name)}
     if trained:
-        pictures.over_iterations(trained, place / "reward")
+        pictures.over_iterations(trained, apart[VALID], place / "reward")
         drawn.append("reward")
     pictures.by_length(main.lines, main.figures, place / "length")
     drawn.append("length")
     if worded := [group for group in comparison.on(trained, main.name) if group.first.words]:
-        pictures.by_word(worded, main.name, place / "words")
+        pictures.by_word(worded, apart[main.name], main.name, place / "words")
         drawn.append("words")
     return drawn
 

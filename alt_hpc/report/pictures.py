@@ -1,6 +1,6 @@
 """The pictures of a comparison, PNG and SVG: rewards over iterations, by length, by word."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,18 +48,24 @@ def _estimate(runs: Sequence[Rows]) -> intervals.Estimate:
     )
 
 
-def over_iterations(groups: Sequence[Group], to: Path) -> None:
+def _name(group: Group, apart: Container[str]) -> str:
+    return f"{group.name} (not compared)" if group.name in apart else group.name
+
+
+def over_iterations(groups: Sequence[Group], apart: Container[str], to: Path) -> None:
     """A panel a group: mean reward on valid posts, asked plainly, for the best, for the worst.
 
-    Bands: 95 % over posts of one run; of several from the lowest to the highest seed.
+    Bands: 95 % over posts of one run; of several from the lowest to the highest seed. Panels have
+    one scale, where none of them is of a group in `apart`, by name.
     """
-    with _figure(to, len(groups), (5.2, 3.8), sharey=True) as (figure, axes):
+    alike = not any(group.name in apart for group in groups)
+    with _figure(to, len(groups), (5.2, 3.8), sharey=alike) as (figure, axes):
         for axis, group in zip(axes, groups, strict=True):
             for variant in ("plain", "best", "worst"):
                 _curve(axis, group, variant)
-            several = len(group.runs) > 1
-            band = "lowest to highest seed" if several else "95 % over posts"
-            axis.set_title(f"{group.name} ({len(group.runs)} seeds)" if several else group.name)
+            seeds = f"lowest to highest of {len(group.runs)} seeds"
+            band = seeds if len(group.runs) > 1 else "95 % over posts"
+            axis.set_title(_name(group, apart), wrap=True)
             axis.set(xlabel=f"iteration (band: {band})")
             axis.set_xlim(-0.15, group.first.last + 0.15)
             axis.xaxis.get_major_locator().set_params(integer=True)
@@ -84,6 +90,7 @@ def _curve(axis: Any, group: Group, variant: str) -> None:
     means, lows, highs = zip(*points.values(), strict=True)
     label = group.first.words.get(variant, variant)
     axis.plot([*points], means, marker="o", markersize=4, color=COLOURS[variant], label=label)
+    axis.vlines([*points], lows, highs, color=COLOURS[variant], linewidth=1)
     axis.fill_between([*points], lows, highs, color=COLOURS[variant], alpha=0.15, linewidth=0)
 
 
@@ -127,9 +134,10 @@ def _label(axis: Any, points: Sequence[tuple[str, Any, Any]]) -> None:
         )
 
 
-def by_word(groups: Sequence[Group], name: str, to: Path) -> None:
+def by_word(groups: Sequence[Group], apart: Container[str], name: str, to: Path) -> None:
     """A panel a group that knows words: the reward under each, 95 % over posts; plain and start."""
-    with _figure(to, len(groups), (5.2, 3.4), sharex=True) as (figure, axes):
+    alike = not any(group.name in apart for group in groups)
+    with _figure(to, len(groups), (5.2, 3.4), sharex=alike) as (figure, axes):
         for axis, group in zip(axes, groups, strict=True):
             words = group.first.words
             for height, variant in enumerate([*words][::-1]):
@@ -148,8 +156,9 @@ def by_word(groups: Sequence[Group], name: str, to: Path) -> None:
                     axis.axvline(mean, color="grey", linestyle=style, label=label)
             axis.set_yticks(range(len(words)), [*words.values()][::-1])
             axis.set_ylim(-0.6, len(words) - 0.4)
-            axis.set(title=group.name, xlabel=f"mean {measures.REWARD} (95 % over posts)")
-            axis.legend(fontsize=8)
+            axis.set_title(_name(group, apart), wrap=True)
+            axis.set(xlabel=f"mean {measures.REWARD} (95 % over posts)")
+            axis.legend(fontsize=8, loc="lower right")
         figure.suptitle(f"{name}: reward under each word after the last iteration")
 
 

@@ -17,6 +17,7 @@ from alt_hpc.settings import digest
 
 COSTS = ("train_prompts", "tokens_sampled", "tokens_scored", "tokens_trained")
 REWARD_IS, PERPLEXITY_IS, TOKENS_ARE = "evaluation reward", "reference policy", "tokens of answers"
+FURTHER = "reward "  # begins the name of one of `measure.further`
 TRAINED = ", as the run trained it"  # ends the name of what each seed makes anew
 MIDDLE = "quantile "  # begins the variant of a word between the best and the worst
 
@@ -66,7 +67,7 @@ def read(folder: RunFolder) -> Run | None:
     if 0 not in reports:
         return None
     last = max(reports)
-    evaluations = {k: [_kept(r) for r in results.evaluated(folder, k)] for k in reports}
+    evaluations = {k: _kept(results.evaluated(folder, k)) for k in reports}
     evaluate, section = config.evaluate, getattr(config, "report", None)
     published: Any = getattr(section, "published", None)
     best_of = {
@@ -94,14 +95,15 @@ def read(folder: RunFolder) -> Run | None:
     )
 
 
-def _kept(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without what no report reads: there are many."""
-    return {name: row[name] for name in row if name not in ("ids", "fixed", "word", "lost")}
+def _kept(rows: Rows) -> Rows:
+    """The greedy answers, without what nothing here reads: there are many."""
+    greedy = (row for row in rows if not row["variant"].startswith(DRAWN))
+    return [{k: row[k] for k in row if k not in ("ids", "fixed", "word", "lost")} for row in greedy]
 
 
 def _words(folder: RunFolder, rows: Rows, last: int) -> dict[str, str]:
     levels = folder.config().method.levels if last else []
-    there = {row["variant"] for row in rows if not row["variant"].startswith(DRAWN)}
+    there = {row["variant"] for row in rows}
     middle = {f"{MIDDLE}{i}": text for i, text in enumerate(levels)}
     ends = {how: results.asked(folder, how) for how in ("best", "worst") if how in there}
     order = {"best": ends.get("best", ""), **middle, "worst": ends.get("worst", "")}
@@ -125,7 +127,7 @@ def _costs(folder: RunFolder, last: int) -> dict[str, int | None]:
 def _rewards(folder: RunFolder) -> dict[str, Reward]:
     config = folder.config()
     more: Mapping[str, Reward] = getattr(config.measure, "further", {})
-    return {REWARD_IS: config.measured_by, **{f"reward {name}": r for name, r in more.items()}}
+    return {REWARD_IS: config.measured_by, **{f"{FURTHER}{name}": r for name, r in more.items()}}
 
 
 def _measured(folder: RunFolder) -> dict[str, str]:

@@ -19,6 +19,7 @@ import here
 import numpy as np
 import pytest
 import tiny
+import transformers
 from scipy import stats
 
 from alt_hpc.__main__ import main
@@ -422,13 +423,17 @@ def test_figures_with_too_little_behind_them_have_no_interval() -> None:
 # ---------------------------------------------------------------------- real runs
 
 
+def also(other: Path) -> list[str]:
+    """Settings that add a test set, and a policy that the run did not make."""
+    return ["evaluate.test_prompts=3", f"evaluate.policies.ppo={{model: {other}}}"]
+
+
 @pytest.fixture
 def real(undisturbed: RunFolder, tiny_config: Path, tmp_path: Path) -> RunFolder:
     """A finished run of two iterations, with a test set and a policy that it did not make."""
     place = shutil.copytree(undisturbed.path, tmp_path / "one", symlinks=True)
     other = tiny.folder(tmp_path / "other", "gpt2")
-    more = ["evaluate.test_prompts=3", f"evaluate.policies.ppo={{model: {other}}}"]
-    here.run(tiny_config, [f"run={place}", *more])
+    here.run(tiny_config, [f"run={place}", *also(other)])
     return RunFolder(place)
 
 
@@ -480,6 +485,27 @@ def test_real_runs_are_reported_alone_and_together(
         for line in file.read_text().splitlines()]  # fmt: skip
     tokens = sum(len(g["ids"]) for row in sampled for g in row["generations"])
     assert float(lines["test", own[1]]["tokens_sampled"]) == tokens
+
+
+def test_a_real_run_with_another_evaluation_reward_is_not_compared(
+    real: RunFolder, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same model in another folder is the same; other bytes in the same place are not."""
+    judge = tmp_path / "judge"
+    shutil.copytree(real.config().reward.named()["model"].name, judge)
+    settings = [*also(tmp_path / "other"), f"measure.reward.model={judge}"]
+    places = [shutil.copytree(real.path, tmp_path / name, symlinks=True) for name in ("b", "c")]
+    here.run(tiny_config, [f"run={places[0]}", *settings])
+    sizes = {"num_labels": 1, "num_hidden_layers": 2}
+    tiny.folder(judge, "llama", transformers.AutoModelForSequenceClassification, **sizes)
+    here.run(tiny_config, [f"run={places[1]}", *settings])
+    capsys.readouterr()
+    assert main(["report", str(real.path), *map(str, places)]) == 0
+    said = capsys.readouterr().out
+    not_compared = f"{places[1]} is not compared with {real.path}: other evaluation reward\n"
+    assert f"valid: {not_compared}" in said
+    assert f"test: {not_compared}" in said
+    assert f"{places[0]}: left out: {real.path} is the same run, with the same seed" in said
 
 
 def test_what_cannot_be_reported_ends_in_one_sentence(

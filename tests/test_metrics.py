@@ -57,7 +57,7 @@ def test_paired_interval_is_that_of_the_differences(
     assert found["count"] == len(differences)
     if len(differences) > 1 and statistics.stdev(differences) > 1e-9:
         assert found["mean"] == pytest.approx(statistics.fmean(differences), abs=1e-9)
-        settings = {"method": "percentile", "n_resamples": 2000, "rng": np.random.default_rng(0)}
+        settings = {"method": "percentile", "n_resamples": 5000, "rng": np.random.default_rng(0)}
         its = stats.bootstrap((differences,), np.mean, **settings).confidence_interval
         assert (found["low"], found["high"]) == pytest.approx((its.low, its.high), abs=1e-9)
         assert found["posts"] == pytest.approx((its.high - its.low) / 2, abs=1e-9)
@@ -125,14 +125,14 @@ def test_over_seeds_and_over_posts() -> None:
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     """Of many runs on 72 posts, as many as of the quickstart."""
     rng, true, covered = np.random.default_rng(7), 0.3, 0
-    for _ in range(1500):
+    for _ in range(800):
         policy = rng.normal(1.0, 2.0, 72)  # how hard a post is stands in both of its rewards
         before = [row(i, float(r)) for i, r in enumerate(policy)]
         gains = policy + true + rng.normal(0.0, 0.7, 72)
         after = [row(i, float(r)) for i, r in enumerate(gains)]
         found = measures.over_runs([measures.gain(before, after)])
         covered += abs(found["mean"] - true) <= found["posts"]
-    assert 0.925 < covered / 1500 < 0.965  # the share's own error is 0.0056
+    assert 0.92 < covered / 800 < 0.97  # the share's own error is 0.008
 
 
 def test_one_post_has_no_interval() -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-RESAMPLES = 2000
+RESAMPLES = 5000
 AT_ONCE = 2**21  # numbers that a batch of resamples holds
 LEVEL = 0.95
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alt_hpc.graph import DRAWN, OWN, SAMPLE, SCORE, TRAIN, Piece
+from alt_hpc.graph import DRAWN, OWN, REPORT, SAMPLE, SCORE, TRAIN, Piece
 from alt_hpc.report import results
 from alt_hpc.report.results import Rows
 from alt_hpc.rewards import Reward
@@ -68,7 +68,7 @@ def read(folder: RunFolder) -> Run | None:
         return None
     last = max(reports)
     evaluations = {k: _kept(results.evaluated(folder, k)) for k in reports}
-    evaluate, section = config.evaluate, getattr(config, "report", None)
+    evaluate, section = config.evaluate, getattr(config, REPORT, None)
     published: Any = getattr(section, "published", None)
     best_of = {
         name: f"best of {count} by the reward"

@@ -393,6 +393,7 @@ def test_markdown_is_even_and_a_csv_gives_back_what_was_in_it(tmp_path: Path) ->
     assert (
         len({len(line) for line in tables.aligned([["a", "b"], ["long", "1"]]).splitlines()}) == 1
     )
+    assert tables.aligned([["a|b"], ["c"]]).splitlines()[0] == r"| a\|b |"
     assert tables.escaped("a_b _c_ *d* <e>\n|f|") == r"a_b \_c\_ \*d\* \<e\> \|f\|"
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from alt_hpc.graph import OWN
 from alt_hpc.report import intervals, measures
 from alt_hpc.report.comparison import Line
 from alt_hpc.report.effects import OVER, Effect
@@ -53,7 +54,7 @@ def _figures(line: Line, rewards: Sequence[str], fewest: Mapping[int, int]) -> F
     for n in (1, 2, 3):
         each = [measures.distinct(_cut(run, fewest), n) for run in line.runs if line.compared]
         found[f"distinct_{n}"] = _mean(each)
-    runs = line.group.runs if line.of == "own" else ()
+    runs = line.group.runs if line.of == OWN else ()
     for name in COSTS:
         found[name] = _mean([run.costs[name] for run in runs])
     return found | _published(line, found)

@@ -125,7 +125,7 @@ def _markdown(
     page = [f"# {', '.join(group.name for group in groups)}"]
     page += ["\n".join(f"- {tables.escaped(name)}" for name in runs), HOW_TO_READ]
     for one in about:
-        page += [f"## {one.title}", *_section(one).split("\n\n")[1:]]
+        page += [f"## {one.title}", *map(tables.underscored, _section(one).split("\n\n")[1:])]
     page += ["\n".join(f"- {tables.escaped(sentence)}" for sentence in said)] if said else []
     page += [f"![{name}]({name}.png)" for name in drawn]
     return "\n\n".join([*page, "## Examples", *_examples(_main(about))]) + "\n"

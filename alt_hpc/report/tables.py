@@ -25,6 +25,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def aligned(cells: Cells, left: int = 0) -> str:
     """A Markdown table whose columns are even; the first `left` ones begin at their left."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rows = [*cells[:1], ["-" * width for width in widths], *cells[1:]]
     return "\n".join(f"| {' | '.join(_padded(row, widths, left))} |" for row in rows)
@@ -38,6 +39,11 @@ def _padded(row: Sequence[str], widths: Sequence[int], left: int) -> Iterator[st
 def escaped(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     text = re.sub(r"([\\`*\[\]<>|#])", r"\\\1", " ".join(text.split()))
+    return underscored(text)
+
+
+def underscored(text: str) -> str:
+    """Markdown whose underscores at the ends of words stay what they are."""
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
 
 

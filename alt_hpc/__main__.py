@@ -16,12 +16,13 @@ OF_A_CONFIG = {
 }
 OF_A_RUN = {
     "status": "show how far a run is",
-    "report": "print a run's table and sample summaries; of several runs what they gain together",
+    "report": "tables, pictures and examples of a run, or of several side by side",
     "cancel": "cancel a run's jobs; submitting again goes on from there",
     "controller": "plan and submit once (what the controller job runs)",
     "stage": "run one piece of a run by hand",
 }
 SET = "override a key, such as --set sample.prompts=64 (may be repeated)"
+TO = "where the files are written (default: report/ in the first run)"
 ACCEPT = "go on with other versions of packages than the run began with"
 
 
@@ -59,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
             add("--shard", type=int, default=0)
         if name in OF_A_RUN:
             add("run", type=Path, metavar="RUN", nargs="+" if name == "report" else None)
+            if name == "report":
+                add("--to", type=Path, metavar="FOLDER", help=TO)
             continue
         add("config", type=Path, metavar="CONFIG")
         add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)
@@ -72,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     from alt_hpc import config as configs
     from alt_hpc.control import chain, preview, start, status
-    from alt_hpc.report import results
+    from alt_hpc.report import page, results
     from alt_hpc.run.folder import RunFolder
     from alt_hpc.task import StageTask
 
@@ -97,8 +100,10 @@ def _run(options: argparse.Namespace) -> int:
         case "status":
             print(status.status(folder))
         case "report":
-            several = results.together([folder, *further]) if further else ""
-            print(several or results.last_words(folder))
+            if not further:
+                print(results.last_words(folder) + "\n")
+            if further or results.reports(folder):
+                print(page.write([folder, *further], options.to))
         case "cancel":
             return start.cancel(folder)
         case "controller":

@@ -364,16 +364,6 @@ def test_feedback_behind_the_prompt_from_sampling_to_the_table(
     assert r"\nGood. TL;DR:" in card
 
 
-def test_several_runs_are_reported_together(
-    undisturbed: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = _copy(undisturbed, tmp_path)
-    assert main(["report", str(undisturbed.path), str(other.path)]) == 0
-    said = capsys.readouterr().out
-    assert said.count("reward of 'Excellent.' minus 'Horrible.' after iteration 2: ") == 3
-    assert "over seeds ±0.000; 6 posts, 2 seeds)" in said  # of two runs that are the same
-
-
 def _copy(run: RunFolder, place: Path) -> RunFolder:
     """The same run in another folder, to be spoilt."""
     shutil.copytree(run.path, place / "run", symlinks=True)

@@ -1,12 +1,16 @@
 """What an iteration is worth: the measures of evaluation, pure (arXiv 2407.16970)."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from alt_hpc.report import intervals
+
 Row = Mapping[str, Any]
+REWARD = "reward"  # the column of `measure.reward`, beside those of `measure.further` by name
+ROUGES = ("rouge1", "rouge2", "rougeL")
 MUCH = 100  # times the spread of every other part: it alone decides the order
 
 
@@ -19,7 +23,8 @@ def distinct(texts: Iterable[str], n: int) -> float:
 
 def summarise(rows: Sequence[Row]) -> dict[str, float | int | None]:
     """Means over the rows of one set and variant; None where nothing is finite."""
-    rewards = [row["reward"] for row in rows if row["reward"] is not None]
+    rewards = _finite(row["reward"] for row in rows)
+    perplexities = _finite(row["perplexity"] for row in rows)
     texts = [row["text"] for row in rows]
     parts = {name: [p[name] for row in rows if (p := row.get("parts"))] for name in _parts(rows)}
     return {
@@ -27,12 +32,28 @@ def summarise(rows: Sequence[Row]) -> dict[str, float | int | None]:
         "rows": len(rows),
         "reward": _mean(rewards),
         "reward_error": _error(rewards),
-        "perplexity": _mean([p for row in rows if (p := row["perplexity"]) is not None]),
+        **{f"further_{name}": _mean(_all(rows, name)) for name in further(rows)},
+        "perplexity": _mean(perplexities),
+        "perplexity_median": float(np.median(perplexities)) if perplexities else None,
         "length": _mean([row["length"] for row in rows]),
         "truncated": _mean([row["ended"] == "limit" for row in rows]),
-        "distinct_1": distinct(texts, 1),
-        "distinct_2": distinct(texts, 2),
+        **{f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)},
+        **{name: _mean([r[name] for row in rows if (r := row.get("rouge"))]) for name in ROUGES},
     }
+
+
+def further(rows: Sequence[Row]) -> list[str]:
+    """The further rewards that rows have."""
+    return [*dict.fromkeys(name for row in rows for name in row.get("further") or ())]
+
+
+def _all(rows: Sequence[Row], reward: str) -> list[float]:
+    return _finite(rewarded(row, reward) for row in rows)
+
+
+def words(texts: Iterable[str], counts: Iterable[int]) -> list[str]:
+    """The first so many space-split words of each text."""
+    return [" ".join(text.split()[:count]) for text, count in zip(texts, counts, strict=True)]
 
 
 def spreads(groups: Sequence[Sequence[Row]], weight: Callable[[str], float]) -> dict[str, Any]:
@@ -72,40 +93,43 @@ def _finite(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-Gain = dict[tuple[str, int], float]  # by set and row
+Gain = dict[intervals.Place, float]  # by set and row
 
 
-def gain(before: Sequence[Row], after: Sequence[Row], finished: bool = False) -> Gain:
+def rewarded(row: Row, name: str = REWARD) -> float | None:
+    """What a reward says of an answer: `reward`, or one of `measure.further`."""
+    found: float | None = row["reward"]
+    return found if name == REWARD else (row.get("further") or {}).get(name)
+
+
+def gain(
+    before: Sequence[Row], after: Sequence[Row], finished: bool = False, reward: str = REWARD
+) -> Gain:
     """Differences of rewards on the same posts; or only on those where both answers finished."""
-    wanted = [
-        {(row["set"], row["row"]): row["reward"] for row in rows if _counts(row, finished)}
-        for rows in (before, after)
-    ]
-    return {place: wanted[1][place] - wanted[0][place] for place in wanted[1] if place in wanted[0]}
+    if finished:
+        before, after = ([r for r in rows if r["ended"] == "eos"] for rows in (before, after))
+    return {place: more for place, (more, _) in paired(before, after, reward).items()}
 
 
-def _counts(row: Row, finished: bool) -> bool:
-    return row["reward"] is not None and (not finished or row["ended"] == "eos")
+def paired(
+    before: Sequence[Row], after: Sequence[Row], reward: str = REWARD
+) -> dict[intervals.Place, tuple[float, float]]:
+    """Differences in reward and in length (tokens) of the answers to the same posts."""
+    earlier, found = dict(_at(before)), dict[intervals.Place, tuple[float, float]]()
+    for place, row in _at(after):
+        old, new = (rewarded(r, reward) if r else None for r in (earlier.get(place), row))
+        if old is not None and new is not None:
+            found[place] = new - old, float(row["length"] - earlier[place]["length"])
+    return found
 
 
-def over_runs(gains: Sequence[Gain]) -> dict[str, Any]:
-    """The mean over runs (`seeds`) of their mean gains, with the halves of 95 % intervals.
+def _at(rows: Iterable[Row]) -> Iterator[tuple[intervals.Place, Row]]:
+    return (((row["set"], row["row"]), row) for row in rows)
 
-    `posts`: over posts, for these policies; a post of several runs counts once, by its mean.
-    `seeds`: over runs, by Student's t; None for one. Both None where there is too little.
-    """
-    from scipy import stats  # slow to import, and controllers never need it
 
-    means = [value for one in gains if (value := _mean([*one.values()])) is not None]
-    posts: dict[tuple[str, int], list[float]] = {}
-    for one in gains:
-        for place, value in one.items():
-            posts.setdefault(place, []).append(value)
-    over = {"posts": _error([float(np.mean(values)) for values in posts.values()])}
-    over["seeds"] = _error(means)
-    wide = {"posts": 1.96, "seeds": float(stats.t.ppf(0.975, max(len(means) - 1, 1)))}
-    halves = {name: None if e is None else e * wide[name] for name, e in over.items()}
-    return {"mean": _mean(means), "count": len(posts), "runs": len(means), **halves}
+def over_runs(gains: Sequence[Gain]) -> intervals.Estimate:
+    """The mean over runs (`seeds`) of their mean gains, with its 95 % intervals."""
+    return intervals.mean(gains)
 
 
 def by_quantile(

@@ -5,13 +5,12 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from alt_hpc.errors import InputError
 from alt_hpc.graph import DRAWN, EVALUATE, MEASURE, OWN, REPORT, TEST, VALID, Piece
 from alt_hpc.report import diagnosis, measures
+from alt_hpc.report.intervals import Estimate
+from alt_hpc.report.tables import aligned, number
 from alt_hpc.run import rows as rows_of
-from alt_hpc.run.files import read_json
 from alt_hpc.run.folder import RunFolder
-from alt_hpc.settings import digest
 
 Rows = list[dict[str, Any]]
 Reports = dict[int, dict[str, Any]]  # by iteration, in order
@@ -68,14 +67,12 @@ def table(folder: RunFolder, found: Reports) -> str:
         lines += [(n, "(its own)", sets[split], None, None) for n, sets in others if split in sets]
         cells: list[tuple[str, ...]] = [COLUMNS]
         for policy, how, one, drawn, words in lines:
-            numbers = (_number(one["reward"], 3), _number(one["perplexity"], 2))
-            shares = (_number(one["length"], 1), f"{100 * one['truncated']:.0f} %")
-            sampled = _number(drawn["reward"] if drawn else None, 3)
+            numbers = (number(one["reward"], 3), number(one["perplexity"], 2))
+            shares = (number(one["length"], 1), f"{100 * one['truncated']:.0f} %")
+            sampled = number(drawn["reward"] if drawn else None, 3)
             order = f"{words['share']:.2f} ±{words['share_error']:.2f}" if words else "-"
             cells.append((policy, how, *numbers, *shares, sampled, order))
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        cells.insert(1, tuple("-" * width for width in widths))
-        text = "\n".join(f"| {' | '.join(map(str.rjust, row, widths))} |" for row in cells)
+        text = aligned(cells)
         posts = max(one["rows"] for _, _, one, _, _ in lines)
         parts.append(f"{title}; {split}, {posts} held-out posts\n\n{text}")
     for report in found.values():
@@ -90,10 +87,6 @@ def table(folder: RunFolder, found: Reports) -> str:
     if some := ", ".join(f"{count} in iteration {k}" for k, count in lost if count):
         parts.append(f"answers set aside, without a finite reward: {some}")
     return "\n\n".join(parts)
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def diagnosed(folder: RunFolder, evaluations: Rows) -> dict[str, dict[str, Any] | None]:
@@ -144,9 +137,10 @@ def gains(
                 yield f"reward of {name}{where}: {_said(measures.over_runs(found))}"
 
 
-def _said(it: dict[str, Any]) -> str:
+def _said(it: Estimate) -> str:
     """`+1.003 (95 % over posts ±0.781, over seeds ±0.652; 64 posts, 3 seeds)`."""
-    halves = [f"over {of} ±{it[of]:.3f}" for of in ("posts", "seeds") if it[of] is not None]
+    both = {"posts": it["posts"], "seeds": it["seeds"]}
+    halves = [f"over {of} ±{half:.3f}" for of, half in both.items() if half is not None]
     counts = f"{it['count']} posts, " + ("1 seed" if it["runs"] == 1 else f"{it['runs']} seeds")
     interval = [f"95 % {', '.join(halves)}"] if halves else []
     return f"{it['mean']:+.3f} ({'; '.join([*interval, counts])})"
@@ -171,7 +165,7 @@ def last_words(folder: RunFolder) -> str:
     for old, new in list(zip(before, after, strict=True))[:3]:
         texts = [old["prompt"]]
         for when, row in (("before:", old), ("after: ", new)):
-            texts.append(f"{when} {row['text']}   (reward {_number(row['reward'], 2)})")
+            texts.append(f"{when} {row['text']}   (reward {number(row['reward'], 2)})")
         lines = [textwrap.fill(line, 98) for text in texts for line in text.split("\n")]
         parts += ["", textwrap.indent("\n".join(lines), "  ")]
     parts += [
@@ -182,33 +176,3 @@ def last_words(folder: RunFolder) -> str:
         f"TensorBoard  tensorboard --logdir {layout.tensorboard}",
     ]
     return "\n".join(parts)
-
-
-def _measured(run: RunFolder) -> list[Any]:
-    """What runs that are reported together have in common: all that decides their figures."""
-    config = run.config()
-    measured = config.measured_by.model_dump(mode="json"), config.evaluated_tokens
-    names = {*config.reward.files().values(), *config.measured_by.files().values()}
-    files = [read_json(run.layout.user_file(name)[1])["sha256"] for name in sorted(names)]
-    return [config.frozen() | {"seed": 0}, *measured, files]
-
-
-def together(runs: Sequence[RunFolder]) -> str:
-    """What several runs, alike but for their seeds, have gained: each, then all."""
-    last = max(reports(runs[0]), default=0)
-    starts, ends = ([evaluated(run, k) for run in runs] for k in (0, last))
-    alike = {
-        digest([_measured(run), max(reports(run), default=0), posts])
-        for run, start in zip(runs, starts, strict=True)
-        for posts in [[row["prompt"] for row in picked(start, "plain", VALID)]]
-    }
-    if len(alike) > 1 or not last:
-        places = ", ".join(str(run.path) for run in runs)
-        raise InputError(f"{places}: differ in more than their seeds, or are not at the same end")
-    parts = list[str]()
-    for run, start, end in zip(runs, starts, ends, strict=True):
-        parts += [str(run.path), *(f"  {s}" for s in gains(run, VALID, last, [end], [start]))]
-        if words := reports(run)[last]["words"]["fixed"]:
-            parts.append(f"  {diagnosis.sentence(words)}")
-    said = gains(runs[0], VALID, last, ends, starts)
-    return "\n".join([*parts, f"{len(runs)} runs", *(f"  {s}" for s in said)])

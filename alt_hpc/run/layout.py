@@ -6,7 +6,7 @@ No file is opened here.
 
 from pathlib import Path
 
-from alt_hpc.graph import STAGES, Piece
+from alt_hpc.graph import REPORT, STAGES, Piece
 from alt_hpc.settings import digest
 
 DATA = tuple(f"{kind}-" for kind in ("prompts", "comparisons", "set"))  # NAME-SPLIT of frozen rows
@@ -15,6 +15,7 @@ MODEL_FOLDER = "model"
 MOMENTS_FILE = "moments.safetensors"  # of Adam, for the next iteration's training
 METRICS_FILE = "metrics.jsonl"  # what each optimiser step measured
 REPORT_FILE = "report.json"
+PAGE_FILE = "report.md"
 KEPT_FILE = "kept.jsonl"  # prompt groups that an attempt has finished, until the piece is whole
 MANIFEST_FILE = "manifest.json"  # which attempt counts, and that the piece is whole
 WITHDRAWN = "withdrawn-{}.json"  # where a manifest is put that no longer counts
@@ -38,7 +39,8 @@ class Layout:  # the names below one run's folder
         self.controller_script = self.jobs / "controller" / "controller.sh"
         self.controller_log = self.jobs / "controller" / "%j.log"  # Slurm fills in the job's id
         self.tensorboard = path / "tensorboard"  # events, a folder for each kind of curves
-        self.table = path / "report.md"
+        self.table = path / PAGE_FILE
+        self.report = path / REPORT  # tables and pictures of `alt-hpc report`
         self.curves = path / "curves.png"
         self.ends = {how: path / how for how in ("FINISHED", "STOPPED")}  # one sentence each
         self.lock = path / "lock"

@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from alt_hpc.graph import OWN, TEST, VALID
+from alt_hpc.graph import OWN, REFERENCES, START, TEST, VALID
 from alt_hpc.report import measures
 from alt_hpc.report.results import Rows, picked
 from alt_hpc.report.runs import FURTHER, TRAINED, Run
 from alt_hpc.settings import digest
-
-START, REFERENCES = "start", "references"
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ def _cut(rows: Rows, fewest: Mapping[int, int]) -> list[str]:
 
 def _published(line: Line, found: Figures) -> Figures:
     about: Mapping[str, Any] = line.group.first.published or {}
-    its = about["rows"].get(line.of, {}) if about.get("set") == line.runs[0][0]["set"] else {}
+    row = line.variant if line.of == OWN else line.of
+    its = about["rows"].get(row, {}) if about.get("set") == line.runs[0][0]["set"] else {}
     more: Figures = {}
     for name in (name for name in PUBLISHED if its.get(name) is not None):
         own = found[name]

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from alt_hpc.config import BestOf
 from alt_hpc.graph import DRAWN, EVALUATE, MEASURE, OWN, REPORT, TEST, VALID, Piece
 from alt_hpc.report import diagnosis, measures
 from alt_hpc.report.intervals import Estimate
@@ -64,7 +65,9 @@ def table(folder: RunFolder, found: Reports) -> str:
                 drawn = its.get(DRAWN + variant)
                 lines.append((str(k), asked(folder, variant), its[variant], drawn, words))
         others = [item for report in found.values() for item in report["policies"].items()]
-        lines += [(n, "(its own)", sets[split], None, None) for n, sets in others if split in sets]
+        for name, sets in others:
+            if split in sets:
+                lines.append((name, _how(folder, name), sets[split], None, None))
         cells: list[tuple[str, ...]] = [COLUMNS]
         for policy, how, one, drawn, words in lines:
             numbers = (number(one["reward"], 3), number(one["perplexity"], 2))
@@ -87,6 +90,14 @@ def table(folder: RunFolder, found: Reports) -> str:
     if some := ", ".join(f"{count} in iteration {k}" for k, count in lost if count):
         parts.append(f"answers set aside, without a finite reward: {some}")
     return "\n\n".join(parts)
+
+
+def _how(folder: RunFolder, policy: str) -> str:
+    """How a policy was asked that the run did not make."""
+    found = folder.config().evaluate.policies.get(policy)
+    if isinstance(found, BestOf):
+        return f"(best of {found.best_of})"
+    return found.ask.replace("\n", " ") if found else "(labels)"
 
 
 def diagnosed(folder: RunFolder, evaluations: Rows) -> dict[str, dict[str, Any] | None]:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alt_hpc.graph import DRAWN, OWN, REPORT, SAMPLE, SCORE, TRAIN, Piece
+from alt_hpc.config import BestOf
+from alt_hpc.graph import DRAWN, OWN, SAMPLE, SCORE, TRAIN, Piece
 from alt_hpc.report import results
 from alt_hpc.report.results import Rows
 from alt_hpc.rewards import Reward
@@ -68,12 +69,11 @@ def read(folder: RunFolder) -> Run | None:
         return None
     last = max(reports)
     evaluations = {k: _kept(results.evaluated(folder, k)) for k in reports}
-    evaluate, section = config.evaluate, getattr(config, REPORT, None)
-    published: Any = getattr(section, "published", None)
+    published = config.report.published
     best_of = {
-        name: f"best of {count} by the reward"
-        for name, policy in evaluate.policies.items()
-        if (count := getattr(policy, "best_of", None))
+        name: f"best of {policy.best_of} by the reward"
+        for name, policy in config.evaluate.policies.items()
+        if isinstance(policy, BestOf)
     }
     measured = _measured(folder)
     start = [row for row in evaluations[0] if (row["policy"], row["variant"]) == (OWN, "plain")]
@@ -126,8 +126,8 @@ def _costs(folder: RunFolder, last: int) -> dict[str, int | None]:
 
 def _rewards(folder: RunFolder) -> dict[str, Reward]:
     config = folder.config()
-    more: Mapping[str, Reward] = getattr(config.measure, "further", {})
-    return {REWARD_IS: config.measured_by, **{f"{FURTHER}{name}": r for name, r in more.items()}}
+    more = config.measure.further.items()
+    return {REWARD_IS: config.measured_by, **{f"{FURTHER}{name}": r for name, r in more}}
 
 
 def _measured(folder: RunFolder) -> dict[str, str]:

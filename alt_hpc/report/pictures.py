@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alt_hpc.graph import OWN, VALID
+from alt_hpc.graph import OWN, START, VALID
 from alt_hpc.report import intervals, measures
-from alt_hpc.report.comparison import START, Group, Line
+from alt_hpc.report.comparison import Group, Line
 from alt_hpc.report.curves import COLOURS
 from alt_hpc.report.figures import Figures
 from alt_hpc.report.results import Rows, picked

@@ -71,7 +71,7 @@ class Start:
         taken = ", ".join(dict.fromkeys(f"{p.stage} {p.iteration}" for p in self.whole))
         anew = ", ".join(f"{what} ({why})" for what, why in self.anew.items())
         made = f"; made anew: {anew}" if anew else ""
-        return f"from {self.of.path}: {taken or 'nothing but data'} taken{made}"
+        return f"from {self.of.path}: {taken or 'no piece'} taken{made}"
 
 
 def alike(config: Config, other: Config) -> bool:
@@ -86,14 +86,16 @@ def alike(config: Config, other: Config) -> bool:
 
 
 def together(configs: Iterable[Config]) -> list[Config]:
-    """Configs of one command: those that can share a start take it from the first of them.
+    """Configs of one command: of those that can share a start, the others take the first one's.
 
-    Not on a site whose nodes cannot wait for it (cluster.chain: presubmitted).
+    Not where a run has begun already, nor where no job can wait (cluster.chain: presubmitted).
     """
     found: list[Config] = []
     for config in configs:
         makers = [one for one in found if one.start_from is None and alike(config, one)]
-        if makers and config.start_from is None and config.cluster.chain == "controller":
+        begun = bool(RunFolder(config.run).layout.draws())
+        own = begun or config.start_from or config.cluster.chain == "presubmitted"
+        if makers and not own:
             config = config.model_copy(update={"start_from": makers[0].run})
         found.append(config)
     return found

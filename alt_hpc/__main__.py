@@ -1,6 +1,7 @@
 """`alt-hpc`: the command line. Light to start: each command imports what it needs."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -21,6 +22,9 @@ OF_A_RUN = {
     "controller": "plan and submit once (what the controller job runs)",
     "stage": "run one piece of a run by hand",
 }
+OF_SEVERAL = ("submit", "run", "status", "report")
+SEEDS = "one run of each config and seed, in its `run` folder's name with -seedN behind"
+A_SEED = re.compile(r"0|[1-9]\d*", re.ASCII)
 SET = "override a key, such as --set sample.prompts=64 (may be repeated)"
 TO = "where the files are written (default: report/ in the first run)"
 ACCEPT = "go on with other versions of packages than the run began with"
@@ -36,8 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(options)
     except InputError as error:
-        given = "config" in options  # then with file and line
-        problem = str(config.located(error, options.config, options.set) if given else error)
+        if error.field and "config" in options:  # then with file and line
+            path, overrides, _ = _given(options)[error.number]
+            error = config.located(error, path, overrides)
+        problem = str(error)
     except QueueUnknown as error:
         problem = f"Slurm does not answer: {error}"
     except PieceDamaged as error:
@@ -59,17 +65,33 @@ def _parser() -> argparse.ArgumentParser:
             add("--iteration", type=int, default=0)
             add("--shard", type=int, default=0)
         if name in OF_A_RUN:
-            add("run", type=Path, metavar="RUN", nargs="+" if name == "report" else None)
+            add("run", type=Path, metavar="RUN", nargs="+" if name in OF_SEVERAL else None)
             if name == "report":
                 add("--to", type=Path, metavar="FOLDER", help=TO)
             continue
-        add("config", type=Path, metavar="CONFIG")
+        add("config", type=Path, metavar="CONFIG", nargs="+" if name in OF_SEVERAL else 1)
         add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)
         if name in ("submit", "evaluate"):
             add("--wait", action="store_true", help="on Slurm: show progress to the end")
+        if name in ("submit", "run"):
+            add("--seeds", metavar="1,2,3", help=SEEDS)
         if name in ("submit", "run", "evaluate"):
             add("--accept-packages", action="store_true", help=ACCEPT)
     return parser
+
+
+def _given(options: argparse.Namespace) -> list[tuple[Path, list[str], str]]:
+    """Each run that a command names: its config, what overrides it, what its folder's name gets.
+
+    InputError where the seeds are none.
+    """
+    seeds = (getattr(options, "seeds", None) or "").split(",")
+    if seeds == [""]:
+        return [(path, options.set, "") for path in options.config]
+    if len(set(seeds)) < len(seeds) or not all(map(A_SEED.fullmatch, seeds)):
+        raise InputError(f"--seeds {options.seeds}: expected whole numbers, such as 1,2,3")
+    both = [(path, seed) for path in options.config for seed in seeds]
+    return [(path, [*options.set, f"seed={seed}"], f"-seed{seed}") for path, seed in both]
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -80,25 +102,27 @@ def _run(options: argparse.Namespace) -> int:
     from alt_hpc.task import StageTask
 
     if options.command in OF_A_CONFIG:
-        config = configs.load(options.config, options.set)
+        given = _given(options)
+        chosen = [configs.load(path, overrides).behind(end) for path, overrides, end in given]
     else:
-        given = options.run if options.command == "report" else [options.run]
-        folder, *further = map(RunFolder, given)
+        places = options.run if options.command in OF_SEVERAL else [options.run]
+        folder, *further = map(RunFolder, places)
         for run in (folder, *further):
             run.facts()  # or it is no run folder
     match options.command:
         case "submit":
-            return start.submit(config, options.wait, options.accept_packages)
+            return start.submit(*chosen, wait=options.wait, accept_packages=options.accept_packages)
         case "run":
-            return start.run(config, options.accept_packages)
+            return start.run(*chosen, accept_packages=options.accept_packages)
         case "evaluate":
-            return start.evaluate(config, options.wait, options.accept_packages)
+            return start.evaluate(chosen[0], options.wait, options.accept_packages)
         case "plan":
-            print(preview.preview(start.absolute(config)))
+            print(preview.preview(start.absolute(chosen[0])))
         case "fetch":
-            start.fetch(config)
+            start.fetch(chosen[0])
         case "status":
-            print(status.status(folder))
+            several = status.together([folder, *further]) if further else ""
+            print(several or status.status(folder))
         case "report":
             if not further:
                 print(results.last_words(folder) + "\n")

@@ -24,6 +24,7 @@ class InputError(Final):
         super().__init__(f"{field}: {problem}" if field else problem)
         self.problem = problem
         self.field = field  # of the config, such as `policy.model`; empty where none is to blame
+        self.number = 0  # of that config, where a command was given several
 
 
 @contextlib.contextmanager
@@ -38,6 +39,16 @@ def blaming(field: str) -> Iterator[None]:
         if error.field and (field.startswith(".") or not error.field.startswith(".")):
             raise
         raise InputError(error.problem, field + error.field) from error
+
+
+@contextlib.contextmanager
+def of_config(number: int) -> Iterator[None]:
+    """Note which config, of several that a command was given, an error is about."""
+    try:
+        yield
+    except InputError as error:
+        error.number = number
+        raise
 
 
 def one_line(text: str) -> str:

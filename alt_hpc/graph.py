@@ -23,6 +23,7 @@ TRAIN = "train"
 EVALUATE: Literal["evaluate"] = "evaluate"
 MEASURE = "measure"
 REPORT = "report"
+METHOD = "method"  # the section of the config
 
 
 @dataclass(frozen=True, order=True)
@@ -155,6 +156,8 @@ class Graph:
         """What decides a piece's content, its sources apart, as JSON values."""
         names = f"{_ALL} {STAGES[piece.stage].sections}".split()
         sections = {name: attrgetter(name)(self.config) for name in names}
+        if piece.iteration == STAGES[piece.stage].start:
+            sections[METHOD] = self.config.method.start(piece.iteration)
         about: list[Any] = [sections, piece.stage, piece.iteration, self.rows(piece)]
         if shard := self.shard(piece):
             evaluate = self.config.evaluate
@@ -186,6 +189,7 @@ class Stage:
     sources: Callable[[Graph, int, Shard | None], Iterable[Piece | None]] = lambda g, k, shard: ()
     made: Callable[["Config", int], bool] = lambda c, k: k > 0  # in this iteration?
     cut: Literal["sample", "evaluate"] | None = None  # like this stage, which it pairs with
+    start: int | None = None  # an iteration of which the method decides only `Method.start`
     training: bool = False  # an optimisation on many ranks; the config's section bears its name
     rows: str = "rows"  # what the rows that it writes are called
 
@@ -200,32 +204,40 @@ class Stage:
         return self.cut if self.cut != self.name else None
 
 
-_ALL = "seed threads domain"
+_ALL = "seed threads"
 _ROOM = "sample.max_new_tokens"  # that every reward keeps free for an answer
-_HELD = f"evaluate.max_new_tokens evaluate.group method {_ROOM}"
+_HELD = f"domain evaluate.max_new_tokens evaluate.group method {_ROOM}"
 _STAGES = (  # c: the config, g: the graph, k: the iteration
     Stage(
-        SFT, "policy data sft", made=lambda c, k: not k and c.policy.model is None, training=True
+        SFT,
+        "domain.bare policy data sft",
+        made=lambda c, k: not k and c.policy.model is None,
+        training=True,
     ),
     Stage(
         REWARD_MODEL,
-        f"data reward reward_model {_ROOM}",
+        f"domain.bare data reward reward_model {_ROOM}",
         made=lambda c, k: not k and c.reward.trained,
         training=True,
     ),
     Stage(
         SAMPLE,
-        "policy data method engine sample",
+        "domain policy data method engine sample",
         lambda g, k, _: [g.policy(k - 1), *g.of(k - 1, *g.config.method.sources(k))],
         cut=SAMPLE,
+        start=1,
         rows="samples",
     ),
     Stage(
-        SCORE, f"method reward {_ROOM}", lambda g, *_: [g.reward_model()], cut=SAMPLE, rows="scores"
+        SCORE,
+        f"domain.bare method reward {_ROOM}",
+        lambda g, *_: [g.reward_model()],
+        cut=SAMPLE,
+        rows="scores",
     ),
     Stage(
         TRAIN,
-        "policy method sample train",
+        "domain policy method sample train",
         lambda g, k, _: [g.policy(k - 1), g.policy(0), *g.pool(k, SAMPLE, SCORE)],
         training=True,
     ),
@@ -235,6 +247,7 @@ _STAGES = (  # c: the config, g: the graph, k: the iteration
         lambda g, k, shard: g.answered_with(k, shard),
         lambda c, k: True,
         EVALUATE,
+        start=0,
         rows="answers",
     ),
     Stage(
@@ -247,11 +260,12 @@ _STAGES = (  # c: the config, g: the graph, k: the iteration
         ],
         lambda c, k: True,
         EVALUATE,
+        start=0,
         rows="measures",
     ),
     Stage(
         REPORT,
-        "method",
+        "domain method",
         lambda g, k, _: [
             *g.of(k, MEASURE, EVALUATE, TRAIN, SAMPLE, REWARD_MODEL),
             *(g.pool(k, SCORE) if k else ()),

@@ -26,13 +26,12 @@ reward: {model: judge}
 data: {prompts: {path: rows}}
 """
 
-FREE = ("run", "iterations", "keep", "cluster", "evaluate", "measure", "report")
-
 # Every option there is. A new one is a deliberate act: add it here, to the docs, and think about
 # whether it decides content (frozen) or not.
+FREE = ("run", "start_from", "iterations", "keep", "cluster", "evaluate", "measure", "report")
 OPTIONS = {
-    "": "run policy data seed iterations threads keep domain method reward engine sft reward_model"
-    " sample train evaluate measure report cluster",
+    "": "run start_from policy data seed iterations threads keep domain method reward engine sft"
+    " reward_model sample train evaluate measure report cluster",
     "policy": "model base tokenizer dtype max_length dropout",
     "data": "prompts comparisons",
     "data.prompts": "path name train valid test columns limit valid_limit",
@@ -329,6 +328,20 @@ def test_every_field_is_either_frozen_or_free(tmp_path: Path) -> None:
 def test_fingerprint_does_not_depend_on_how_the_config_is_written(tmp_path: Path) -> None:
     plain = load(tmp_path, "train: {lr: 2e-5}\nseed: 0\n")
     assert plain.fingerprint() == load(tmp_path, "", "train.lr=0.00002").fingerprint()
+
+
+def test_the_key_from_is_called_so_everywhere(tmp_path: Path) -> None:
+    """It is no word for Python."""
+    config = load(tmp_path, "from: runs/a\n")
+    assert config == load(tmp_path, "", "from=runs/a")
+    assert config.start_from == "runs/a"
+    assert config.model_dump(mode="json")["from"] == "runs/a"
+    assert "start_from" not in json.dumps([config.model_dump(), Config.model_json_schema()])
+    said = refused(tmp_path, SMALLEST + "start_from: runs/a\n")
+    assert "config.yaml:5: start_from: unknown key 'start_from'" in said
+    assert "'from'" in refused(tmp_path, SMALLEST + "form: runs/a\n")
+    where = "config.yaml:5: from: expected a text, not '1'"
+    assert where in refused(tmp_path, SMALLEST + "from: 1\n")
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ class _Reader:
         """No text may hold NUL or half a character; what reaches Slurm must be one plain line."""
         if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
             raise self.error(name, "the text holds a character that no file can hold", node)
-        if (name == "run" or name.startswith("cluster.")) and not text.isprintable():
+        if (name in ("run", "from") or name.startswith("cluster.")) and not text.isprintable():
             raise self.error(name, "the text holds a line break or control character", node)
 
     def config(self, values: Any) -> Config:
@@ -195,7 +195,7 @@ def _keys(hint: Any, loc: Sequence[int | str]) -> Iterator[str]:
     if isinstance(hint, type) and issubclass(hint, Settings):
         fields: dict[Any, Any] = hint.model_fields
         if not loc:
-            yield from fields
+            yield from (field.alias or name for name, field in fields.items())
         elif str(loc[0]).startswith(KIND):
             if "kind" not in fields or f"{KIND}{fields['kind'].default}" == loc[0]:
                 yield from _keys(hint, loc[1:])

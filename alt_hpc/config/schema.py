@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, create_model, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, create_model, model_validator
 
 from alt_hpc import graph
 from alt_hpc.domains import DOMAINS, Domain
@@ -27,7 +27,10 @@ from alt_hpc.settings import (
 from alt_hpc.training.settings import PolicyTraining, RewardModelTraining, Sft
 
 # What may change when a run is submitted again: no training depends on it.
-FREE = ("run", "iterations", "keep", "cluster", graph.EVALUATE, graph.MEASURE, graph.REPORT)
+FREE = (
+    *("run", "start_from", "iterations", "keep", "cluster"),
+    *(graph.EVALUATE, graph.MEASURE, graph.REPORT),
+)
 SbatchValue = str | int | bool
 
 if not TYPE_CHECKING:  # what pydantic reads: a section is one of its kinds
@@ -241,8 +244,12 @@ class Config(Settings, title="alt_hpc"):
     submission and fingerprinted.
     """
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     run: str
     """The run folder."""
+    start_from: str | None = Field(None, alias="from")
+    """Another run's folder: what it has made that this run would make alike is taken from there."""
     policy: Policy
     data: Data
     seed: Natural = 0
@@ -275,6 +282,10 @@ class Config(Settings, title="alt_hpc"):
             if isinstance(now := values.get(section, {}), dict):
                 values = {**values, section: {its: value, **now}}
         return values
+
+    def behind(self, name: str) -> "Config":
+        """The same run in a folder with this behind its name."""
+        return self.model_copy(update={"run": f"{self.run.rstrip('/')}{name}"}) if name else self
 
     def frozen(self) -> dict[str, Any]:
         """What decides content that training depends on, as plain JSON values."""

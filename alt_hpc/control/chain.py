@@ -11,6 +11,7 @@ from alt_hpc import process
 from alt_hpc.clusters import queue, script
 from alt_hpc.clusters.cluster import Cluster, QueueUnknown, SubmissionRefused
 from alt_hpc.clusters.slurm import Slurm, available
+from alt_hpc.control import share
 from alt_hpc.control.step import finish, looked, read_state, scripts, step
 from alt_hpc.data import draws
 from alt_hpc.errors import InputError
@@ -59,14 +60,14 @@ def run(folder: RunFolder) -> int:
     return 1
 
 
-def begin(folder: RunFolder, slurm: Slurm) -> str:
-    """Queue the first controller; returns its job id.
+def begin(folder: RunFolder, slurm: Slurm, after: str = "") -> str:
+    """Queue the first controller, behind the job `after`, if any; returns its job id.
 
     `presubmitted`, for sites whose nodes have no sbatch: all iterations go before it, and it only
     concludes. What fails takes what depends on it along; what Slurm requeues itself goes on.
     """
     config = folder.config()
-    waits: tuple[str, ...] = ()
+    waits: tuple[str, ...] = (after,) if after else ()
     if config.cluster.chain == "presubmitted":
         for k in range(1, config.iterations + 1):
             draws.begin(folder, k)
@@ -141,6 +142,10 @@ class Chain:
 
     def _step(self) -> None:
         folder = self.folder
+        if waits := self._start():
+            other = RunFolder(folder.config().start_from or "")
+            print(f"waits for what {other.path} makes of their start", flush=True)
+            return self._stepped(other, waits)
         done = step(folder, self.slurm)
         if done.plan.finished:
             folder.end("FINISHED", finish(done.plan))
@@ -153,9 +158,37 @@ class Chain:
         if not done.waits:
             why = f"sbatch refused a job: {done.refused}" if done.refused else "no room for a job"
             return self._back_off(why, IDLE_CONTROLLERS)
-        made = len(folder.manifests.done()), len(folder.journal.of(Submitted))
-        folder.journal.record(Stepped(progress=made, waits=done.waits))
-        self.slurm.depend(self.successor, f"afterany:{':'.join(done.waits)},singleton")
+        self._stepped(folder, done.waits)
+
+    def _start(self) -> Sequence[str]:
+        """Take what this run takes of another; as long as that makes it, the jobs to wait for.
+
+        Those of its pieces, else of its controllers: when these end, one looks again. InputError
+        where nothing will make what is missing.
+        """
+        if not share.waits(self.folder):
+            return ()
+        other = share.named(self.folder.config())
+        controllers = self.slurm.controllers(scripts(other))  # then what these have submitted
+        state, start = read_state(other, self.slurm), share.offered(self.folder)
+        assert start is not None
+        given_up = plan(state).given_up
+        missing = [] if other.ended() else [p for p in start.missing if p not in given_up]
+        if missing:
+            elements = [state.in_flight[piece] for piece in missing if piece in state.in_flight]
+            flying = dict.fromkeys(element.partition("_")[0] for element in elements)
+            running = [job for job, now in controllers.items() if now == "RUNNING"]
+            if jobs := [*flying] or running or [*controllers]:
+                return jobs
+        share.require(start)
+        share.take(self.folder, start)
+        return ()
+
+    def _stepped(self, of: RunFolder, waits: Sequence[str]) -> None:
+        """Have the successor wait for jobs; how far the run is that makes them tells progress."""
+        made = len(of.manifests.done()), len(of.journal.of(Submitted))
+        self.folder.journal.record(Stepped(progress=made, waits=waits))
+        self.slurm.depend(self.successor, f"afterany:{':'.join(waits)},singleton")
         last = self._steps()[-IDLE_CONTROLLERS:]
         if last == IDLE_CONTROLLERS * last[:1]:  # Slurm lets us go on before its jobs have ended
             self.slurm.start_after(self.successor, BACK_OFF_MINUTES[0])

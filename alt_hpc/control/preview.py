@@ -7,7 +7,7 @@ from alt_hpc.clusters import script
 from alt_hpc.clusters.cluster import Cluster
 from alt_hpc.clusters.slurm import Slurm, available
 from alt_hpc.config import Config
-from alt_hpc.control import chain
+from alt_hpc.control import chain, share
 from alt_hpc.control.step import finish, read_state, request, scripts
 from alt_hpc.plan import Dependency, Plan, plan
 from alt_hpc.run.folder import RunFolder
@@ -27,6 +27,11 @@ def preview(config: Config) -> str:
         cluster.check(config.cluster)
         chain.check_cluster(folder, cluster)
     state = read_state(folder, cluster)
+    if start := share.offered(folder):
+        if start.missing and folder.exists():
+            return f"{folder.path}: waits for what {start.of.path} makes of their start"
+        share.require(start)
+        state = replace(state, graph=start.graph, done=start.done())
     chained = isinstance(cluster, Slurm) and bool(cluster.controllers(scripts(folder)))
     if not chained or folder.ended():  # it is a person who submits next: no try counts
         state = replace(state, counted_from=len(state.submissions))

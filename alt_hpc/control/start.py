@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from alt_hpc.clusters.cluster import QueueUnknown
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm
 from alt_hpc.config import Config
-from alt_hpc.control import chain, checks, status
+from alt_hpc.control import chain, checks, share, status
 from alt_hpc.control.step import finish, looked, request, scripts, step
 from alt_hpc.data import texts
-from alt_hpc.errors import InputError
+from alt_hpc.errors import InputError, of_config
 from alt_hpc.graph import STAGES, TRAIN, TRAININGS, Graph, Piece
 from alt_hpc.plan import Job
 from alt_hpc.report import results
@@ -24,6 +25,7 @@ from alt_hpc.run import code, models
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Submit
 
+INTERRUPTED = 130  # an exit status
 ZERO2: dict[str, Any] = {  # configs/deepspeed/zero2.json, which an installation has not
     "zero_optimization": {
         **{"stage": 2, "overlap_comm": True, "contiguous_gradients": True},
@@ -33,28 +35,41 @@ ZERO2: dict[str, Any] = {  # configs/deepspeed/zero2.json, which an installation
 }
 
 
-def submit(config: Config, wait: bool = False, accept_packages: bool = False) -> int:
-    """Check a config, freeze its data and models, and queue the first controller on Slurm."""
+def submit(*configs: Config, wait: bool = False, accept_packages: bool = False) -> int:
+    """Check configs, freeze their data and models, and queue their first controllers on Slurm."""
     slurm = Slurm()
     queue.mine()  # or slurmctld does not answer
-    slurm.check(config.cluster)
-    if set("%\\") & set(config.run):
-        problem = f"{config.run}: Slurm reads % and \\ in paths of logs; choose another"
-        raise InputError(problem, "run")
-    folder = prepare(config, "slurm")
-    chain.check_cluster(folder, slurm)
-    first = [folder.graph().stages(k) for k in range(min(1, config.iterations) + 1)]
-    for name in dict.fromkeys(itertools.chain(*first)):
-        asked = request(folder, folder.config(), Job(name, 1, 0, (0,)))  # which Slurm itself judges
-        slurm.test(asked, f"cluster.{STAGES[name].key}")
-    if waiting := ", ".join(slurm.controllers(scripts(folder))):
-        print(f"{folder.path}: goes on already (controller {waiting} is in the queue)")
-    else:
+    for number, config in enumerate(configs):
+        with of_config(number):
+            slurm.check(config.cluster)
+            if set("%\\") & set(config.run):
+                problem = f"{config.run}: Slurm reads % and \\ in paths of logs; choose another"
+                raise InputError(problem, "run")
+    folders = prepare_all(configs, "slurm")
+    for number, folder in enumerate(folders):
+        with of_config(number):
+            _ask_slurm(folder, slurm)
+    first: dict[str | None, str] = {}  # controllers, by the run folders
+    for folder in folders:
+        place, waits = str(folder.path), first.get(folder.config().start_from, "")
+        if waiting := ", ".join(slurm.controllers(scripts(folder))):
+            print(f"{place}: goes on already (controller {waiting} is in the queue)")
+            continue
         _begin(folder, accept_packages, slurm.name())
-        print(f"submitted controller {chain.begin(folder, slurm)} of run {folder.path}")
-        print(f"  squeue --me\n  alt-hpc status {folder.path}")
-        print(f"  tensorboard --logdir {folder.layout.tensorboard}")
-    return status.follow(folder) if wait else 0
+        first[place] = chain.begin(folder, slurm, waits)
+        print(f"submitted controller {first[place]} of run {place}")
+        print(f"  alt-hpc status {place}\n  tensorboard --logdir {folder.layout.tensorboard}")
+    print("  squeue --me")
+    return status.follow(*folders) if wait else 0
+
+
+def _ask_slurm(folder: RunFolder, slurm: Slurm) -> None:
+    """Whether Slurm would take the jobs of a run; InputError where not."""
+    chain.check_cluster(folder, slurm)
+    first = [folder.graph().stages(k) for k in range(min(1, folder.config().iterations) + 1)]
+    for name in dict.fromkeys(itertools.chain(*first)):
+        asked = request(folder, folder.config(), Job(name, 1, 0, (0,)))
+        slurm.test(asked, f"cluster.{STAGES[name].key}")
 
 
 def evaluate(config: Config, wait: bool = False, accept_packages: bool = False) -> int:
@@ -67,47 +82,93 @@ def evaluate(config: Config, wait: bool = False, accept_packages: bool = False) 
     folder = RunFolder.preview(config)
     graph = Graph(config, {})
     needed = {"policy.model": graph.policy(0), "reward.model": graph.reward_model()}
-    for field, piece in needed.items():
+    for field, piece in needed.items() if config.start_from is None else ():
         if piece and not (folder.exists() and folder.manifests.get(piece)):
             raise InputError(f"{piece.stage} has not made it, and this trains nothing", field)
     begun = folder.graph().shardings if folder.exists() else ()
     trained = [k for k in begun if k and folder.manifests.get(Piece(k, TRAIN))]
     config = config.model_copy(update={"iterations": max(trained, default=0)})
     if config.cluster.backend == "slurm":
-        return submit(config, wait, accept_packages)
-    return run(config, accept_packages)
+        return submit(config, wait=wait, accept_packages=accept_packages)
+    return run(config, accept_packages=accept_packages)
 
 
 def prepare(config: Config, backend: str = "") -> RunFolder:
+    """As `prepare_all`, of one."""
+    return prepare_all([config], backend)[0]
+
+
+def prepare_all(configs: Sequence[Config], backend: str = "") -> list[RunFolder]:
     """Everything that can be found wrong now is (InputError); then data and settings are frozen.
 
-    To a run that exists is added what is new (sets, policies). `backend`: what the command says.
+    To a run that exists is added what is new (sets, policies). Runs that can share a start do, and
+    what is whole of it is taken. `backend`: what the command says.
     """
+    asked, folders, found = list[Config](), list[RunFolder](), list[dict[str, Any]]()
+    try:
+        for number, config in enumerate(configs):
+            with of_config(number):
+                asked.append(_as_asked(config, backend, asked))
+        for number, config in enumerate(asked := share.together(asked)):
+            with of_config(number):
+                folders.append(RunFolder.create(config))
+                found.append(_gather(folders[-1], config, folders[:-1]))
+    except BaseException:
+        for folder in folders:
+            folder.abandon()
+        raise
+    for folder, config, deepspeed in zip(folders, asked, found, strict=True):
+        folder.freeze(config, deepspeed)
+    for number, folder in enumerate(folders):
+        with of_config(number):
+            if (start := share.offered(folder)) and not start.needed:
+                share.take(folder, start)
+    return folders
+
+
+def _as_asked(config: Config, backend: str, others: Sequence[Config]) -> Config:
+    """A config with what the command says; InputError where another has its run folder."""
     cluster = config.cluster.model_copy(update={"backend": backend or config.cluster.backend})
     config = absolute(config).model_copy(update={"cluster": cluster})
-    folder = RunFolder.create(config)
-    fresh = not folder.exists()
-    try:
-        deepspeed = _deepspeed(config) if fresh else {}
-        texts.freeze(config, folder)
-        found = checks.places(config, None if fresh else folder)
-        code.keep(folder)
-        code.keep_files(folder, checks.files(config))
-        models.record(folder, found)
-    except BaseException:
-        folder.abandon()
-        raise
-    folder.freeze(config, deepspeed)
-    return folder
+    if Path(config.run).resolve() in [Path(one.run).resolve() for one in others]:
+        raise InputError(f"{config.run}: is the run folder of another of these configs too", "run")
+    return config
+
+
+def _gather(folder: RunFolder, config: Config, earlier: Sequence[RunFolder]) -> dict[str, Any]:
+    """Check a config and put what it needs into its run folder; returns its DeepSpeed JSONs.
+
+    A run of the same command (`earlier`) may yet make what this one takes from it.
+    """
+    fresh, waits = not folder.exists(), share.waits(folder)
+    deepspeed = _deepspeed(config) if fresh else {}
+    mate = next((run for run in earlier if str(run.path) == config.start_from), None)
+    other = mate or (share.named(config) if waits else None)
+    texts.freeze(config, folder, other)
+    found = checks.places(config, None if fresh else folder)
+    code.keep(folder)
+    code.keep_files(folder, checks.files(config))
+    models.record(folder, found)
+    if other and waits:
+        share.check(folder, other, deepspeed)
+        presubmitted = config.cluster.chain == "presubmitted"
+        if mate is None or mate.exists() or presubmitted:
+            start = share.offered(folder)
+            if start and (mate is None or presubmitted):
+                share.require(start)
+    return deepspeed
 
 
 def absolute(config: Config) -> Config:
-    """The run folder as an absolute path, so that jobs find it from anywhere."""
-    try:
-        place = Path(config.run).expanduser().absolute()
-    except RuntimeError as error:
-        raise InputError(f"{config.run}: {error}", "run") from error
-    return config.model_copy(update={"run": str(place)})
+    """The run folders as absolute paths, so that jobs find them from anywhere."""
+    places: dict[str, str] = {}
+    for key, field in (("run", "run"), ("start_from", "from")):
+        if (place := getattr(config, key)) is not None:
+            try:
+                places[key] = str(Path(place).expanduser().absolute())
+            except RuntimeError as error:
+                raise InputError(f"{place}: {error}", field) from error
+    return config.model_copy(update=places)
 
 
 def _deepspeed(config: Config) -> dict[str, dict[str, Any]]:
@@ -166,32 +227,52 @@ def cancel(folder: RunFolder) -> int:
     return 0
 
 
-def run(config: Config, accept_packages: bool = False) -> int:
-    """Run everything on this machine, with progress and the final table on stdout."""
-    folder, local = prepare(config, "local"), Local(config.cluster.slots)
-    screen = status.Screen(folder, local)
+def run(*configs: Config, accept_packages: bool = False) -> int:
+    """Run everything on this machine, one run after the other; the worst exit status."""
+    ends = [0]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    for folder in prepare_all(configs, "local"):
+        if len(configs) > 1:
+            print(f"run {folder.path}", flush=True)
+        ends.append(_run(folder, accept_packages))
+        if max(ends) == INTERRUPTED:
+            break
+    return max(ends)
+
+
+def _run(folder: RunFolder, accept_packages: bool) -> int:
+    """Run all of a run here, with progress and the final table on stdout; its exit status."""
+    local = Local(folder.config().cluster.slots)
+    screen = status.Screen(folder, local)
     with folder.only_one():
         try:
             _begin(folder, accept_packages)
+            if start := share.offered(folder):
+                share.require(start)
+                share.take(folder, start)
             while not ((todo := step(folder, local).plan).finished or todo.stop):
                 screen.tell(local.turn(screen.tick))
         except KeyboardInterrupt:
             words = f"stopped; run the same command again to go on ({folder.path})"
             print(f"\n{words}", file=sys.stderr)
-            return 130
+            return INTERRUPTED
+        except InputError as error:
+            return _stopped(folder, str(error))
         finally:
             local.end_all()
         if todo.stop:
-            sentence = f"stopped: {todo.stop}; logs are in {folder.layout.jobs}"
-            folder.end("STOPPED", sentence)
-            print(sentence, file=sys.stderr)
-            return 1
+            return _stopped(folder, f"{todo.stop}; logs are in {folder.layout.jobs}")
         folder.end("FINISHED", finish(todo))
     print("\n" + results.last_words(folder), flush=True)
     for why in todo.given_up.values():
         print(why, file=sys.stderr)
     return 0
+
+
+def _stopped(folder: RunFolder, why: str) -> int:
+    folder.end("STOPPED", f"stopped: {why}")
+    print(f"stopped: {why}", file=sys.stderr)
+    return 1
 
 
 def _begin(folder: RunFolder, accept_packages: bool, cluster: str = "") -> None:

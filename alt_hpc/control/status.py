@@ -2,15 +2,16 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from alt_hpc.clusters.cluster import ENDED, NEVER, QueueUnknown
 from alt_hpc.clusters.local import Element, Local
 from alt_hpc.clusters.slurm import Slurm, available
-from alt_hpc.control import chain
+from alt_hpc.control import chain, share
 from alt_hpc.control.step import looked, scripts
 from alt_hpc.errors import InputError
+from alt_hpc.graph import TRAIN
 from alt_hpc.report import results
 from alt_hpc.run import attempt
 from alt_hpc.run.folder import RunFolder
@@ -72,6 +73,8 @@ def line(folder: RunFolder, iteration: int, stage: str, silent: str = "starting"
 def status(folder: RunFolder) -> str:
     """Every stage of every iteration begun, and how the run ended or goes on."""
     lines, graph = [f"run {folder.path}"], folder.graph()
+    if share.waits(folder):
+        lines.append(f"waits for what {folder.config().start_from} makes of their start")
     for k in graph.shardings:
         for stage in graph.stages(k):
             lines.append(line(folder, k, stage, "not started"))
@@ -83,6 +86,32 @@ def status(folder: RunFolder) -> str:
     lines += [f"{piece}: {why}" for piece, why in final.items()]
     ended = folder.ended()
     return "\n".join([*lines, ": ".join(ended) if ended else _going(folder)])
+
+
+def together(folders: Sequence[RunFolder]) -> str:
+    """A line a run: how far it is, the stages going on, how it ended or goes on."""
+    cells = [_cells(folder) for folder in folders]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [map(str.ljust, row, widths) for row in cells]
+    return "\n".join("   ".join(line).rstrip() for line in lines)
+
+
+def _cells(folder: RunFolder) -> tuple[str, str, str, str]:
+    graph, ended = folder.graph(), folder.ended()
+    last, now = folder.config().iterations, list[str]()
+    trained = sum(
+        bool(folder.manifests.get(p)) for k in graph.shardings for p in graph.of(k, TRAIN)
+    )
+    for k in graph.shardings if not ended else ():
+        for stage in graph.stages(k):
+            about = line(folder, k, stage, "").split()
+            whole, _, count = about[3].partition("/")
+            if len(about) > 4 and whole != count:
+                now.append(f"{stage} {k} {about[4]} {about[5]}")
+    if share.waits(folder) and not ended:
+        now.append(f"waits for {folder.config().start_from}")
+    how = ": ".join(ended) if ended else _going(folder).replace("\n", "; ")
+    return str(folder.path), f"iteration {trained} of {last} trained", ", ".join(now) or "-", how
 
 
 def _going(folder: RunFolder) -> str:
@@ -109,18 +138,24 @@ def _going(folder: RunFolder) -> str:
     return "\n".join([*words, SLURM_DEAD])
 
 
-def follow(folder: RunFolder) -> int:
-    """Show a run's progress until it ends, then its summary; returns the exit status."""
+def follow(*folders: RunFolder) -> int:
+    """Show the progress of runs until they end, then their summaries; returns the exit status."""
     shown, dead = "", 0
-    while folder.ended() is None and dead < DEAD_LOOKS:
-        now = status(RunFolder(folder.path))  # a new one: controllers begin iterations meanwhile
+    while (left := [one for one in folders if one.ended() is None]) and dead < DEAD_LOOKS:
+        fresh = [RunFolder(one.path) for one in folders]  # controllers begin iterations meanwhile
+        now = together(fresh) if len(fresh) > 1 else status(fresh[0])
         if now != shown:
             print(now + "\n", flush=True)
         shown = now
-        dead = dead + 1 if now.endswith(SLURM_DEAD) else 0
+        dead = dead + 1 if now.count(SLURM_DEAD) == len(left) else 0
         time.sleep(EVERY_S)
-    print(results.last_words(RunFolder(folder.path)))
-    how, sentence = folder.ended() or ("STOPPED", SLURM_DEAD)
-    if how == "STOPPED":
-        print(sentence, file=sys.stderr)
-    return int(how == "STOPPED")
+    worst = 0
+    for folder in folders:
+        if len(folders) > 1:
+            print(f"run {folder.path}")
+        print(results.last_words(RunFolder(folder.path)))
+        how, sentence = folder.ended() or ("STOPPED", SLURM_DEAD)
+        if how == "STOPPED":
+            print(sentence, file=sys.stderr)
+            worst = 1
+    return worst

@@ -1,10 +1,12 @@
 """Draws of prompts: which rows an iteration samples from and is evaluated on, and its shards."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 
+from alt_hpc.config import Config
 from alt_hpc.data import texts
 from alt_hpc.graph import (
     EVALUATE,
@@ -21,6 +23,8 @@ from alt_hpc.graph import (
 from alt_hpc.run import rows
 from alt_hpc.run.folder import RunFolder
 
+PROMPTS = "prompts-train"  # the rows that are drawn from
+
 
 def begin(run: RunFolder, iteration: int) -> None:
     """Draw an iteration's prompts and cut it into shards, if that has not been done.
@@ -29,23 +33,42 @@ def begin(run: RunFolder, iteration: int) -> None:
     Iteration 0 only evaluates. A set or policy that is evaluated only since is added to it.
     """
     planned = sharding(run, iteration)
-    if run.graph().shardings.get(iteration) == planned:
-        return
-    seed, sample = run.config().seed, run.config().sample
-    rng, total = np.random.default_rng([seed, iteration]), rows.count(run, "prompts-train")
-    drawn = rng.choice(total, sample.prompts if iteration else 0, sample.replacement)
-    run.begin(iteration, {"rows": drawn.tolist()}, planned)
+    if run.graph().shardings.get(iteration) != planned:
+        total = rows.count(run, PROMPTS)
+        run.begin(iteration, {"rows": drawn(run.config(), iteration, total)}, planned)
 
 
-def sharding(run: RunFolder, iteration: int) -> Sharding:
+def drawn(config: Config, iteration: int, total: int) -> list[int]:
+    """The rows of an iteration's draw from so many prompts, in order."""
+    rng, sample = np.random.default_rng([config.seed, iteration]), config.sample
+    found: list[int] = rng.choice(
+        total, sample.prompts if iteration else 0, sample.replacement
+    ).tolist()
+    return found
+
+
+def written(run: RunFolder, iteration: int) -> dict[str, Any]:
+    """An iteration's draw and how it is cut: as it began, or as it would begin now."""
+    if iteration in run.graph().shardings:
+        return run.draw(iteration)
+    now, total = sharding(run, iteration), rows.count(run, PROMPTS)
+    shards = [astuple(shard) for shard in now.evaluate if shard]
+    made = {"rows": drawn(run.config(), iteration, total)}
+    return {**made, SAMPLE: now.sample, EVALUATE: shards}
+
+
+def sharding(run: RunFolder, iteration: int, theirs: Mapping[str, Any] | None = None) -> Sharding:
     """How an iteration that begins now is cut; one that has begun keeps what fits still.
+
+    So does one that begins as another run has cut it: `theirs`, a draw as it is written down.
 
     Validation posts are evaluated with each iteration; all sets at 0 and at the end, and at 0 the
     references and the policies that the run did not make. What was the end when it began stays
     evaluated.
     """
-    config, begun = run.config(), run.graph().shardings.get(iteration)
-    shards = [Shard(*about) for about in run.draw(iteration)[EVALUATE]] if begun else []
+    config, begun = run.config(), iteration in run.graph().shardings
+    draw = run.draw(iteration) if begun else theirs
+    shards = [Shard(*about) for about in draw[EVALUATE]] if draw else []
     sets = [VALID, *([TEST] if config.evaluate.test_prompts else []), *config.evaluate.sets]
     if iteration not in (0, config.iterations):
         before = {VALID, *(shard.set for shard in shards)}
@@ -58,7 +81,8 @@ def sharding(run: RunFolder, iteration: int) -> Sharding:
     kept = [shard if shard in asked else None for shard in dict.fromkeys([*shards, *asked])]
     count = config.sample.prompts if iteration else 0
     sample = cut(count, config.sample.group, config.cluster.stage(SAMPLE).shards)
-    return Sharding(begun.sample if begun else sample, tuple(kept))
+    sample = tuple((start, end) for start, end in draw[SAMPLE]) if draw else sample
+    return Sharding(sample, tuple(kept))
 
 
 def _covering(run: RunFolder, begun: Iterable[Shard], policy: str, name: str) -> list[Shard]:
@@ -93,7 +117,7 @@ def frozen(run: RunFolder, piece: Piece) -> list[dict[str, Any]]:
     if shard := run.graph().shard(piece):
         name, asked = texts.of_set(run.config(), shard.set), range(start, end)
     else:
-        name, asked = "prompts-train", run.draw(piece.iteration)["rows"][start:end]
+        name, asked = PROMPTS, run.draw(piece.iteration)["rows"][start:end]
     return rows.frozen(run, name, asked)
 
 

@@ -63,18 +63,33 @@ def of_set(config: Config, name: str) -> str:
     return f"prompts-{name}"
 
 
-def freeze(config: Config, run: RunFolder) -> None:
+def alike(config: Config, other: RunFolder) -> list[Wanted]:
+    """What a config uses that another run has frozen with the same settings."""
+    if other.config().domain.bare != config.domain.bare:
+        return []
+    theirs = [one for one in wanted(other.config()) if rows.is_frozen(other, one.name)]
+    return [one for one in wanted(config) if one in theirs]
+
+
+def freeze(config: Config, run: RunFolder, other: RunFolder | None = None) -> None:
     """Write the rows that a run uses into its folder, once; to a run that exists, what is new.
 
-    InputError, with file and line, where there is none, a column is missing, a row is no text.
+    What another run, from which this one takes, has frozen alike is taken. InputError, with file
+    and line, where there is none, a column is missing, a row is no text.
     """
+    theirs = alike(config, other) if other is not None else []
     for one in wanted(config):
         if run.exists() and rows.is_frozen(run, one.name):
             if "label" in one.columns and one.split != "train":
                 _check_labels(rows.frozen(run, one.name), one)
             continue
-        kept = map(config.domain.example, chosen(one))
-        rows.freeze(run, one.name, _plain_text(kept, config, one))
+        if other is not None and one in theirs:
+            rows.take_frozen(run, one.name, other)
+            if config.method.adds_tokens:
+                list(_plain_text(iter(rows.frozen(run, one.name)), config, one))
+        else:
+            kept = map(config.domain.example, chosen(one))
+            rows.freeze(run, one.name, _plain_text(kept, config, one))
     asked, count = config.sample.prompts, rows.count(run, "prompts-train")
     if not config.sample.replacement and count < asked:
         problem = f"{asked} prompts cannot be drawn without replacement from {count} rows"

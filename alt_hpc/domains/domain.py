@@ -52,6 +52,11 @@ class Domain(Settings):
     """Where feedback stands: around {prompt}, or between {body} and {last_line}; {bos} in front."""
 
     @property
+    def bare(self) -> dict[str, Any]:
+        """All but where feedback stands: what decides texts that have none."""
+        return self.model_dump(exclude={"template"})
+
+    @property
     def is_behind(self) -> bool:
         """Whether feedback stands behind the prompt, or behind all of it but its last line."""
         at = [self.template.find(hole) for hole in ("{prompt}", "{body}")]

@@ -89,6 +89,13 @@ class Method(Settings):
         """Stages of the iteration before whose rows `ask` reads when this one is sampled."""
         return ()
 
+    def start(self, iteration: int) -> Any:
+        """What of it decides how the starting policy is evaluated (0), or sampled from (1).
+
+        Runs whose methods differ in nothing else can share that. Here: all its settings.
+        """
+        return self
+
     def asked(self, iteration: int) -> tuple[Asking, ...]:
         """How the policy after an iteration is asked when it is evaluated."""
         return ("plain", "best", "worst")

@@ -51,6 +51,13 @@ class Ranked(Method):
     def pooled(self, iteration: int) -> range:
         return range(max(1, iteration - self.history), iteration + 1)
 
+    def start(self, iteration: int) -> Any:
+        """Its tokens, the feedback that prompts leave room for, and with which it is asked."""
+        how = self.asked(0) if iteration == 0 else ()
+        asked = {one: self.ask(one, {}) for one in how}
+        knows = iteration == 0 and {"best", "worst"} <= {*self.asked(1)}  # then answers are drawn
+        return [self.adds_tokens, self.widest, asked, knows]
+
     def ask(self, how: Asking, row: Row, earlier: Sequence[Row] = ()) -> str | None:
         named = {"plain": None, "best": self.levels[0], "worst": self.levels[-1]}
         return named[how] if how in named else self.levels[int(how.removeprefix(QUANTILE))]

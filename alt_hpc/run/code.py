@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,13 @@ def keep_files(run: RunFolder, named: Mapping[str, str]) -> None:
             temporary.write_bytes(original.read_bytes())
         known = {"folder": str(original.parent), "sha256": sha256(place)}
         write_atomically(about, json.dumps(known))
+
+
+def differing(run: RunFolder, other: RunFolder, names: Iterable[str]) -> list[str]:
+    """A user's files of these names that both runs keep, with other bytes."""
+    known = [(name, [it.layout.user_file(name)[1] for it in (run, other)]) for name in names]
+    both = [(name, abouts) for name, abouts in known if all(map(Path.exists, abouts))]
+    return [name for name, two in both if len({read_json(it)["sha256"] for it in two}) > 1]
 
 
 def user_file(run: RunFolder | None, name: str) -> File:

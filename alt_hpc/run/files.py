@@ -58,6 +58,16 @@ def copy_once(source: Path, target: Path, *ignored: str) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def take(source: Path, target: Path) -> None:
+    """Give another run's file a second name here (a hard link), or copy it where that cannot be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file: a reader sees the old or the new text, never a part, also after a crash."""
     with replacing(path) as temporary:

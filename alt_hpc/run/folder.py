@@ -67,7 +67,7 @@ class RunFolder:
             if any(p.exists() and not p.is_dir() for p in (folder.path, *folder.path.parents)):
                 raise InputError(f"{folder.path}: a file is in the way of the run folder", "run")
         elif folder.facts()["fingerprint"] != config.fingerprint():
-            now, frozen = _flat(config.frozen()), _flat(folder.facts()["frozen"])
+            now, frozen = flat(config.frozen()), flat(folder.facts()["frozen"])
             differing = sorted(name for name in now | frozen if now.get(name) != frozen.get(name))
             problem = "what decides content is frozen: choose another run folder"
             another = f"{folder.path}: the folder belongs to a run with another"
@@ -200,9 +200,9 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
 
-def _flat(values: Any, name: str = "") -> dict[str, str]:
+def flat(values: Any, name: str = "") -> dict[str, str]:
     """A nested dict as dotted names."""
     if not isinstance(values, dict):
         return {name: json.dumps(values)}
-    parts = [_flat(value, f"{name}.{key}".lstrip(".")) for key, value in values.items()]
+    parts = [flat(value, f"{name}.{key}".lstrip(".")) for key, value in values.items()]
     return {name: text for part in parts for name, text in part.items()}

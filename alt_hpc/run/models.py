@@ -57,6 +57,12 @@ def place(run: RunFolder, name: str, *, whole: bool = True) -> Path:
     return folder
 
 
+def differing(run: RunFolder, other: RunFolder) -> list[str]:
+    """Models that two runs know by one name, with other bytes."""
+    mine, theirs = _checksums(run), _checksums(other)
+    return [name for name in mine if mine[name] != theirs.get(name, mine[name])]
+
+
 def revision(folder: Path) -> str:
     """The commit that a folder of the Hugging Face cache is a snapshot of; empty for another."""
     return folder.name if folder.parent.name == "snapshots" else ""
@@ -72,6 +78,11 @@ def newest(folder: Path) -> str:
 
 def _read(run: RunFolder) -> dict[str, Any]:
     return dict(read_json(run.layout.models)) if run.layout.models.exists() else {}
+
+
+def _checksums(run: RunFolder) -> dict[str, dict[str, str]]:
+    found = {name: about["files"].items() for name, about in _read(run).items()}
+    return {name: {file: it["checksum"] for file, it in its} for name, its in found.items()}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from alt_hpc.errors import InputError
 from alt_hpc.graph import Piece
-from alt_hpc.run.files import read_lines, replacing, sha256, write_atomically
+from alt_hpc.run.files import read_lines, replacing, sha256, take, write_atomically
 from alt_hpc.run.folder import RunFolder
 
 
@@ -22,6 +22,20 @@ def freeze(run: RunFolder, name: str, texts: Iterable[Mapping[str, Any]]) -> int
     return count
 
 
+def take_frozen(run: RunFolder, name: str, other: RunFolder) -> None:
+    """Take texts that another run has frozen under this name, their checksum verified."""
+    theirs, ours = other.layout.frozen(name), run.layout.frozen(name)
+    if not theirs[0].is_file() or sha256(theirs[0]) != checksum(other, name):
+        raise InputError(f"{theirs[0]}: the frozen data was changed since the run began")
+    for source, target in zip(theirs, ours, strict=True):
+        take(source, target)
+
+
+def checksum(run: RunFolder, name: str) -> str:
+    """sha256 (hex) of frozen texts, as they were."""
+    return str(json.loads(run.layout.frozen(name)[1].read_text())["sha256"])
+
+
 def is_frozen(run: RunFolder, name: str) -> bool:
     return run.layout.frozen(name)[1].exists()
 
@@ -33,8 +47,8 @@ def count(run: RunFolder, name: str) -> int:
 
 def frozen(run: RunFolder, name: str, rows: Iterable[int] | None = None) -> list[dict[str, Any]]:
     """Frozen texts, all or those asked for, after checking the file's checksum."""
-    path, about = run.layout.frozen(name)
-    if not path.is_file() or sha256(path) != json.loads(about.read_text())["sha256"]:
+    path, _ = run.layout.frozen(name)
+    if not path.is_file() or sha256(path) != checksum(run, name):
         raise InputError(f"{path}: the frozen data was changed since the run began")
     asked = list(range(count(run, name)) if rows is None else rows)
     needed = set(asked)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from alt_hpc.data import draws
+from alt_hpc.methods import Method
 from alt_hpc.rewards import Answers
 from alt_hpc.stages.work import Work, finite, scorer
 
@@ -39,31 +40,42 @@ def run(work: Work) -> None:
                 row["parts"] = {name: finite(part) for name, part in scored.parts.items()}
             if scored.feedback is not None:
                 row["written"] = list(scored.feedback)
-            label = work.config.method.label(row)
-            row["quantiles"] = label and list(label.quantiles)
-            row["feedback"] = label and list(label.feedback)
-            yield [row | {"post_shortened": scored.shortened}]
+            yield [labelled(row, work.config.method) | {"post_shortened": scored.shortened}]
 
     starts = range(work.rows.start, work.rows.stop + 1)
     rows = work.attempt.resumable(starts, make, "samples", work.config.sample.generations)
-    shortened = sum(row["post_shortened"] for row in rows)
-    aside = sum(row["quantiles"] is not None and set(row["quantiles"]) <= {None} for row in rows)
-    lost = sum(reward is None for row in rows for reward in row["rewards"])
-    if lost:
+    found = facts(rows)
+    if lost := found["answers_set_aside"]:
         count = sum(len(row["rewards"]) for row in rows)
         work.say(f"{lost} of {count} answers set aside (no finite reward)")
-    if aside:
+    if aside := found["set_aside"]:
         work.say(f"{aside} of {len(rows)} prompts set aside (too few finite rewards)")
-    if shortened:
+    if shortened := found["prompts_shortened"]:
         work.say(f"{shortened} of {len(rows)} posts shortened to the reward model's length")
-    facts = {"set_aside": aside, "answers_set_aside": lost, "prompts_shortened": shortened}
-    facts["tokens"] = sum(
+    found["tokens"] = sum(
         len(generation["ids"])
         for sample, row in zip(samples, rows, strict=True)
         for generation, reward in zip(sample["generations"], row["rewards"], strict=True)
         if reward is not None
     )
-    work.attempt.commit_rows(rows, facts)
+    work.attempt.commit_rows(rows, found)
+
+
+def labelled(row: Row, method: Method) -> Row:
+    """A scored row with the method's label, in the place of another's where it has one."""
+    label = method.label(row)
+    quantiles, feedback = label and list(label.quantiles), label and list(label.feedback)
+    return row | {"quantiles": quantiles, "feedback": feedback}
+
+
+def facts(rows: list[Row]) -> dict[str, int]:
+    """How many prompts and answers of a shard were set aside, and how many posts lost text."""
+    labels = [row["quantiles"] for row in rows]
+    return {
+        "set_aside": sum(one is not None and set(one) <= {None} for one in labels),
+        "answers_set_aside": sum(reward is None for row in rows for reward in row["rewards"]),
+        "prompts_shortened": sum(row["post_shortened"] for row in rows),
+    }
 
 
 # One for all shards of a task.

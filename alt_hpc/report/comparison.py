@@ -110,16 +110,18 @@ def _posts(run: Run, name: str) -> list[tuple[int, str]]:
 def lines(groups: Sequence[Group], name: str) -> list[Line]:
     """The rows of a set's table; those that are the same for several groups stand once."""
     apart, found = problems(groups, name), list[Line]()
+    known: dict[tuple[str, str], list[set[str]]] = {}  # what lines are that the runs did not make
 
     def add(label: str, of: str, variant: str, group: Group, pick: Callable[[Run], Rows]) -> None:
-        runs = tuple(rows for run in group.runs if (rows := pick(run)))
-        if of != OWN and len({*map(_digest, runs)}) == 1:
-            runs = runs[:1]
-        others = [line for line in found if (line.of, line.variant) == (of, variant) and of != OWN]
-        known = ({*map(_digest, line.runs)} for line in others)
-        if not runs or any({*map(_digest, runs)} <= one for one in known):
+        made = [(run, rows) for run in group.runs if (rows := pick(run))]
+        runs, mine = tuple(rows for _, rows in made), {_identity(*both) for both in made}
+        others = known.setdefault((of, variant), []) if of != OWN else []
+        if not runs or any(mine <= other for other in others):
             return
         label += f" of {group.name}" if others else ""
+        if of != OWN and len(mine) == 1:
+            runs = runs[:1]
+        others.append(mine)
         found.append(Line(label, of, variant, group, runs, group.name not in apart))
 
     for group in groups:
@@ -151,9 +153,10 @@ def _at_end(variant: str, name: str, run: Run) -> Rows:
     return picked(run.end, variant, name)
 
 
-def _digest(rows: Rows) -> str:
-    """What answers are, and all that was measured of them."""
-    return digest([{k: row[k] for k in row if k != "variant"} for row in rows])
+def _identity(run: Run, rows: Rows) -> str:
+    """What answers are and what measures them: measures may differ in their last digit."""
+    texts = [(row["row"], row["prompt"], row["text"]) for row in rows]
+    return digest([dict(run.measured), texts])
 
 
 def rewards(groups: Sequence[Group]) -> list[str]:

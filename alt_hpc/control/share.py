@@ -58,7 +58,8 @@ class Start:
     @property
     def needed(self) -> list[Piece]:
         """Those missing without which training cannot begin."""
-        return [piece for piece in self.missing if piece.stage in self.graph.needed_by_training()]
+        stages = self.graph.needed_by_training()
+        return [piece for piece in self.missing if piece.stage in stages]
 
     def done(self) -> dict[Piece, Done]:
         """What is taken, as a plan sees it."""

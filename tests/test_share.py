@@ -334,6 +334,25 @@ def test_two_arms_of_two_seeds_by_one_command_that_is_killed_and_given_again(
     assert policy(tmp_path, "none-seed1") != policy(tmp_path, "none-seed2")
 
 
+def test_an_arm_whose_start_is_not_made_stops_and_names_it(
+    arms: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does not make its own meanwhile; arms of another seed go on."""
+    (tmp_path / "faults/sft-0-0").write_text("start wrong")  # of the first that comes to it
+    assert main(["run", *arms, "--seeds", "1,2"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    one, other = (RunFolder(tmp_path / f"{kind}-seed1") for kind in ("words", "none"))
+    (why,) = [
+        line for line in said if f"from: {one.path}: sft 0 shard 0 is not whole there" in line
+    ]
+    assert "a line on purpose" in why
+    assert other.ended() == ("STOPPED", why)
+    assert other.journal.of(Intent) == []
+    for kind in ("words", "none"):
+        ended = RunFolder(tmp_path / f"{kind}-seed2").ended()
+        assert ended == ("FINISHED", "the run is finished")
+
+
 @pytest.mark.faults
 def test_real_arms_end_with_the_weights_that_each_would_have_alone(
     arms: list[str], tmp_path: Path

@@ -38,7 +38,6 @@ from alt_hpc.run.folder import RunFolder, flat
 from alt_hpc.run.layout import POLICY_FOLDER
 from alt_hpc.run.manifests import Manifest, PieceDamaged
 from alt_hpc.settings import digest
-from alt_hpc.stages import score
 
 TRAINED, FROM = (SFT, REWARD_MODEL), "from"
 SHARED = {0: (*TRAINED, EVALUATE, MEASURE), 1: (SAMPLE, SCORE)}  # stages, by their iteration
@@ -58,7 +57,8 @@ class Start:
     @property
     def needed(self) -> list[Piece]:
         """Those missing without which training cannot begin."""
-        return [piece for piece in self.missing if piece.stage in self.graph.needed_by_training()]
+        stages = self.graph.needed_by_training()
+        return [piece for piece in self.missing if piece.stage in stages]
 
     def done(self) -> dict[Piece, Done]:
         """What is taken, as a plan sees it."""
@@ -212,6 +212,8 @@ def take(run: RunFolder, start: Start) -> None:
 
 def _label_anew(run: RunFolder, piece: Piece, theirs: Path, ours: Path) -> dict[str, int]:
     """Another's rewards with this run's labels, as `score` would write them; the piece's facts."""
+    from alt_hpc.stages import score  # what plans and submits has no other use for stages
+
     name, method = run.layout.rows(piece), run.config().method
     found = [score.labelled(row, method) for row in files.read_lines(theirs / name)]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found]

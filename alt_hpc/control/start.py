@@ -64,7 +64,7 @@ def submit(*configs: Config, wait: bool = False, accept_packages: bool = False) 
 
 
 def _ask_slurm(folder: RunFolder, slurm: Slurm) -> None:
-    """Whether Slurm would take the jobs of a run; InputError where not."""
+    """Raise InputError where Slurm itself would not take a run's jobs."""
     chain.check_cluster(folder, slurm)
     first = [folder.graph().stages(k) for k in range(min(1, folder.config().iterations) + 1)]
     for name in dict.fromkeys(itertools.chain(*first)):
@@ -229,9 +229,9 @@ def cancel(folder: RunFolder) -> int:
 
 def run(*configs: Config, accept_packages: bool = False) -> int:
     """Run everything on this machine, one run after the other; the worst exit status."""
-    ends = [0]
+    ends, folders = [0], prepare_all(configs, "local")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    for folder in prepare_all(configs, "local"):
+    for folder in folders:
         if len(configs) > 1:
             print(f"run {folder.path}", flush=True)
         ends.append(_run(folder, accept_packages))
@@ -247,17 +247,14 @@ def _run(folder: RunFolder, accept_packages: bool) -> int:
     with folder.only_one():
         try:
             _begin(folder, accept_packages)
-            if start := share.offered(folder):
-                share.require(start)
-                share.take(folder, start)
+            if why := _without_start(folder):
+                return _stopped(folder, why)
             while not ((todo := step(folder, local).plan).finished or todo.stop):
                 screen.tell(local.turn(screen.tick))
         except KeyboardInterrupt:
             words = f"stopped; run the same command again to go on ({folder.path})"
             print(f"\n{words}", file=sys.stderr)
             return INTERRUPTED
-        except InputError as error:
-            return _stopped(folder, str(error))
         finally:
             local.end_all()
         if todo.stop:
@@ -267,6 +264,17 @@ def _run(folder: RunFolder, accept_packages: bool) -> int:
     for why in todo.given_up.values():
         print(why, file=sys.stderr)
     return 0
+
+
+def _without_start(folder: RunFolder) -> str:
+    """Take what a run takes of another that has ended by now; why it cannot, if so."""
+    try:
+        if start := share.offered(folder):
+            share.require(start)
+            share.take(folder, start)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _stopped(folder: RunFolder, why: str) -> int:

@@ -51,6 +51,10 @@ class Settings(Judge):
     def content(self) -> dict[str, object]:
         return {"kind": self.kind, "model": self.model, "base_url": self.base_url}
 
+    @property
+    def most(self) -> float | None:
+        return self.budget
+
     def check_keys(self) -> None:
         if urlsplit(self.base_url).scheme not in ("http", "https") or "@" in self.base_url:
             raise InputError("expected http(s)://HOST/v1, without a key in it", ".base_url")

@@ -98,6 +98,11 @@ class Judge(Settings):
         """The settings that decide what it answers, as JSON values."""
         return self.model_dump(mode="json")
 
+    @property
+    def most(self) -> float | None:
+        """How many dollars may be spent in all; None: it costs nothing."""
+        return None
+
     def named(self) -> dict[str, tuple[str, bool]]:
         """The models that it names, by key: name, and whether its weights are wanted too."""
         return {}

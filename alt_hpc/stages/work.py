@@ -146,7 +146,7 @@ class Work:
         """A judge, loaded; `at` is the key where it stands. Its replies are kept with the piece."""
         named, stage = judge.named(), self.config.cluster.stage(self.piece.stage)
         replies = Replies(judge, self.run.layout.replies(self.piece), self.replies)
-        ledger = Ledger(self.run, at, getattr(judge, "budget", None) or 0.0)
+        ledger = Ledger(self.run, at, judge.most or 0.0)
 
         def place(key: str) -> Path:
             name, whole = named[key]

@@ -201,6 +201,30 @@ def test_further_tries_are_sampled_with_seeds_of_their_own() -> None:
     assert how[3:] == [(0.7, 2), (0.7, 3), (0.7, 3)]
 
 
+def test_a_judge_is_asked_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One chunk of questions after the other, each with a failure that goes away."""
+
+    def say(text: str, number: int) -> Any:
+        return "yes" if number % 2 else Status(500)
+
+    with serving(say, SECRET) as served:
+        judge = asker(settings(served.url, at_once=2), Spent())
+        for chunk in range(3):
+            some = [Question(f"{chunk}, {i}", i, 20) for i in range(4)]
+            found = judges.answers(judge, some, lambda text: text, 1)
+            assert [answer.value for answer in found] == ["yes"] * 4
+
+
+def test_a_server_that_is_gone_costs_nothing() -> None:
+    with serving(lambda *_: "yes", SECRET) as served:
+        pass
+    purse = Spent()
+    with pytest.raises(RuntimeError, match="does not answer"):
+        list(asker(settings(served.url, tries=2), purse).ask(questions(4)))
+    assert purse.held
+    assert sum(purse.held.values()) == 0
+
+
 def test_requests_keep_their_distance() -> None:
     import time
 

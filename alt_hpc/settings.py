@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import to_jsonable_python
 
 LARGEST = 2**31 - 1  # of whole numbers: what Slurm and every library take
 
@@ -18,6 +19,22 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What of it decides content, as JSON values: all, but where a kind says otherwise."""
+        return {name: plain(value) for name, value in self}
+
+
+def plain(value: Any) -> Any:
+    """The content of settings, wherever they stand within a value, and the rest as JSON has it."""
+    if isinstance(value, Settings):
+        return value.content
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return to_jsonable_python(value)
 
 
 KIND = "kind "  # begins what pydantic calls a kind, which no key then can be taken for

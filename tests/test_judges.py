@@ -23,6 +23,7 @@ from alt_hpc import config as configs
 from alt_hpc import judges
 from alt_hpc.__main__ import main
 from alt_hpc.config import rules
+from alt_hpc.config.schema import FREE
 from alt_hpc.engines import Generator, exact
 from alt_hpc.errors import InputError
 from alt_hpc.graph import JUDGE, WIN_RATES, Piece
@@ -598,6 +599,23 @@ def test_wrong_input_is_one_sentence_before_anything_is_paid(
         monkeypatch.setenv(VARIABLE, "another")
         assert "refuses the key (HTTP 401)" in good(capsys, {"judge": of(served)})
         assert served.asked == []
+
+
+def test_what_it_may_cost_may_change_and_what_it_is_may_not(tiny_config: Path) -> None:
+    """Wherever a judge stands: a run that has spent all goes on with more."""
+
+    def decided(**more: Any) -> Any:
+        judge = settings("http://a/v1", **more).model_dump(mode="json")
+        config = configs.load(tiny_config, [f"judge={json.dumps({'judge': judge})}"])
+        return config.decides("judge")
+
+    same = {"budget": 9.0, "tries": 9, "timeout_s": 9.0, "dollars_in": 9.0, "at_once": 9}
+    assert decided(**same, requests_per_minute=9, key_from="OTHER") == decided()
+    for name, value in {"model": "x", "base_url": "http://b", "request": {"top_p": 1}}.items():
+        assert decided(**{name: value}) != decided()
+    config = configs.load(tiny_config)
+    assert config.content == config.model_dump(mode="json")
+    assert config.frozen().keys() == config.content.keys() - {*FREE}
 
 
 def test_readmes_example_can_be_loaded(tiny_config: Path) -> None:

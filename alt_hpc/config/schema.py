@@ -1,5 +1,6 @@
 """The sections of a config, their keys, ranges and defaults (the paper's, arXiv 2407.16970)."""
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, create_model, model_validator
@@ -24,6 +25,7 @@ from alt_hpc.settings import (
     digest,
     key,
     one_of,
+    plain,
 )
 from alt_hpc.training.settings import PolicyTraining, RewardModelTraining, Sft
 
@@ -181,9 +183,10 @@ class Judging(Settings):
 
     @property
     def content(self) -> dict[str, Any]:
-        """What decides the verdicts on two texts, as JSON values."""
-        asked = {"prompt": self.prompt, "max_tokens": self.max_tokens, "tries": self.tries}
-        return {"judge": self.judge.content, **asked}
+        """What decides the verdict on two texts."""
+        return {
+            key: plain(getattr(self, key)) for key in ("judge", "prompt", "max_tokens", "tries")
+        }
 
 
 class Figures(Settings):
@@ -303,7 +306,11 @@ class Config(Settings, title="alt_hpc"):
 
     def frozen(self) -> dict[str, Any]:
         """What decides content that training depends on, as plain JSON values."""
-        return self.model_dump(mode="json", exclude=set(FREE))
+        return {name: value for name, value in self.content.items() if name not in FREE}
+
+    def decides(self, name: str) -> Any:
+        """What of a section, or a key of one, decides content, as JSON values."""
+        return plain(attrgetter(name)(self))
 
     def fingerprint(self) -> str:
         """sha256 (hex) of `frozen`."""

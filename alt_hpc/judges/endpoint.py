@@ -54,9 +54,9 @@ class Settings(Judge):
     (`temperature`, `max_tokens`, `seed`), which some models refuse."""
 
     @property
-    def content(self) -> dict[str, object]:
-        where = {"kind": self.kind, "model": self.model, "base_url": self.base_url}
-        return {**where, "request": self.request}
+    def content(self) -> dict[str, Any]:
+        """What it may cost, and how patiently it is asked, may change at any time."""
+        return {key: getattr(self, key) for key in ("kind", "model", "base_url", "request")}
 
     @property
     def most(self) -> float | None:

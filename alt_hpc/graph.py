@@ -7,9 +7,8 @@ is one row here and one file in `stages/`. `config` takes its `cluster.STAGE` ke
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic_core import to_jsonable_python
 
 if TYPE_CHECKING:
     from alt_hpc.config import Config
@@ -187,17 +186,17 @@ class Graph:
     def decides(self, piece: Piece) -> list[Any]:
         """What decides a piece's content, its sources apart, as JSON values."""
         names = f"{_ALL} {STAGES[piece.stage].sections}".split()
-        sections = {name: self.config.decides(name) for name in names}
+        sections = {name: attrgetter(name)(self.config) for name in names}
         about: list[Any] = [sections, piece.stage, piece.iteration, self.rows(piece)]
         if shard := self.shard(piece):
             evaluate = self.config.evaluate
             named = evaluate.policies.get(shard.policy), evaluate.sets.get(shard.set)
             about += [shard.policy, shard.set, *filter(None, named)]
             if of := self.best_of(shard):
-                about += [evaluate.policies.get(of), self.config.decides("reward")]
+                about += [evaluate.policies.get(of), self.config.reward]
             about += [evaluate.every_word] if shard.policy == OWN else []
             about += [evaluate.drawn] if (shard.policy, shard.set) == (OWN, VALID) else []
-        return list(to_jsonable_python(about))
+        return list(self.config.plain(about))
 
     def needed_by_training(self) -> set[str]:
         """The stages that training is made from, directly or not, itself among them."""

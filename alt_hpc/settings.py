@@ -22,19 +22,19 @@ class Settings(BaseModel):
 
     @property
     def content(self) -> dict[str, Any]:
-        """What of it decides content, as JSON values: all, but where a kind says otherwise."""
-        return {name: plain(value) for name, value in self}
+        """What of it decides the content of what is made, as JSON values: all, or a kind says."""
+        return {name: self.plain(value) for name, value in self}
 
-
-def plain(value: Any) -> Any:
-    """The content of settings, wherever they stand within a value, and the rest as JSON has it."""
-    if isinstance(value, Settings):
-        return value.content
-    if isinstance(value, dict):
-        return {name: plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return to_jsonable_python(value)
+    @classmethod
+    def plain(cls, value: Any) -> Any:
+        """A value as JSON has it; of settings within it, what decides content."""
+        if isinstance(value, Settings):
+            return value.content
+        if isinstance(value, Mapping):
+            return {str(name): cls.plain(one) for name, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [cls.plain(one) for one in value]
+        return to_jsonable_python(value)
 
 
 KIND = "kind "  # begins what pydantic calls a kind, which no key then can be taken for

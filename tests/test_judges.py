@@ -608,7 +608,7 @@ def test_what_it_may_cost_may_change_and_what_it_is_may_not(tiny_config: Path) -
     def decided(**more: Any) -> Any:
         judge = settings("http://a/v1", **more).model_dump(mode="json")
         config = configs.load(tiny_config, [f"judge={json.dumps({'judge': judge})}"])
-        return config.decides("judge")
+        return config.plain(config.judge)
 
     same = {"budget": 9.0, "tries": 9, "timeout_s": 9.0, "dollars_in": 9.0, "at_once": 9}
     assert decided(**same, requests_per_minute=9, key_from="OTHER") == decided()

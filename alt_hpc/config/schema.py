@@ -1,6 +1,5 @@
 """The sections of a config, their keys, ranges and defaults (the paper's, arXiv 2407.16970)."""
 
-from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, create_model, model_validator
@@ -25,7 +24,6 @@ from alt_hpc.settings import (
     digest,
     key,
     one_of,
-    plain,
 )
 from alt_hpc.training.settings import PolicyTraining, RewardModelTraining, Sft
 
@@ -184,9 +182,8 @@ class Judging(Settings):
     @property
     def content(self) -> dict[str, Any]:
         """What decides the verdict on two texts."""
-        return {
-            key: plain(getattr(self, key)) for key in ("judge", "prompt", "max_tokens", "tries")
-        }
+        its = ("judge", "prompt", "max_tokens", "tries")
+        return {key: self.plain(getattr(self, key)) for key in its}
 
 
 class Figures(Settings):
@@ -306,11 +303,7 @@ class Config(Settings, title="alt_hpc"):
 
     def frozen(self) -> dict[str, Any]:
         """What decides content that training depends on, as plain JSON values."""
-        return {name: value for name, value in self.content.items() if name not in FREE}
-
-    def decides(self, name: str) -> Any:
-        """What of a section, or a key of one, decides content, as JSON values."""
-        return plain(attrgetter(name)(self))
+        return {name: self.plain(value) for name, value in self if name not in FREE}
 
     def fingerprint(self) -> str:
         """sha256 (hex) of `frozen`."""

@@ -55,8 +55,8 @@ class Settings(Judge):
 
     @property
     def content(self) -> dict[str, Any]:
-        """What it may cost, and how patiently it is asked, may change at any time."""
-        return {key: getattr(self, key) for key in ("kind", "model", "base_url", "request")}
+        where = {"kind": self.kind, "model": self.model, "base_url": self.base_url}
+        return {**where, "request": self.request}
 
     @property
     def most(self) -> float | None:

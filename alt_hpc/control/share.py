@@ -18,6 +18,7 @@ from alt_hpc.data import draws, texts
 from alt_hpc.errors import InputError, blaming
 from alt_hpc.graph import (
     EVALUATE,
+    JUDGE,
     MEASURE,
     METHOD,
     OWN,
@@ -234,7 +235,7 @@ class _Two:
     @classmethod
     def of(cls, run: RunFolder, other: RunFolder) -> "_Two":
         config, same = run.config(), _same_rows(run, other)
-        found = {k: draws.written(other, k) for k in SHARED}
+        found = {k: {**draws.written(other, k), JUDGE: []} for k in SHARED}  # which is not taken
         total = rows.count(other, draws.PROMPTS)
         if draws.PROMPTS in same and found[1]["rows"] == draws.drawn(config, 1, total):
             found[1] = {**found[1], EVALUATE: []}  # its evaluation is not taken

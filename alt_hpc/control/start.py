@@ -14,7 +14,7 @@ from alt_hpc.clusters.cluster import QueueUnknown
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm
 from alt_hpc.config import Config
-from alt_hpc.control import chain, checks, share, status
+from alt_hpc.control import chain, checks, costs, share, status
 from alt_hpc.control.step import finish, looked, request, scripts, step
 from alt_hpc.data import texts
 from alt_hpc.errors import InputError, of_config
@@ -146,6 +146,7 @@ def _gather(folder: RunFolder, config: Config, earlier: Sequence[RunFolder]) -> 
     other = mate or (share.named(config) if waits else None)
     texts.freeze(config, folder, other)
     found = checks.places(config, None if fresh else folder)
+    costs.check(config, folder)
     code.keep(folder)
     code.keep_files(folder, checks.files(config))
     models.record(folder, found)

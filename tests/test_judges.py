@@ -569,6 +569,35 @@ def test_a_prompt_of_the_users_is_copied_and_asked(judged: GoOn, tmp_path: Path)
     assert "position bias -1.00, the judge's own accuracy is not known" in line
 
 
+def test_test_posts_are_judged_where_they_are_evaluated(judged: GoOn) -> None:
+    with serving(lambda *_: "Preferred: A", SECRET) as served:
+        judge = {"judge": of(served), "comparisons": 0, "posts": 2}
+        run = judged(judge, "evaluate.test_prompts=3")
+        assert len(served.asked) == 2 * 2 * 2
+    rows = list(run_rows.of_stage(run, 1, JUDGE))
+    assert {row["set"] for row in rows} == {"test"}
+    assert not run.graph().of(0, JUDGE)
+
+
+def test_when_what_is_judged(tiny_config: Path) -> None:
+    """Pairs without the run's own policy once, with iteration 0."""
+    judge = settings("http://a/v1").model_dump(mode="json")
+
+    def pairs(*more: str, **keys: Any) -> list[list[tuple[str, str]]]:
+        given = json.dumps({"judge": judge, **keys})
+        config = configs.load(tiny_config, [f"judge={given}", "iterations=3", *more])
+        return [config.judged(k) for k in range(4)]
+
+    start = ("best", "start")
+    assert pairs() == [[], [], [], [start]]
+    assert pairs(iterations="all") == [[], [start], [start], [start]]
+    both = [["start", "references"], ["references", "best"]]
+    own = ("references", "best")
+    assert pairs("evaluate.references=true", pairs=both) == [
+        *([("start", "references")], [], [], [own])
+    ]
+
+
 # ---------------------------------------------------------------------- wrong input
 
 

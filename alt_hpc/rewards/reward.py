@@ -30,6 +30,7 @@ class Scored:
     rewards: Sequence[float]  # one each; not finite: the answer is set aside
     parts: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of a sum, by name
     feedback: Sequence[str | None] | None = None  # where it writes any
+    tries: Sequence[int] | None = None  # of a judge, at each answer; the first: at temperature 0
     shortened: bool = False  # whether the prompt was too long for it
 
 
@@ -86,6 +87,16 @@ class Reward(Settings):
     @property
     def trained(self) -> bool:
         """Whether the run trains its model first, in the stage `reward-model`."""
+        return False
+
+    @property
+    def rates(self) -> int | None:
+        """The levels that it rates in, from 0, the worst; 0: any number; None: not known before."""
+        return 0
+
+    @property
+    def writes(self) -> bool:
+        """Whether it gives feedback in words, beside the number."""
         return False
 
     def singles(self) -> "dict[str, Reward]":

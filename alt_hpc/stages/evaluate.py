@@ -23,7 +23,8 @@ def run(work: Work) -> None:
 
     Variant `best` is the greedy answer to a prompt that asks for the best; the first valid posts
     have some that are sampled too (`evaluate.drawn`): `drawn plain` of the starting policy, `drawn
-    best` and `drawn worst` of later ones. A policy that the run did not make is asked as the config
+    best` and `drawn worst` of later ones. `feedback` is what was asked with: a method may draw it
+    from what was written in the iteration. A policy that the run did not make is asked as the config
     says (`asked`), and in no other way; of several answers (`best_of`) the row holds the one that
     `reward` likes best; references are the labels.
     """
@@ -60,7 +61,8 @@ class Asked:
     policy: Policy
     engine: Generator
     variants: Sequence[str]
-    fit: Callable[[str, dict[str, Any]], tuple[list[int], int]]  # ids for a variant; tokens lost
+    # Token ids of a row's prompt in a variant; what its row says of that: `lost`, `feedback`.
+    fit: Callable[[str, dict[str, Any]], tuple[list[int], dict[str, Any]]]
     sampled: Sequence[str] = ()
     count: int = 0
     drawn: int = 0
@@ -78,8 +80,12 @@ def _asked(work: Work, shard: Shard, named: External | None) -> Asked:
         worst = variants.index("worst")
         variants[worst:worst] = between  # as the words stand, from the best to the worst
 
-    def fit(variant: str, row: dict[str, Any]) -> tuple[list[int], int]:
-        return policy.fit(method.ask(variant, row), row["prompt"], new)
+    known = work.recall(k)
+
+    def fit(variant: str, row: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
+        feedback = method.ask(variant, row, known, work.seed(row["row"]))
+        ids, lost = policy.fit(feedback, row["prompt"], new)
+        return ids, {"lost": lost, "feedback": feedback}
 
     how = ["best", "worst"] if k else ["plain"]
     words = {"best", "worst"} <= {*method.asked(1)} and shard.set == VALID
@@ -91,8 +97,9 @@ def _external(work: Work, named: External, it: Around) -> Asked:
     policy = work.named(named.model, named.tokenizer)
     room, domain = policy.context - work.config.evaluated_tokens, work.config.domain
 
-    def fit(variant: str, row: dict[str, Any]) -> tuple[list[int], int]:
-        return domain.fit(policy.tokenizer, row["prompt"], room, it)
+    def fit(variant: str, row: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
+        ids, lost = domain.fit(policy.tokenizer, row["prompt"], room, it)
+        return ids, {"lost": lost}
 
     return Asked(policy, work.generator(policy), [ASKED], fit)
 
@@ -107,7 +114,8 @@ def _answered(work: Work, shard: Shard, data: Rows, how: Asked) -> list[Rows]:
         asks = []
         for number, (i, variant) in itertools.product(numbers, enumerate(variants, start=1)):
             row = _row(shard, number, data[number - shard.start])
-            ids, row["lost"] = how.fit(variant, row)
+            ids, about = how.fit(variant, row)
+            row |= about
             row["variant"] = f"{DRAWN}{variant}" if count else variant
             asks.append(Ask(ids, work.seed(number, i), row))
         decoding = work.decoding(how.policy, count, size, new)

@@ -144,8 +144,8 @@ def _words(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Ro
         found = list[float]()
         if answers:
             new, prompt = work.config.evaluated_tokens, rows[0]["prompt"]
-            asks = [method.ask(how, rows[0]) for how in ("best", "worst")]
-            prompts = [policy.fit(feedback, prompt, new)[0] for feedback in asks]
+            asks = {row["variant"]: row["feedback"] for row in rows}
+            prompts = [policy.fit(asks[how], prompt, new)[0] for how in ("best", "worst")]
             both = answers_logprobs(model, prompts, answers)
             found = [best - worst for best, worst in zip(*both, strict=True)]
         word: list[float | None] = [None] * len(rows)

@@ -18,7 +18,8 @@ def run(work: Work) -> None:
     That is its reward (null where it is not finite; made from the plain prompt) and the parts of a
     sum, whether it came to an end, and the method's label: its quantile and feedback, null where a
     generation, or a prompt with too few of them, was set aside, and for the row where the
-    iteration decides. `post` is the frozen prompt that was drawn.
+    iteration decides. What a judge has `written` of each, and in how many `tries`. `post` is the
+    frozen prompt that was drawn.
     """
     samples, first = list(work.mates()), work.rows.start
     reward = _scorer(work.run, work.device)
@@ -39,6 +40,8 @@ def run(work: Work) -> None:
                 row["parts"] = {name: finite(part) for name, part in scored.parts.items()}
             if scored.feedback is not None:
                 row["written"] = list(scored.feedback)
+            if scored.tries is not None:
+                row["tries"] = list(scored.tries)
             label = work.config.method.label(row)
             row["quantiles"] = label and list(label.quantiles)
             row["feedback"] = label and list(label.feedback)

@@ -67,7 +67,7 @@ def run(work: Work) -> None:
             share_trunk(model, reference)
         against = {"reference": reference, "vocabulary": view.vocabulary}
         loss = functools.partial(loss, kl=settings.kl, **against)
-    domain, asked = config.domain, method.ask("best", {})
+    domain, asked = config.domain, method.ask("best", {}, work.recall(k), config.seed)
     it = domain.around(asked)
     text = domain.text(domain.probe, it)
     bos = it.bos and not text_ids(before.tokenizer, "")  # which it does not add by itself

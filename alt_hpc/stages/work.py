@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from alt_hpc.config import Config
 from alt_hpc.engines import Decoding, Generator, Model
 from alt_hpc.graph import SCORE, STAGES, Piece
 from alt_hpc.lm import tokens
-from alt_hpc.methods import Label
+from alt_hpc.methods import Known, Label
 from alt_hpc.rewards import File, Given, Reward, Scorer
 from alt_hpc.run import attempt, code, models, rows
 from alt_hpc.run.folder import RunFolder
@@ -102,6 +103,12 @@ class Work:
         scored = [(k, row) for k in ks for row in rows.of_stage(self.run, k, SCORE)]
         labels = method.labels(row for _, row in scored)
         return ((k, row, label) for (k, row), label in zip(scored, labels, strict=True))
+
+    def recall(self, iteration: int) -> Known:
+        """What the policy after an iteration can be asked with, beside the method's own words."""
+        method = self.config.method
+        each = (rows.of_stage(self.run, iteration, s) for s in method.sources(iteration))
+        return method.recall(itertools.chain.from_iterable(each))
 
     def show(self, done: int, total: int, unit: str, started: float) -> None:
         """Say how far the piece is: `done` of `total` units since `started` (seconds, epoch)."""

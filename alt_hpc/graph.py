@@ -22,6 +22,8 @@ SCORE = "score"
 TRAIN = "train"
 EVALUATE: Literal["evaluate"] = "evaluate"
 MEASURE = "measure"
+JUDGE: Literal["judge"] = "judge"
+WIN_RATES = "win-rates"
 REPORT = "report"
 
 
@@ -40,13 +42,20 @@ class Piece:
 OWN = "own"  # the policies that a run makes, beside those that it only evaluates
 REFERENCES = "references"  # the labels of the data, as if a policy had written them
 START = "start"  # the policy before iteration 1, as `evaluate.policies` names it
+BEST = "best"  # the run's policy, asked for the best, as tables and `judge.pairs` name it
+ASKED = "asked"  # the one variant of policies that the run did not make
+OVER = " over "  # stands between the two rows of a pair that is judged
+COMPARISONS = "comparisons"  # of people, which the judge is asked too
 VALID, TEST = "valid", "test"  # the sets of `data.prompts`, beside those of `evaluate.sets`
 DRAWN = "drawn "  # begins the variant of answers that were sampled, not greedy
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Where a piece of evaluation stands: rows [start, end) of a set, answered by a policy."""
+    """Where a piece of evaluation stands: rows [start, end) of a set, answered by a policy.
+
+    Where it is judged, `policy` is a pair, such as `best over start`, or COMPARISONS like its set.
+    """
 
     policy: str  # OWN, REFERENCES, or a name of `evaluate.policies`
     set: str
@@ -63,6 +72,7 @@ class Sharding:
 
     sample: tuple[tuple[int, int], ...]  # of the drawn prompts
     evaluate: tuple[Shard | None, ...]  # None: asked for no more; may grow on resubmission
+    judge: tuple[Shard | None, ...] = ()  # the same
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,7 @@ class Graph:
     def rows(self, piece: Piece) -> tuple[int, int] | None:
         """Rows [start, end) of a shard (LookupError: asked for no more); None where not cut."""
         cut = STAGES[piece.stage].cut
-        if cut != EVALUATE:
+        if cut not in OF_SETS:
             return self.shardings[piece.iteration].sample[piece.shard] if cut else None
         if shard := self.shard(piece):
             return shard.start, shard.end
@@ -122,9 +132,10 @@ class Graph:
 
     def shard(self, piece: Piece) -> Shard | None:
         """What a piece of evaluation is made for; None where the config asks for it no more."""
-        if STAGES[piece.stage].cut != EVALUATE:
+        if (cut := STAGES[piece.stage].cut) not in OF_SETS:
             return None
-        return self.shardings[piece.iteration].evaluate[piece.shard]
+        found: tuple[Shard | None, ...] = getattr(self.shardings[piece.iteration], cut)
+        return found[piece.shard]
 
     def fixed(self, shard: Shard | None = None) -> list[Piece]:
         """What holds the starting policy's drawn answers to valid posts, or to those of a shard."""
@@ -137,6 +148,29 @@ class Graph:
             return max(s.start, asked.start) < min(s.end, asked.end, most)
 
         return [piece for piece in self.of(0, EVALUATE) if holds(self.shard(piece))]
+
+    def compared(self, iteration: int, shard: Shard | None) -> list[Piece]:
+        """What holds the answers that a shard of pairs compares; nothing for those of people."""
+        if shard is None or shard.policy == COMPARISONS:
+            return []
+        found = list[Piece]()
+        for name in shard.policy.split(OVER):
+            k, policy = iteration if name == BEST else 0, OWN if name in (BEST, START) else name
+            for piece in self.of(k, EVALUATE):
+                its = self.shard(piece)
+                if its and (its.policy, its.set) == (policy, shard.set):
+                    found += [piece] * (max(its.start, shard.start) < min(its.end, shard.end))
+        return found
+
+    def humans(self) -> list[Piece]:
+        """What judges the comparisons of people."""
+        pieces = [(piece, self.shard(piece)) for piece in self.of(0, JUDGE)]
+        return [piece for piece, shard in pieces if shard and shard.policy == COMPARISONS]
+
+    def judges(self, shard: Shard | None) -> Piece | None:
+        """The reward model that judges the comparisons of people beside the judge."""
+        its = shard and shard.policy == COMPARISONS and self.config.measured_by.trained
+        return self.reward_model() if its else None
 
     def best_of(self, shard: Shard | None) -> str | None:
         """The policy whose answers a shard is the best of; None where it is of no such row."""
@@ -186,7 +220,8 @@ class Stage:
     # What is a piece of this iteration (of this shard of evaluation) made from, beside its pair?
     sources: Callable[[Graph, int, Shard | None], Iterable[Piece | None]] = lambda g, k, shard: ()
     made: Callable[["Config", int], bool] = lambda c, k: k > 0  # in this iteration?
-    cut: Literal["sample", "evaluate"] | None = None  # like this stage, which it pairs with
+    # Like this stage, which it pairs with.
+    cut: Literal["sample", "evaluate", "judge"] | None = None
     training: bool = False  # an optimisation on many ranks; the config's section bears its name
     rows: str = "rows"  # what the rows that it writes are called
 
@@ -251,6 +286,19 @@ _STAGES = (  # c: the config, g: the graph, k: the iteration
         rows="measures",
     ),
     Stage(
+        JUDGE,
+        "judge.content",
+        lambda g, k, shard: [*g.compared(k, shard), g.judges(shard)],
+        lambda c, k: bool(c.judged(k)) or (not k and c.judges_humans),
+        JUDGE,
+        rows="verdicts",
+    ),
+    Stage(
+        WIN_RATES,
+        sources=lambda g, k, _: [*g.humans(), *g.of(k, JUDGE)],
+        made=lambda c, k: bool(c.judged(k)) or (not k and c.judges_humans),
+    ),
+    Stage(
         REPORT,
         "method",
         lambda g, k, _: [
@@ -262,6 +310,7 @@ _STAGES = (  # c: the config, g: the graph, k: the iteration
     ),
 )
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _STAGES}
+OF_SETS = (EVALUATE, JUDGE)  # cut into rows of sets, each for a policy or pair
 TRAININGS = {stage.key: stage for stage in _STAGES if stage.training}  # by the config's section
 
 

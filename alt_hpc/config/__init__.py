@@ -7,6 +7,7 @@ from alt_hpc.config.schema import (
     Config,
     External,
     HeldOut,
+    Judging,
     Source,
     StageCluster,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "Config",
     "External",
     "HeldOut",
+    "Judging",
     "Source",
     "StageCluster",
     "from_json",

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from alt_hpc import graph
 from alt_hpc.config.schema import BestOf, Config, External, SbatchValue
 from alt_hpc.errors import InputError, blaming
+from alt_hpc.judges import Judge
 from alt_hpc.rewards import Reward
 from alt_hpc.training.settings import PolicyTraining, check_batches
 
@@ -25,7 +26,10 @@ def check(config: Config) -> None:
     for field, reward in rewards(config):
         with blaming(field):
             reward.check_keys()
-    for problems in (_models, _evaluation, _cluster, _trainings):
+    if config.judge is not None:
+        with blaming(f"{graph.JUDGE}.judge"):
+            config.judge.judge.check_keys()
+    for problems in (_models, _evaluation, _judging, _cluster, _trainings):
         for field, problem in problems(config):
             raise InputError(problem, field)
 
@@ -90,9 +94,9 @@ def _evaluation(config: Config) -> Problems:
                 yield f"{field}.columns.{name}", f"no such column (there are: {', '.join(names)})"
     if evaluate.test_prompts and config.data.prompts.test is None:
         yield "evaluate.test_prompts", "data.prompts.test names no test split"
-    rows = (graph.OWN, graph.REFERENCES, graph.START, "best")
+    rows = (graph.OWN, graph.REFERENCES, graph.START, graph.BEST)
     named: list[tuple[str, Iterable[str], tuple[str, ...]]] = [
-        ("evaluate.sets", evaluate.sets, ("train", graph.VALID, graph.TEST)),
+        ("evaluate.sets", evaluate.sets, ("train", graph.VALID, graph.TEST, graph.COMPARISONS)),
         ("evaluate.policies", evaluate.policies, rows),
         ("measure.further", config.measure.further, ("reward",)),
     ]
@@ -114,6 +118,33 @@ def _evaluation(config: Config) -> Problems:
         if held_out.seed is not None and held_out.prompts is None:
             yield f"evaluate.sets.{name}.seed", "draws no rows: say how many (prompts)"
     yield from _published(config)
+
+
+def _judging(config: Config) -> Problems:
+    """A judge compares rows and a set that there are, and did not make the feedback itself."""
+    judging, evaluate = config.judge, config.evaluate
+    if judging is None:
+        return
+    references = [graph.REFERENCES] if evaluate.references else []
+    rows = [graph.BEST, graph.START, *references, *evaluate.policies]
+    for number, (a, b) in enumerate(judging.pairs or []):
+        for name in (a, b):
+            if name not in rows:
+                there = f"no such row {name} (there are: {', '.join(rows)})"
+                yield f"{graph.JUDGE}.pairs[{number}]", there
+        if a == b:
+            yield f"{graph.JUDGE}.pairs[{number}]", f"{a} is compared with itself"
+    sets = [graph.VALID, *([graph.TEST] if evaluate.test_prompts else []), *evaluate.sets]
+    if config.judged_set not in sets:
+        yield f"{graph.JUDGE}.set", f"no such set (there are: {', '.join(sets)})"
+    if judging.iterations == "all" and config.judged_set != graph.VALID:
+        problem = f"{config.judged_set} is evaluated at 0 and at the end, not after all iterations"
+        yield f"{graph.JUDGE}.set", problem
+    for at, reward in config.reward.singles().items():
+        other = getattr(reward, graph.JUDGE, None)  # where a judge writes the feedback
+        if isinstance(other, Judge) and other.who == judging.judge.who:
+            problem = f"{judging.judge.model} makes the feedback (reward{at}.judge): take another"
+            yield f"{graph.JUDGE}.judge.model", problem
 
 
 def _published(config: Config) -> Problems:

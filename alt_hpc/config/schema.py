@@ -7,6 +7,7 @@ from pydantic import Discriminator, Field, Tag, create_model, model_validator
 from alt_hpc import graph
 from alt_hpc.domains import DOMAINS, Domain
 from alt_hpc.engines import ENGINES, Engine
+from alt_hpc.judges import AnyJudge, Judge
 from alt_hpc.methods import METHODS, Method
 from alt_hpc.rewards import REWARDS, AnyReward, Reward
 from alt_hpc.settings import (
@@ -27,12 +28,13 @@ from alt_hpc.settings import (
 from alt_hpc.training.settings import PolicyTraining, RewardModelTraining, Sft
 
 # What may change when a run is submitted again: no training depends on it.
-FREE = ("run", "iterations", "keep", "cluster", graph.EVALUATE, graph.MEASURE, graph.REPORT)
+_SIDE = (graph.EVALUATE, graph.MEASURE, graph.JUDGE, graph.REPORT)
+FREE = ("run", "iterations", "keep", "cluster", *_SIDE)
 SbatchValue = str | int | bool
 
 if not TYPE_CHECKING:  # what pydantic reads: a section is one of its kinds
     Domain, Method = one_of(DOMAINS, "tldr"), one_of(METHODS, "words")
-    Reward, Engine = AnyReward, one_of(ENGINES, "exact")
+    Reward, Engine, Judge = AnyReward, one_of(ENGINES, "exact"), AnyJudge
 
 
 class Policy(Settings):
@@ -162,6 +164,28 @@ class Measure(Settings):
     """Further rewards, by names of your own: a column each. A gain in `reward` alone is none."""
 
 
+class Judging(Settings):
+    """Win rates: a judge compares answers to the same posts, two at a time, in both orders."""
+
+    judge: Judge
+    pairs: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None
+    """Rows: `best` (the run's policy), `start`, `references`, or names of `evaluate.policies`.
+    Default: `[best, start]`, and `[best, references]` where `evaluate.references` are there."""
+    iterations: Literal["end", "all"] = key("end", "After which `best` is judged.")
+    posts: Count = key(256, "The first so many of the set.")
+    set: str | None = key(None, "Default: test where it is evaluated and judged, else valid.")
+    comparisons: Natural = key(500, "Held-out ones of people, for the judge's accuracy; 0: none.")
+    prompt: str | None = key(None, "A file, with {post}, {a} and {b}; none: our own.")
+    max_tokens: Count = key(160, "Of a reply.")
+    tries: Count = key(3, "Of a question whose reply cannot be read; the further ones sampled.")
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides the verdicts on two texts, as JSON values."""
+        asked = {"prompt": self.prompt, "max_tokens": self.max_tokens, "tries": self.tries}
+        return {"judge": self.judge.content, **asked}
+
+
 class Figures(Settings):
     """What was published of a policy."""
 
@@ -260,6 +284,7 @@ class Config(Settings, title="alt_hpc"):
     train: PolicyTraining = Field(PolicyTraining())
     evaluate: Evaluate = Field(Evaluate())
     measure: Measure = Field(Measure())
+    judge: Judging | None = None
     report: Report = Field(Report())
     cluster: Cluster = Field(Cluster())
 
@@ -306,6 +331,27 @@ class Config(Settings, title="alt_hpc"):
     def title(self) -> str:
         """What tables call the method; where its words stand, if it has any."""
         return self.method.title + (self.domain.variant if "best" in self.method.asked(1) else "")
+
+    @property
+    def judged_set(self) -> str:
+        """The set whose answers are judged."""
+        given, ends = self.judge and self.judge.set, self.judge and self.judge.iterations == "end"
+        return given or (graph.TEST if ends and self.evaluate.test_prompts else graph.VALID)
+
+    @property
+    def judges_humans(self) -> bool:
+        """Whether the judge is asked about comparisons of people too."""
+        return bool(self.judge and self.judge.comparisons and self.data.comparisons)
+
+    def judged(self, iteration: int) -> list[tuple[str, str]]:
+        """The pairs that are compared after an iteration; those without `best` at iteration 0."""
+        if self.judge is None:
+            return []
+        others = [graph.START, *([graph.REFERENCES] if self.evaluate.references else [])]
+        pairs = self.judge.pairs or [[graph.BEST, other] for other in others]
+        due = self.judge.iterations == "all" or iteration == self.iterations
+        now = [(a, b) for a, b in pairs if (graph.BEST in (a, b)) == bool(iteration)]
+        return now if due or not iteration else []
 
     @property
     def measured_by(self) -> Reward:

@@ -14,7 +14,7 @@ from typing import Any
 from alt_hpc.config import Config, External, rules
 from alt_hpc.domains.domain import around
 from alt_hpc.errors import InputError, blaming
-from alt_hpc.graph import TRAININGS
+from alt_hpc.graph import JUDGE, TRAININGS
 from alt_hpc.lm import tokens
 from alt_hpc.rewards import Found, Named, Reward
 from alt_hpc.run import code, models
@@ -48,6 +48,7 @@ def places(config: Config, run: RunFolder | None = None) -> dict[str, Path]:
     if fresh:
         _check(config, known | fresh, fresh)
     _check_rewards(config, run, known | fresh, fresh)
+    _check_judge(config, known | fresh, fresh)
     return fresh
 
 
@@ -61,6 +62,8 @@ def named(config: Config) -> Iterator[tuple[str, Named]]:
     for section, reward in _rewards(config):
         for key, one in reward.named().items():
             yield f"{section}.{key}", one
+    for key, (name, whole) in config.judge.judge.named().items() if config.judge else ():
+        yield f"{JUDGE}.judge.{key}", Named(name, whole)
     for name, external in _external(config):
         yield f"evaluate.policies.{name}.model", Named(external.model)
         if external.tokenizer:
@@ -72,7 +75,8 @@ def named(config: Config) -> Iterator[tuple[str, Named]]:
 def files(config: Config) -> dict[str, str]:
     """All files of the user's own, by the fields that name them."""
     rewards = _rewards(config)
-    return {f"{section}.{key}": f for section, r in rewards for key, f in r.files().items()}
+    own = {f"{JUDGE}.prompt": config.judge.prompt} if config.judge and config.judge.prompt else {}
+    return own | {f"{section}.{key}": f for section, r in rewards for key, f in r.files().items()}
 
 
 def _rewards(config: Config) -> list[tuple[str, Reward]]:
@@ -137,6 +141,15 @@ def _check_rewards(
                 shape = load.config(its["base"])
                 empty = load.empty(shape, AutoModelForSequenceClassification)
                 blocks.train_top(empty, head.trained_blocks, head.trains_embeddings)
+
+
+def _check_judge(config: Config, found: dict[str, Path], fresh: dict[str, Path]) -> None:
+    """Raise InputError where the judge's model cannot be asked, unless the run knows it."""
+    named = config.judge.judge.named() if config.judge else {}
+    its = {key: models.key(name, whole=whole) for key, (name, whole) in named.items()}
+    if config.judge and fresh.keys() & set(its.values()):
+        with blaming(f"{JUDGE}.judge"):
+            config.judge.judge.check(lambda key: found[its[key]])
 
 
 def _check_policy(config: Config, found: dict[str, Path], field: str, place: Path) -> None:

@@ -13,7 +13,7 @@ from alt_hpc.clusters.cluster import QueueUnknown
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm
 from alt_hpc.config import Config
-from alt_hpc.control import chain, checks, status
+from alt_hpc.control import chain, checks, costs, status
 from alt_hpc.control.step import finish, looked, request, scripts, step
 from alt_hpc.data import texts
 from alt_hpc.errors import InputError
@@ -91,6 +91,7 @@ def prepare(config: Config, backend: str = "") -> RunFolder:
         deepspeed = _deepspeed(config) if fresh else {}
         texts.freeze(config, folder)
         found = checks.places(config, None if fresh else folder)
+        costs.check(config, folder)
         code.keep(folder)
         code.keep_files(folder, checks.files(config))
         models.record(folder, found)

@@ -1,13 +1,16 @@
 """Draws of prompts: which rows an iteration samples from and is evaluated on, and its shards."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from alt_hpc.data import texts
 from alt_hpc.graph import (
+    COMPARISONS,
     EVALUATE,
+    JUDGE,
+    OVER,
     OWN,
     REFERENCES,
     SAMPLE,
@@ -55,21 +58,41 @@ def sharding(run: RunFolder, iteration: int) -> Sharding:
     for policy in [OWN, *(others if iteration == 0 else [])]:
         for name in sets:
             asked |= dict.fromkeys(_covering(run, shards, policy, name))
-    kept = [shard if shard in asked else None for shard in dict.fromkeys([*shards, *asked])]
+    kept = _kept(shards, asked)
+    judged = [Shard(*about) for about in run.draw(iteration).get(JUDGE, [])] if begun else []
     count = config.sample.prompts if iteration else 0
     sample = cut(count, config.sample.group, config.cluster.stage(SAMPLE).shards)
-    return Sharding(begun.sample if begun else sample, tuple(kept))
+    pairs = _kept(judged, _judged(run, iteration, judged))
+    return Sharding(begun.sample if begun else sample, kept, pairs)
 
 
-def _covering(run: RunFolder, begun: Iterable[Shard], policy: str, name: str) -> list[Shard]:
+def _kept(begun: Iterable[Shard], asked: Mapping[Shard, None]) -> tuple[Shard | None, ...]:
+    """Shards keep their numbers; one that is asked for no more has None in its place."""
+    return tuple(shard if shard in asked else None for shard in dict.fromkeys([*begun, *asked]))
+
+
+def _judged(run: RunFolder, iteration: int, begun: Iterable[Shard]) -> dict[Shard, None]:
+    """What the judge is asked after an iteration: pairs, and at 0 the comparisons of people."""
+    config = run.config()
+    asked = [(OVER.join(pair), config.judged_set) for pair in config.judged(iteration)]
+    asked += [(COMPARISONS, COMPARISONS)] if not iteration and config.judges_humans else []
+    return {shard: None for one in asked for shard in _covering(run, begun, *one, JUDGE)}
+
+
+def _covering(
+    run: RunFolder, begun: Iterable[Shard], policy: str, name: str, stage: str = EVALUATE
+) -> list[Shard]:
     """Shards for the evaluated rows of a set: those begun, as far as they go, and new ones."""
-    config, count = run.config(), _posts(run, name)
+    config, count, judge = run.config(), _posts(run, name), run.config().judge
+    if stage == JUDGE and judge is not None and name != COMPARISONS:
+        count = min(count, judge.posts)
+    group = config.evaluate.group if stage == EVALUATE else 1
     mine = {s.start: s for s in begun if (s.policy, s.set) == (policy, name) and s.end <= count}
     chosen, at = [], 0
     while at in mine:
         chosen.append(mine[at])
         at = mine[at].end
-    rest = cut(count - at, config.evaluate.group, config.cluster.stage(EVALUATE).shards)
+    rest = cut(count - at, group, config.cluster.stage(stage).shards)
     return chosen + [Shard(policy, name, at + start, at + end) for start, end in rest]
 
 
@@ -77,6 +100,8 @@ def _posts(run: RunFolder, name: str) -> int:
     """How many rows of a set are evaluated."""
     config = run.config()
     asked = {VALID: config.evaluate.prompts, TEST: config.evaluate.test_prompts}.get(name)
+    if name == COMPARISONS and config.judge:
+        asked = config.judge.comparisons
     place = texts.of_set(config, name)
     if rows.is_frozen(run, place):
         found = rows.count(run, place)

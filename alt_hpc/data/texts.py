@@ -18,6 +18,7 @@ import numpy as np
 from alt_hpc.config import Config, HeldOut, Source
 from alt_hpc.domains.domain import around
 from alt_hpc.errors import InputError, blaming, one_line
+from alt_hpc.graph import COMPARISONS
 from alt_hpc.run import rows
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.settings import digest
@@ -48,8 +49,9 @@ def wanted(config: Config) -> Iterator[Wanted]:
     yield Wanted("prompts-valid", prompts, "valid", held, field, prompts.valid_limit)
     if config.evaluate.test_prompts:
         yield Wanted("prompts-test", prompts, "test", held, field)
-    if pairs is not None and config.reward.trained:
-        for split, limit in (("train", pairs.limit), ("valid", pairs.valid_limit)):
+    if pairs is not None and (config.reward.trained or config.judges_humans):
+        limits = {"train": pairs.limit, "valid": pairs.valid_limit}
+        for split, limit in limits.items() if config.reward.trained else [*limits.items()][1:]:
             yield Wanted(f"comparisons-{split}", pairs, split, pair, "data.comparisons", limit)
     for key, held_out in config.evaluate.sets.items():
         name, field = of_set(config, key), f"evaluate.sets.{key}"
@@ -60,6 +62,8 @@ def of_set(config: Config, name: str) -> str:
     """What a set's rows are called in a run; a further set may be given other settings later."""
     if name in config.evaluate.sets:
         return f"set-{name}-{digest(config.evaluate.sets[name].model_dump())[:8]}"
+    if name == COMPARISONS:
+        return f"{COMPARISONS}-valid"
     return f"prompts-{name}"
 
 

@@ -105,6 +105,10 @@ class Domain(Settings):
         """What is written behind a prompt: the text of a label."""
         return f" {label.strip()}"
 
+    def judged(self, prompt: str) -> str:
+        """A prompt as a judge reads it, with what is said of it."""
+        return prompt
+
     def split(self, prompt: str) -> tuple[str, str, str]:
         """A prompt's body, which gives way where it is too long, its last line, what parts them."""
         return prompt, "", ""

@@ -29,6 +29,10 @@ class Settings(Domain):
         bare = {side: text.removeprefix(TLDR) for side, text in sides.items()}
         return {**row, "prompt": prompt, **bare}
 
+    def judged(self, prompt: str) -> str:
+        """Without the last `TL;DR:`, which asks for a summary."""
+        return prompt.rstrip().removesuffix(TLDR).rstrip()
+
     def split(self, prompt: str) -> tuple[str, str, str]:
         body, newline, last = prompt.rpartition("\n")
         return (body, newline, last) if newline else (prompt, "", "")

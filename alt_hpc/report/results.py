@@ -7,7 +7,7 @@ from typing import Any
 
 from alt_hpc.errors import InputError
 from alt_hpc.graph import DRAWN, EVALUATE, MEASURE, OWN, REPORT, TEST, VALID, Piece
-from alt_hpc.report import diagnosis, measures
+from alt_hpc.report import diagnosis, judged, measures
 from alt_hpc.run import rows as rows_of
 from alt_hpc.run.files import read_json
 from alt_hpc.run.folder import RunFolder
@@ -89,6 +89,8 @@ def table(folder: RunFolder, found: Reports) -> str:
     lost = [(k, report.get("answers_set_aside")) for k, report in found.items()]
     if some := ", ".join(f"{count} in iteration {k}" for k, count in lost if count):
         parts.append(f"answers set aside, without a finite reward: {some}")
+    if said := judged.lines(folder):
+        parts.append("\n".join(said))
     return "\n\n".join(parts)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from alt_hpc import config as configs
 from alt_hpc.config import Config
 from alt_hpc.errors import InputError
-from alt_hpc.graph import EVALUATE, SAMPLE, Graph, Shard, Sharding
+from alt_hpc.graph import EVALUATE, JUDGE, OF_SETS, SAMPLE, Graph, Shard, Sharding
 from alt_hpc.run import files
 from alt_hpc.run.journal import Journal
 from alt_hpc.run.layout import DATA, Layout
@@ -148,10 +148,12 @@ class RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             draw = self.draw(iteration)
-        known = draw.get(EVALUATE, [])
-        fresh = [dataclasses.astuple(shard) for shard in sharding.evaluate[len(known) :] if shard]
-        asked = [number for number, shard in enumerate(sharding.evaluate) if shard]
-        values = {**draw, SAMPLE: sharding.sample, EVALUATE: [*known, *fresh], "asked": asked}
+        values = {**draw, SAMPLE: sharding.sample}
+        for cut, shards in ((EVALUATE, sharding.evaluate), (JUDGE, sharding.judge)):
+            known = draw.get(cut, [])
+            fresh = [dataclasses.astuple(shard) for shard in shards[len(known) :] if shard]
+            values[cut] = [*known, *fresh]
+            values[_asked(cut)] = [number for number, shard in enumerate(shards) if shard]
         files.write_atomically(path, json.dumps(values))
         self.graph.cache_clear()
 
@@ -163,9 +165,11 @@ class RunFolder:
         """The pieces of all iterations that have begun."""
         begun = {}
         for k, draw in ((k, self.draw(k)) for k in self.layout.draws()):
-            shards = [Shard(*about) for about in draw[EVALUATE]]
-            kept = [shard if i in draw["asked"] else None for i, shard in enumerate(shards)]
-            begun[k] = Sharding(tuple((a, b) for a, b in draw[SAMPLE]), tuple(kept))
+            kept = [
+                tuple(Shard(*about) if i in draw[_asked(cut)] else None for i, about in shards)
+                for cut, shards in ((cut, enumerate(draw.get(cut, []))) for cut in OF_SETS)
+            ]
+            begun[k] = Sharding(tuple((a, b) for a, b in draw[SAMPLE]), *kept)
         return Graph(self.config(), begun)
 
     @contextlib.contextmanager
@@ -198,6 +202,11 @@ class RunFolder:
         """A person submits again: an earlier end no longer holds."""
         for file in self.layout.ends.values():
             file.unlink(missing_ok=True)
+
+
+def _asked(cut: str) -> str:
+    """The key of a draw with the numbers of the shards that are still asked for."""
+    return f"{cut} asked"
 
 
 def _flat(values: Any, name: str = "") -> dict[str, str]:

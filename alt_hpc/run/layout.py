@@ -17,6 +17,7 @@ METRICS_FILE = "metrics.jsonl"  # what each optimiser step measured
 REPORT_FILE = "report.json"
 KEPT_FILE = "kept.jsonl"  # prompt groups that an attempt has finished, until the piece is whole
 MANIFEST_FILE = "manifest.json"  # which attempt counts, and that the piece is whole
+REPLIES_FILE = "replies.jsonl"  # of judges, each written down as it comes
 WITHDRAWN = "withdrawn-{}.json"  # where a manifest is put that no longer counts
 PROGRESS_FILE = "progress.json"
 STEPS, STEP = "step-*", "step-{:06d}"  # a checkpoint's folder among the `steps` of a training
@@ -85,6 +86,15 @@ class Layout:  # the names below one run's folder
 
     def kept(self, piece: Piece) -> list[Path]:
         return [file for attempt in self.attempts(piece) if (file := attempt / KEPT_FILE).exists()]
+
+    def replies(self, piece: Piece) -> list[Path]:
+        """What judges have said to the attempts at a piece."""
+        files = [attempt / REPLIES_FILE for attempt in self.attempts(piece)]
+        return [file for file in files if file.exists()]
+
+    def spent(self, judge: str) -> Path:
+        """What requests of a judge (the key where it stands) cost."""
+        return self.path / "spent" / f"{judge}.jsonl"
 
     def rows(self, piece: Piece) -> str:
         """The rows that a piece is, within an attempt."""

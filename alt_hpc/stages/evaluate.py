@@ -10,12 +10,11 @@ from alt_hpc.config import BestOf, External
 from alt_hpc.data import draws
 from alt_hpc.domains.domain import Around, around
 from alt_hpc.engines import Ask, Generator
-from alt_hpc.graph import DRAWN, OWN, REFERENCES, START, VALID, Shard
+from alt_hpc.graph import ASKED, DRAWN, OWN, REFERENCES, START, VALID, Shard
 from alt_hpc.rewards import Answers
 from alt_hpc.stages.work import Policy, Work, finite, scorer, unload
 
 Rows = list[dict[str, Any]]
-ASKED = "asked"  # the one variant of policies that the run did not make
 
 
 def run(work: Work) -> None:

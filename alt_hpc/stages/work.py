@@ -16,12 +16,15 @@ import numpy as np
 from alt_hpc.config import Config
 from alt_hpc.engines import Decoding, Generator, Model
 from alt_hpc.graph import SCORE, STAGES, Piece
+from alt_hpc.judges import Asker, Judge
+from alt_hpc.judges import Given as JudgeGiven
 from alt_hpc.lm import tokens
 from alt_hpc.methods import Known, Label
 from alt_hpc.rewards import File, Given, Reward, Scorer
 from alt_hpc.run import attempt, code, models, rows
+from alt_hpc.run.asked import Ledger, Replies
 from alt_hpc.run.folder import RunFolder
-from alt_hpc.run.layout import MODEL_FOLDER, POLICY_FOLDER
+from alt_hpc.run.layout import MODEL_FOLDER, POLICY_FOLDER, REPLIES_FILE
 from alt_hpc.training import ranks
 
 if TYPE_CHECKING:
@@ -145,6 +148,27 @@ class Work:
         """The engine that the config names, with the policy loaded, once per task."""
         dtype, ends = self.config.policy.dtype, policy.ends
         return _generator(self.run, Model(policy.place, dtype, ends, policy.context, self.device))
+
+    def asker(self, judge: Judge, at: str) -> Asker:
+        """A judge, loaded; `at` is the key where it stands. Its replies are kept with the piece."""
+        named, stage = judge.named(), self.config.cluster.stage(self.piece.stage)
+        replies = Replies(judge, self.run.layout.replies(self.piece), self.replies)
+        ledger = Ledger(self.run, at, judge.most or 0.0)
+
+        def place(key: str) -> Path:
+            name, whole = named[key]
+            return models.place(self.run, name, whole=whole)
+
+        tasks = min(stage.shards, stage.parallel)
+        given = JudgeGiven(
+            place, lambda: self.device, replies.known, replies.keep, ledger, max(tasks, 1)
+        )
+        return judge.load(given)
+
+    @property
+    def replies(self) -> Path:
+        """Where this attempt writes down what judges say."""
+        return self.attempt.folder / REPLIES_FILE
 
     def decoding(self, policy: Policy, answers: int, group: int, new: int) -> Decoding:
         """How answers are sampled; none: how the greedy one is found."""

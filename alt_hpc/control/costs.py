@@ -1,0 +1,75 @@
+"""A judge before anything is paid: its prompt, whether it answers, and what asking it may cost."""
+
+import sys
+from pathlib import Path
+
+from alt_hpc.config import Config
+from alt_hpc.data import texts
+from alt_hpc.errors import InputError, blaming
+from alt_hpc.graph import COMPARISONS, JUDGE, TEST, VALID
+from alt_hpc.judges import compare
+from alt_hpc.run import code, rows
+from alt_hpc.run.folder import RunFolder
+
+WIDEST = 6  # bytes of text that a token of an answer stands for, at most
+
+
+def check(config: Config, run: RunFolder) -> None:
+    """Raise InputError where the judge of `judge` cannot be asked, or costs more than its budget.
+
+    The texts of the run are frozen by now.
+    """
+    if config.judge is None:
+        return
+    judge = config.judge.judge
+    with blaming(f"{JUDGE}.prompt"):
+        template = prompt(config, run)
+        compare.check(template)
+    questions, size = _wanted(config, run, len(template.encode()))
+    cost = judge.cost(questions, size, config.judge.max_tokens)
+    if judge.most is not None and cost > judge.most:
+        problem = f"{questions} questions may cost {cost:.2f} dollars, and the budget is"
+        problem += f" {judge.most:g}: give more, or ask less"
+        raise InputError(problem, f"{JUDGE}.judge.budget")
+    if not judge.named():  # else it was checked with the other models
+        with blaming(f"{JUDGE}.judge"):
+            judge.check(Path)
+    if cost:
+        words = f"{questions} questions, at most {cost:.2f} dollars where each is asked once"
+        print(f"{JUDGE}.judge: {words} (budget {judge.most:g})", file=sys.stderr)
+
+
+def prompt(config: Config, run: RunFolder) -> str:
+    """What the judge is asked: a file of the user's, or ours."""
+    if config.judge is None or config.judge.prompt is None:
+        return compare.PROMPT
+    name = config.judge.prompt
+    place = code.user_file(run, name).kept
+    try:
+        return place.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not UTF-8 text") from error
+
+
+def _wanted(config: Config, run: RunFolder, template: int) -> tuple[int, int]:
+    """How many questions the whole run asks the judge, and their bytes, at most."""
+    judging = config.judge
+    assert judging is not None
+    count = sum(len(config.judged(k)) for k in range(config.iterations + 1))
+    held = rows.frozen(run, texts.of_set(config, config.judged_set)) if count else []
+    asked = {TEST: config.evaluate.test_prompts, VALID: config.evaluate.prompts}
+    most = min(judging.posts, asked.get(config.judged_set) or judging.posts)
+    answers = 2 * WIDEST * config.evaluated_tokens
+    each = [
+        template + len(row["prompt"].encode()) + answers + len(str(row.get("label", "")).encode())
+        for row in held[:most]
+    ]
+    questions, size = 2 * count * len(each), 2 * count * sum(each)
+    if config.judges_humans:
+        pairs = rows.frozen(run, texts.of_set(config, COMPARISONS))[: judging.comparisons]
+        its = ("prompt", "chosen", "rejected")
+        size += 2 * sum(template + sum(len(row[key].encode()) for key in its) for row in pairs)
+        questions += 2 * len(pairs)
+    return questions, size

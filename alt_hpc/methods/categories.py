@@ -9,13 +9,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from alt_hpc.judges.rate import HARMLESS
 from alt_hpc.methods import words
 from alt_hpc.methods.rated import Rated
 from alt_hpc.settings import GIVES_KIND
-
-HARMLESS = [  # of HH, best first
-    *("Harmless and very helpful", "Harmless and helpful", "Harmless and not helpful", "Harmful")
-]
 
 
 class Settings(Rated, words.Settings):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from alt_hpc.domains import Domain
+from alt_hpc.judges import Asker, Judge
 from alt_hpc.settings import Settings
 
 if TYPE_CHECKING:
@@ -77,6 +78,12 @@ class Given(Found):
 
     made: Path | None  # the folder of the model that the run has trained, if it trains one
     device: "torch.device"
+    # A judge that stands at a key of these settings, ready to be asked; its replies are kept.
+    asker: Callable[[str, Judge], Asker] | None = None
+
+    def within(self, at: str) -> Self:
+        it, asker = super().within(at), self.asker
+        return replace(it, asker=asker and (lambda key, judge: asker(f"{at}.{key}", judge)))
 
 
 class Reward(Settings):

@@ -12,7 +12,7 @@ from alt_hpc.domains.domain import Around, around
 from alt_hpc.engines import Ask, Generator
 from alt_hpc.graph import ASKED, DRAWN, OWN, REFERENCES, START, VALID, Shard
 from alt_hpc.rewards import Answers
-from alt_hpc.stages.work import Policy, Work, finite, scorer, unload
+from alt_hpc.stages.work import Policy, Work, finite, unload
 
 Rows = list[dict[str, Any]]
 
@@ -23,9 +23,9 @@ def run(work: Work) -> None:
     Variant `best` is the greedy answer to a prompt that asks for the best; the first valid posts
     have some that are sampled too (`evaluate.drawn`): `drawn plain` of the starting policy, `drawn
     best` and `drawn worst` of later ones. `feedback` is what was asked with: a method may draw it
-    from what was written in the iteration. A policy that the run did not make is asked as the config
-    says (`asked`), and in no other way; of several answers (`best_of`) the row holds the one that
-    `reward` likes best; references are the labels.
+    from what was written in the iteration. A policy that the run did not make is asked as the
+    config says (`asked`), and in no other way; of several answers (`best_of`) the row holds the one
+    that `reward` likes best; references are the labels.
     """
     shard = work.run.graph().shard(work.piece)
     assert shard is not None
@@ -156,7 +156,7 @@ def _best(work: Work, shard: Shard, data: Rows, named: BestOf) -> list[Rows]:
 
     def make(indices: Iterator[int]) -> Iterator[Rows]:
         asked, again = itertools.tee(indices)  # it may take some ahead
-        reward = scorer(work.run, work.config.reward, work.device)
+        reward = work.scorer(work.config.reward, "reward")
         for i, scored in zip(asked, reward.score(groups(again)), strict=True):
             values = [-float("inf") if v is None else v for v in finite(scored.rewards)]
             best = sampled[i][values.index(max(values))]

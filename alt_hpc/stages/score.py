@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from alt_hpc.data import draws
-from alt_hpc.rewards import Answers
+from alt_hpc.rewards import Answers, judge
 from alt_hpc.stages.work import Work, finite, scorer
 
 Row = dict[str, Any]
@@ -22,7 +22,10 @@ def run(work: Work) -> None:
     frozen prompt that was drawn.
     """
     samples, first = list(work.mates()), work.rows.start
-    reward = _scorer(work.run, work.device)
+    its = work.config.reward
+    asks = any(isinstance(one, judge.Settings) for one in its.singles().values())
+    # A judge's replies are kept with the piece; else one for all shards of a task.
+    reward = work.scorer(its, "reward") if asks else _scorer(work.run, work.device)
     posts = work.run.draw(work.piece.iteration)["rows"]
     data = draws.frozen(work.run, work.piece)
 
@@ -69,5 +72,4 @@ def run(work: Work) -> None:
     work.attempt.commit_rows(rows, facts)
 
 
-# One for all shards of a task.
 _scorer = functools.lru_cache(maxsize=1)(lambda run, on: scorer(run, run.config().reward, on))

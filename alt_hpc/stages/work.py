@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -165,6 +165,14 @@ class Work:
         )
         return judge.load(given)
 
+    def scorer(self, reward: Reward, at: str) -> Scorer:
+        """A reward that stands at a key, loaded; the replies of its judge are kept."""
+
+        def asker(key: str, judge: Judge) -> Asker:
+            return self.asker(judge, f"{at}.{key}")
+
+        return scorer(self.run, reward, self.device, asker=asker)
+
     @property
     def replies(self) -> Path:
         """Where this attempt writes down what judges say."""
@@ -193,8 +201,17 @@ def unload() -> None:
     _generator.cache_clear()
 
 
-def scorer(run: RunFolder, reward: Reward, on: "torch.device", made: Path | None = None) -> Scorer:
-    """A reward of a run, loaded; `made` is the model that the run trains, else what it made."""
+def scorer(
+    run: RunFolder,
+    reward: Reward,
+    on: "torch.device",
+    made: Path | None = None,
+    asker: Callable[[str, Judge], Asker] | None = None,
+) -> Scorer:
+    """A reward of a run, loaded; `made` is the model that the run trains, else what it made.
+
+    `asker` gives the judge at a key of the reward's, where it has one.
+    """
     piece = run.graph().reward_model() if reward.trained else None
     if piece and made is None:
         made = run.manifests.open(piece)[0] / MODEL_FOLDER
@@ -206,7 +223,8 @@ def scorer(run: RunFolder, reward: Reward, on: "torch.device", made: Path | None
     def file(key: str) -> File:
         return code.user_file(run, files[key])
 
-    return reward.load(Given(place, file, config.domain, config.sample.max_new_tokens, made, on))
+    new = config.sample.max_new_tokens
+    return reward.load(Given(place, file, config.domain, new, made, on, asker))
 
 
 def finite(rewards: Sequence[float]) -> list[float | None]:

@@ -60,5 +60,5 @@ class Settings(Ranked):
     def kept(self, label: Label, finished: Sequence[bool], rng: np.random.Generator) -> list[int]:
         if self.of == "rewards":
             return super().kept(label, finished, rng)
-        keep, count = self.per_quantile, self.per_quantile * self.taught
+        keep, count = self.per_quantile, self.per_quantile * len(self.trained_on)
         return paper.filled(self.wanted(label), finished, keep, count, rng)

@@ -42,8 +42,13 @@ class Ranked(Method):
             raise InputError("name one or several quantiles, each once", "method.trained")
 
     @property
+    def trained_on(self) -> Sequence[int]:
+        """The quantiles whose generations are trained on."""
+        return range(self.quantiles) if self.trained is None else self.trained
+
+    @property
     def taught(self) -> int:
-        return self.quantiles if self.trained is None else len(self.trained)
+        return len(self.trained_on)
 
     @property
     def family(self) -> int:
@@ -119,8 +124,8 @@ class Ranked(Method):
 
     def wanted(self, label: Label) -> list[int | None]:
         """A label's quantiles, None also where they are not trained on."""
-        wanted = range(self.quantiles) if self.trained is None else self.trained
-        return [quantile if quantile in wanted else None for quantile in label.quantiles]
+        trained = self.trained_on
+        return [quantile if quantile in trained else None for quantile in label.quantiles]
 
     def learned(self, generation: Row, tokenizer: Tokenizer, limit: int) -> list[int]:
         """The sampled ids; with `append_eos` what the authors train on.

@@ -32,5 +32,5 @@ class Rated(Ranked):
         return paper.rated(rewards, self.quantiles)
 
     def kept(self, label: Label, finished: Sequence[bool], rng: np.random.Generator) -> list[int]:
-        keep, count = self.per_quantile, self.per_quantile * self.taught
+        keep, count = self.per_quantile, self.per_quantile * len(self.trained_on)
         return paper.filled(self.wanted(label), finished, keep, count, rng)

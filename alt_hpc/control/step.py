@@ -11,7 +11,7 @@ from alt_hpc import plan as plans
 from alt_hpc.clusters.cluster import NEVER, Asked, Cluster, Request, Seen, SubmissionRefused
 from alt_hpc.config import Config
 from alt_hpc.data import draws
-from alt_hpc.graph import REPORT, Graph, Piece
+from alt_hpc.graph import REPORT, WIN_RATES, Graph, Piece
 from alt_hpc.plan import Dependency, Job, Outcome, Plan, State, Submission
 from alt_hpc.run import attempt
 from alt_hpc.run.files import make_private
@@ -81,7 +81,7 @@ def request(folder: RunFolder, config: Config, job: Job) -> Request:
         exclude=job.exclude,
         code=folder.layout.code,
         side=job.stage not in folder.graph().needed_by_training(),
-        last=job.stage == REPORT,
+        last=job.stage in (REPORT, WIN_RATES),
         warm=True,
     )
 

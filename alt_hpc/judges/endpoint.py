@@ -9,8 +9,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
+
+from pydantic import Field
 
 from alt_hpc import interrupt
 from alt_hpc.errors import InputError, said
@@ -46,10 +48,14 @@ class Settings(Judge):
     tries: Count = key(6, "For one request: time-outs, rate limits, errors of the server.")
     requests_per_minute: Count | None = key(None, "Of the whole run; none: as the server allows.")
     at_once: Count = key(4, "Requests in flight, per task.")
+    request: dict[str, str | int | float | bool | None] = Field({})
+    """Further parameters of a request, as the endpoint has them; null leaves out one of ours
+    (`temperature`, `max_tokens`, `seed`), which some models refuse."""
 
     @property
     def content(self) -> dict[str, object]:
-        return {"kind": self.kind, "model": self.model, "base_url": self.base_url}
+        where = {"kind": self.kind, "model": self.model, "base_url": self.base_url}
+        return {**where, "request": self.request}
 
     @property
     def most(self) -> float | None:
@@ -111,6 +117,14 @@ class Settings(Judge):
         return _Loaded(self, self.client(), given)
 
 
+class _Failed(NamedTuple):
+    """A request that was not answered."""
+
+    why: str
+    wait: float = 0.0  # seconds before another try, as the server says
+    stays: bool = False  # it would be refused again
+
+
 class _Loaded:
     """The asker of kind `endpoint`."""
 
@@ -144,24 +158,31 @@ class _Loaded:
 
     def _one(self, question: Question) -> Reply:
         """The reply to a question, within the tries that a request has."""
-        spent, why, said_wait = 0.0, "", 0.0
+        spent, failed = 0.0, _Failed("asked to stop")
         for number in range(self.settings.tries):
-            if number and self.over.wait(_wait(number, said_wait)):
+            if number and self.over.wait(_wait(number, failed.wait)):
                 break
-            reply, why, said_wait, lost = self._try(question)
+            made, lost = self._try(question)
             spent += lost
-            if reply is not None:
+            if isinstance(made, Reply):
                 self.silent = 0
-                reply = reply._replace(dollars=reply.dollars + spent)
+                reply = made._replace(dollars=made.dollars + spent)
                 self.keep(question, reply)
                 return reply
+            failed = made
+            if failed.stays:
+                break
         self.silent += 1
+        url = self.settings.base_url
+        if self.silent >= SILENT and failed.stays:
+            raise InputError(f"{url} refuses what it is asked ({failed.why})", ".request")
         if self.silent >= SILENT or self.over.is_set():
-            raise RuntimeError(f"{self.settings.base_url} does not answer: {why}")
-        return Reply(None, why, dollars=spent)  # not kept: another attempt may have more luck
+            raise RuntimeError(f"{url} does not answer: {failed.why}")
+        # Not kept: another attempt may have more luck.
+        return Reply(None, failed.why, dollars=spent)
 
-    def _try(self, question: Question) -> tuple[Reply | None, str, float, float]:
-        """A reply, or why there is none, how long to wait (seconds), and what it may have cost."""
+    def _try(self, question: Question) -> "tuple[Reply | _Failed, float]":
+        """A reply, or why there is none, and then what it may have cost all the same."""
         import openai
 
         self.pace.wait()
@@ -171,9 +192,7 @@ class _Loaded:
             made = self.client.chat.completions.create(
                 model=self.settings.model,
                 messages=[{"role": "user", "content": question.text}],
-                temperature=question.temperature,
-                max_tokens=question.max_tokens,
-                seed=question.seed % 2**31,
+                extra_body=self._parameters(question),
             )
             reply = self._read(made, question)
         except openai.APIStatusError as error:
@@ -185,18 +204,18 @@ class _Loaded:
                 problem = f"{self.settings.base_url} has no model {self.settings.model} (HTTP 404)"
                 raise InputError(problem, ".model") from None
             why = self._hidden(f"HTTP {status}: {_why(error)}")
-            if status not in LOST_IN_TRANSIT and status < 500:
-                return Reply(None, why), "", 0.0, 0.0
-            return None, why, _seconds(wait), 0.0
+            stays = status not in LOST_IN_TRANSIT and status < 500
+            return _Failed(why, _seconds(wait), stays), 0.0
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError) as error:
-            return (
-                None,
-                self._hidden(_why(error)),
-                0.0,
-                most,
-            )  # it may have been made, and paid: it stays held
+            # It may have been made, and paid: what was held is never given back.
+            return _Failed(self._hidden(_why(error))), most
         self.purse.settle(held, reply.dollars)
-        return reply, "", 0.0, 0.0
+        return reply, 0.0
+
+    def _parameters(self, question: Question) -> dict[str, Any]:
+        ours = {"temperature": question.temperature, "max_tokens": question.max_tokens}
+        ours["seed"] = question.seed % 2**31
+        return {k: v for k, v in {**ours, **self.settings.request}.items() if v is not None}
 
     def _read(self, made: Any, question: Question) -> Reply:
         """What a completion says; an error of Python's where it is none."""

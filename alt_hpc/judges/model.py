@@ -73,18 +73,24 @@ class _Loaded:
         self.group, self.keep = group, keep
 
     def ask(self, questions: Iterable[Question]) -> Iterator[Reply]:
+        first, second = itertools.tee((question, self.lost(question)) for question in questions)
+        made = self._made(question for question, lost in first if not lost)
+        for _, lost in second:
+            yield Reply(None, f"{lost} tokens too long") if lost else next(made)
+
+    def _made(self, questions: Iterable[Question]) -> Iterator[Reply]:
         of = itertools.groupby(questions, lambda q: (q.temperature, q.max_tokens))
-        for how, alike in of:  # consumed within this turn
-            decoding = Decoding(1, how[0], 1.0, how[1], self.group)
+        for (temperature, most), alike in of:  # consumed within its turn
+            decoding = Decoding(1, temperature, 1.0, most, self.group)
             groups, again = itertools.tee(_groups(alike, self.group))
             asks = ([Ask(self._ids(q), q.seed) for q in group] for group in groups)
-            for group, made in zip(again, self.engine.sample(asks, decoding), strict=True):
-                for question, (one,) in zip(group, made, strict=True):
-                    text = tokens.text_of(self.tokenizer, one.ids, self.ends)
-                    read = len(self._ids(question))
-                    reply = Reply(text, "" if text else "said nothing", read, len(one.ids))
-                    self.keep(question, reply)
-                    yield reply
+            made = self.engine.sample(asks, decoding)
+            for question, (one,) in itertools.chain.from_iterable(map(_paired, again, made)):
+                text, read = tokens.text_of(self.tokenizer, one.ids, self.ends), self._ids(question)
+                why = "" if text else "said nothing"
+                reply = Reply(text, why, len(read), len(one.ids))
+                self.keep(question, reply)
+                yield reply
 
     def lost(self, question: Question) -> int:
         return max(len(self._ids(question)) + question.max_tokens - self.context, 0)
@@ -96,6 +102,12 @@ class _Loaded:
         turns = [{"role": "user", "content": question.text}]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return list(self.tokenizer.encode(str(text), add_special_tokens=False))
+
+
+def _paired(
+    group: list[Question], made: list[list[tokens.Generation]]
+) -> list[tuple[Question, list[tokens.Generation]]]:
+    return list(zip(group, made, strict=True))
 
 
 def _groups(questions: Iterator[Question], size: int) -> Iterator[list[Question]]:

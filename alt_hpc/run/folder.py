@@ -206,7 +206,7 @@ class RunFolder:
 
 def _asked(cut: str) -> str:
     """The key of a draw with the numbers of the shards that are still asked for."""
-    return f"{cut} asked"
+    return "asked" if cut == EVALUATE else f"{cut} asked"
 
 
 def _flat(values: Any, name: str = "") -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from alt_hpc.config import Judging
 from alt_hpc.data import draws
+from alt_hpc.errors import blaming
 from alt_hpc.graph import COMPARISONS, Shard
 from alt_hpc.judges import Answer, Asker, Question, answers, compare, fitted
 from alt_hpc.report import judged
@@ -118,7 +119,8 @@ def _judged(
             _question(work, judging, asker, template, post, o) for post in some for o in (0, 1)
         ]
         questions, shortened = zip(*asked, strict=True)
-        found = answers(asker, questions, compare.read, judging.tries)
+        with blaming(AT):
+            found = answers(asker, questions, compare.read, judging.tries)
         yield [
             _row(post, found[2 * i : 2 * i + 2], any(shortened[2 * i : 2 * i + 2]))
             for i, post in enumerate(some)

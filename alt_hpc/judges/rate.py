@@ -117,8 +117,8 @@ def written(reply: str) -> Rating | None:
     from 0 to 3 or without a word of feedback.
     """
     parts = _parts(reply)
-    scores = [score for score in map(_score, parts.get("score", ())) if score is not None]
-    words = [words for words in map(_sentence, parts.get("feedback", ())) if words]
+    scores = [score for score in map(_score, parts.get("Score", ())) if score is not None]
+    words = [words for words in map(_sentence, parts.get("Feedback", ())) if words]
     return Rating(scores[0], words[0]) if scores and words else None
 
 
@@ -150,7 +150,7 @@ def _parts(reply: str) -> dict[str, list[str]]:
     found, labels = dict[str, list[str]](), list(_LABEL.finditer(reply))
     ends = [*(label.start() for label in labels[1:]), len(reply)]
     for label, end in zip(labels, ends, strict=False):
-        found.setdefault(label[1].lower(), []).append(reply[label.end() : end])
+        found.setdefault(label[1].capitalize(), []).append(reply[label.end() : end])
     return found
 
 

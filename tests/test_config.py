@@ -26,13 +26,13 @@ reward: {model: judge}
 data: {prompts: {path: rows}}
 """
 
-FREE = ("run", "iterations", "keep", "cluster", "evaluate", "measure", "report")
+FREE = ("run", "iterations", "keep", "cluster", "evaluate", "measure", "judge", "report")
 
 # Every option there is. A new one is a deliberate act: add it here, to the docs, and think about
 # whether it decides content (frozen) or not.
 OPTIONS = {
     "": "run policy data seed iterations threads keep domain method reward engine sft reward_model"
-    " sample train evaluate measure report cluster",
+    " sample train evaluate measure judge report cluster",
     "policy": "model base tokenizer dtype max_length dropout",
     "data": "prompts comparisons",
     "data.prompts": "path name train valid test columns limit valid_limit",
@@ -50,11 +50,14 @@ OPTIONS = {
     "evaluate.drawn": "posts answers",
     "evaluate.sets": "path name split columns prompts seed template",
     "measure": "reward further",
+    "judge": "judge pairs iterations posts set comparisons prompt max_tokens tries",
+    "judge.judge": "kind model tokenizer dtype max_length group engine",
+    "judge.judge.engine": "kind",
     "report": "published",
     "report.published": "of set rows",
     "cluster": "backend slots max_attempts chain kill_invalid_dependencies hung_minutes"
     " partition account qos minutes sbatch"
-    " controller sft reward_model sample score train evaluate measure report",
+    " controller sft reward_model sample score train evaluate measure judge win_rates report",
     "cluster.sample": "shards nodes tasks_per_node gpus cpus mem_gb minutes partition parallel"
     " python container sbatch",
 }

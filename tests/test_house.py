@@ -64,8 +64,8 @@ def test_only_the_layout_knows_names_below_a_run() -> None:
 
 
 def test_only_the_graph_spells_out_which_stages_there_are() -> None:
-    """Other modules name a stage by the graph's constant; `train` is also a split's name."""
-    names = "|".join(name for name in STAGES if name != "train")
+    """By the graph's constant elsewhere; `train` is also a split, `judge` a kind of reward."""
+    names = "|".join(name for name in STAGES if name not in ("train", "judge"))
     left = found(rf"^({names})$", "graph.py")
     commands_and_keys = (
         "__main__.py",
@@ -116,6 +116,7 @@ PLANTED = {  # module -> an import against the arrows, and of what
     "clusters.cluster": ("from alt_hpc import task", "task"),
     "methods.words": ("from alt_hpc import config", "config"),
     "rewards.model": ("from alt_hpc.stages import work", "stages.work"),
+    "judges.compare": ("from alt_hpc.rewards import reward", "rewards.reward"),
     "domains.tldr": ("from alt_hpc.run import rows", "run.rows"),
     "settings": ("from alt_hpc.lm import load", "lm.load"),
 }

@@ -15,8 +15,11 @@ import here
 import pytest
 import tiny
 import torch
+import yaml
 from endpoint import MODEL, Late, Raw, Served, Status, serving
+from test_readme import example
 
+from alt_hpc import config as configs
 from alt_hpc import judges
 from alt_hpc.__main__ import main
 from alt_hpc.config import rules
@@ -571,6 +574,15 @@ def test_wrong_input_is_one_sentence_before_anything_is_paid(
         monkeypatch.setenv(VARIABLE, "another")
         assert "refuses the key (HTTP 401)" in good(capsys, {"judge": of(served)})
         assert served.asked == []
+
+
+def test_readmes_example_can_be_loaded(tiny_config: Path) -> None:
+    given = yaml.safe_load(example("my_judge.yaml"))["judge"]
+    sets = [f"judge={json.dumps(given)}", "evaluate.references=true"]
+    config = configs.load(tiny_config, sets)
+    assert config.judge is not None
+    assert config.judged(2) == [("best", "references"), ("best", "start")]
+    assert config.judge.judge.most == 8
 
 
 def test_a_judge_that_makes_the_feedback_does_not_evaluate_it(place: Path) -> None:

@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic_core import to_jsonable_python
-
 if TYPE_CHECKING:
     from alt_hpc.config import Config
 
@@ -199,7 +197,7 @@ class Graph:
                 about += [evaluate.policies.get(of), self.config.reward]
             about += [evaluate.every_word] if shard.policy == OWN else []
             about += [evaluate.drawn] if (shard.policy, shard.set) == (OWN, VALID) else []
-        return list(to_jsonable_python(about))
+        return list(self.config.plain(about))
 
     def needed_by_training(self) -> set[str]:
         """The stages that training is made from, directly or not, itself among them."""

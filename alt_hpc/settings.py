@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import to_jsonable_python
 
 LARGEST = 2**31 - 1  # of whole numbers: what Slurm and every library take
 
@@ -18,6 +19,22 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What of it decides the content of what is made, as JSON values: all, or a kind says."""
+        return {name: self.plain(value) for name, value in self}
+
+    @classmethod
+    def plain(cls, value: Any) -> Any:
+        """A value as JSON has it; of settings within it, what decides content."""
+        if isinstance(value, Settings):
+            return value.content
+        if isinstance(value, Mapping):
+            return {str(name): cls.plain(one) for name, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [cls.plain(one) for one in value]
+        return to_jsonable_python(value)
 
 
 KIND = "kind "  # begins what pydantic calls a kind, which no key then can be taken for

@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import here
 import numpy as np
 import pytest
 import tiny
 from endpoint import MODEL, serving
 from hypothesis import given
 from hypothesis import strategies as st
+from test_judges import in_task
 
 from alt_hpc import config as configs
 from alt_hpc.control import start
@@ -495,3 +497,49 @@ def test_a_killed_shard_asks_nothing_twice(
     in_flight = json.dumps(served.asked[10], sort_keys=True)
     assert {question for question, count in asked.items() if count > 1} == {in_flight}
     assert asked[in_flight] == 2
+
+
+def test_a_run_with_categories_that_a_model_in_the_task_picks(
+    tiny_config: Path, tiny_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dialogues with their replies, as the hub's HH has them; some replies cannot be read."""
+    tiny.folder(tmp_path / "judge", "tied", max_position_embeddings=8192)
+    for split in ("train", "valid"):
+        turns = [f"\n\nHuman: Is {i} odd.\n\nAssistant: It is number {i}." for i in range(6)]
+        lines = [json.dumps({"chosen": turn}) + "\n" for turn in turns]
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines))
+
+    def say(text: str) -> str:
+        dialogue, _, mine = text.rpartition("Dialogue:\n")[2].partition("\nReply: ")
+        assert re.fullmatch(r"Human: Is \d odd\.", dialogue), dialogue
+        roll = int(hashlib.sha256(mine.encode()).hexdigest()[:8], 16) % 5
+        return f" {[*rate.HARMLESS, 'A good question.'][roll].upper()}\n\nDialogue:"
+
+    engine = in_task(monkeypatch, say)
+    judge = {"model": f"{tmp_path}/judge", "dtype": "float32"}
+    reward = {"kind": "judge", "form": "lmc", "judge": judge, "max_tokens": 40}
+    data = {"path": str(tmp_path), "columns": {"prompt": "chosen"}}
+    sets = [f"run={tmp_path}/run", f"reward={json.dumps(reward)}", "method={kind: categories}"]
+    sets += [f"data={json.dumps({'prompts': data})}", "domain={kind: chat}", "iterations=1"]
+    sets += [f"measure.reward={json.dumps({'model': f'{tiny_place}/reward'})}"]
+    sets += ["evaluate={max_new_tokens: 8, drawn: {posts: 2, answers: 2}}"]
+    here.run(tiny_config, sets)
+    run = RunFolder(tmp_path / "run")
+    assert run.config().domain.template == "{feedback}.\n\n{prompt}"
+    for post in rows_of.frozen(run, "prompts-train"):
+        assert post["prompt"].endswith("odd.\n\nAssistant:")
+        assert post["label"].startswith(" It is number")
+    counted = Counter[str | None]()
+    for row in rows_of.of_stage(run, 1, "score"):
+        counted.update(row["feedback"])
+        for reward_of, name, tries in zip(
+            row["rewards"], row["written"], row["tries"], strict=True
+        ):
+            assert (name and rate.HARMLESS[3 - int(reward_of)]) == name
+            assert tries == (1 if name else 5)
+    assert {*counted} == {*rate.HARMLESS, None}
+    assert len(engine.asked) == counted.total() + 4 * counted[None]
+    asked = {row["variant"]: row["feedback"] for row in rows_of.of_stage(run, 1, "evaluate")}
+    assert (asked["best"], asked["worst"]) == (rate.HARMLESS[0], "Harmful")
+    assert re.search(r"\| +Harmful \|", run.layout.table.read_text())
+    assert f"{counted[None]} in iteration 1" in run.layout.table.read_text()

@@ -303,7 +303,7 @@ class Config(Settings, title="alt_hpc"):
 
     def frozen(self) -> dict[str, Any]:
         """What decides content that training depends on, as plain JSON values."""
-        return self.model_dump(mode="json", exclude=set(FREE))
+        return {name: self.plain(value) for name, value in self if name not in FREE}
 
     def fingerprint(self) -> str:
         """sha256 (hex) of `frozen`."""

@@ -53,7 +53,7 @@ class Settings(Judge):
     (`temperature`, `max_tokens`, `seed`), which some models refuse."""
 
     @property
-    def content(self) -> dict[str, object]:
+    def content(self) -> dict[str, Any]:
         where = {"kind": self.kind, "model": self.model, "base_url": self.base_url}
         return {**where, "request": self.request}
 

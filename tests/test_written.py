@@ -375,6 +375,40 @@ def test_settings_that_cannot_be_meant(tiny_config: Path, changes: list[str], sa
         configs.load(tiny_config, changes)
 
 
+def test_wrong_judges_end_in_one_sentence(
+    tiny_config: Path, tiny_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is queued, or paid."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("Rate {answer}: {answer}")
+    with serving(reply) as served:
+        sets = chosen(tmp_path / "run", served.url, tiny_place)
+        paid = chosen(tmp_path / "run", served.url, tiny_place, dollars_out=100, budget=1)
+        for changes, said in {
+            ("reward.prompt=gone.txt",): "reward.prompt: gone.txt: no such file",
+            ("reward.prompt=mine.txt",): "reward.prompt: must contain {post} once, not 0 times",
+            ("reward.judge.model=other",): f"has no model other ({MODEL})",
+            ("reward.judge.base_url=http://127.0.0.1:9/v1",): "no endpoint answers",
+            tuple(paid): "scoring asks 80 questions, which may cost 3.20 dollars, and the budget",
+        }.items():
+            with pytest.raises(InputError, match=re.escape(said)):
+                start.prepare(configs.load(tiny_config, [*sets, *changes]))
+            assert not (tmp_path / "run").exists()
+        assert served.asked == []
+
+
+def test_what_a_judge_costs_is_not_frozen(tiny_config: Path, tiny_place: Path) -> None:
+    """But which model it is."""
+
+    def fingerprint(**more: Any) -> str:
+        return configs.load(
+            tiny_config, chosen(Path("r"), "http://x/v1", tiny_place, **more)
+        ).fingerprint()
+
+    assert fingerprint() == fingerprint(dollars_in=1, budget=5, at_once=9)
+    assert fingerprint() != fingerprint(model="other")
+
+
 @pytest.mark.parametrize("name", ["tldr_lmu", "hh_lmc"])
 def test_the_papers_configs_are_as_it_has_them(name: str) -> None:
     config = configs.load(Path(__file__).parent.parent / f"configs/{name}.yaml")

@@ -4,7 +4,7 @@ Facts of METHOD (feedback in words of a language model): the forms of LMU and LM
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -49,14 +49,14 @@ class Settings(Reward):
         return self.form == "lmu"
 
     def named(self) -> dict[str, Named]:
-        return {f"judge.{key}": Named(*one) for key, one in self._judge.named().items()}
+        return {f"judge.{key}": Named(*one) for key, one in self.asked.named().items()}
 
     def files(self) -> dict[str, str]:
         return {"prompt": self.prompt} if self.prompt else {}
 
     def check_keys(self) -> None:
         with blaming(".judge"):
-            self._judge.check_keys()
+            self.asked.check_keys()
         if self.form == "lmu" and "categories" in self.model_fields_set:
             raise InputError("only of form: lmc", ".categories")
         if self.form == "lmc" and (*self.categories,) != rate.HARMLESS and not self.prompt:
@@ -65,28 +65,34 @@ class Settings(Reward):
             raise InputError("the categories must differ from one another", ".categories")
 
     def check(self, found: Found) -> None:
-        self._template(found)
+        self.template(found.file)
         with blaming(".judge"):
-            self._judge.check(lambda key: found.place(f"judge.{key}"))
+            self.asked.check(lambda key: found.place(f"judge.{key}"))
 
     def load(self, given: Given) -> Scorer:
         assert given.asker is not None, "only a stage that keeps replies asks a judge"
-        asker = given.asker("judge", self._judge)
+        asker = given.asker("judge", self.asked)
         read = rate.written if self.form == "lmu" else rate.picked(self.categories)
-        most = self.max_tokens or TOKENS[self.form]
-        return Judged(asker, given.domain, self._template(given), read, most)
+        template = self.template(given.file)
+        return Judged(asker, given.domain, template, read, self.most_tokens)
 
     @property
-    def _judge(self) -> Judge:
+    def most_tokens(self) -> int:
+        """Of a reply."""
+        return self.max_tokens or TOKENS[self.form]
+
+    @property
+    def asked(self) -> Judge:
+        """The judge itself."""
         judge: Judge = self.judge
         return judge
 
-    def _template(self, found: Found) -> str:
+    def template(self, file: Callable[[str], File]) -> str:
         """What the judge is asked; InputError where the file is none, or lacks a placeholder."""
         if self.prompt is None:
             return rate.WRITTEN if self.form == "lmu" else rate.PICKED
         with blaming(".prompt"):
-            template = _read(self.prompt, found.file("prompt"))
+            template = _read(self.prompt, file("prompt"))
             rate.check(template)
         return template
 

@@ -204,7 +204,7 @@ class Settings(Method):
     def asked(self, iteration):
         return ("plain", "best", "worst") if iteration else ("plain",)
 
-    def ask(self, how, row, earlier=()):
+    def ask(self, how, row, known={}, seed=0):
         return {"plain": None, "best": TOKENS[0], "worst": TOKENS[1]}[how]
 
     def label(self, row):

@@ -111,7 +111,11 @@ class Work:
         """What the policy after an iteration can be asked with, beside the method's own words."""
         method = self.config.method
         each = (rows.of_stage(self.run, iteration, s) for s in method.sources(iteration))
-        return method.recall(itertools.chain.from_iterable(each))
+        known = method.recall(itertools.chain.from_iterable(each))
+        if known:
+            counts = [f"{len(known[q])} of {method.levels[q]}" for q in sorted(known)]
+            self.say(f"exemplars to ask with: {', '.join(counts)}")
+        return known
 
     def show(self, done: int, total: int, unit: str, started: float) -> None:
         """Say how far the piece is: `done` of `total` units since `started` (seconds, epoch)."""

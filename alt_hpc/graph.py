@@ -285,7 +285,7 @@ _STAGES = (  # c: the config, g: the graph, k: the iteration
     ),
     Stage(
         JUDGE,
-        "judge.content",
+        "judge",
         lambda g, k, shard: [*g.compared(k, shard), g.judges(shard)],
         lambda c, k: bool(c.judged(k)) or (not k and c.judges_humans),
         JUDGE,

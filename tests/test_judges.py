@@ -23,6 +23,7 @@ from alt_hpc import config as configs
 from alt_hpc import judges
 from alt_hpc.__main__ import main
 from alt_hpc.config import rules
+from alt_hpc.config.schema import FREE
 from alt_hpc.engines import Generator, exact
 from alt_hpc.errors import InputError
 from alt_hpc.graph import JUDGE, WIN_RATES, Piece
@@ -199,6 +200,30 @@ def test_further_tries_are_sampled_with_seeds_of_their_own() -> None:
     assert how[:3] == [(0.0, 0), (0.0, 1), (0.0, 2)]
     assert {temperature for temperature, _ in how[3:]} == {0.7}
     assert how[3:] == [(0.7, 2), (0.7, 3), (0.7, 3)]
+
+
+def test_a_judge_is_asked_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One chunk of questions after the other, each with a failure that goes away."""
+
+    def say(text: str, number: int) -> Any:
+        return "yes" if number % 2 else Status(500)
+
+    with serving(say, SECRET) as served:
+        judge = asker(settings(served.url, at_once=2), Spent())
+        for chunk in range(3):
+            some = [Question(f"{chunk}, {i}", i, 20) for i in range(4)]
+            found = judges.answers(judge, some, lambda text: text, 1)
+            assert [answer.value for answer in found] == ["yes"] * 4
+
+
+def test_a_server_that_is_gone_costs_nothing() -> None:
+    with serving(lambda *_: "yes", SECRET) as served:
+        pass
+    purse = Spent()
+    with pytest.raises(RuntimeError, match="does not answer"):
+        list(asker(settings(served.url, tries=2), purse).ask(questions(4)))
+    assert purse.held
+    assert sum(purse.held.values()) == 0
 
 
 def test_requests_keep_their_distance() -> None:
@@ -401,10 +426,11 @@ def test_a_good_judge_gives_a_win_rate(
     assert "win rate of references over start: " in table
     # more posts, and another pair: what was asked is not asked again
     before = len(engine.asked)
-    more = {"judge": model(place), "posts": 6, "pairs": [["best", "references"], ["best", "start"]]}
-    run = judged(more)
-    assert len(engine.asked) - before == 2 * (1 + 6)
-    assert figures(run, 1)["pairs"]["best over references"]["posts"] == 6
+    more = {"judge": model(place), "pairs": [["best", "references"], ["best", "start"]]}
+    judged(more)
+    run = judged({**more, "posts": 6})
+    assert len(engine.asked) - before == 2 * (5 + 1 + 1)
+    assert [one["posts"] for one in figures(run, 1)["pairs"].values()] == [6, 6]
 
 
 def test_a_post_too_long_for_the_judge_loses_its_end(
@@ -574,6 +600,23 @@ def test_wrong_input_is_one_sentence_before_anything_is_paid(
         monkeypatch.setenv(VARIABLE, "another")
         assert "refuses the key (HTTP 401)" in good(capsys, {"judge": of(served)})
         assert served.asked == []
+
+
+def test_what_it_may_cost_may_change_and_what_it_is_may_not(tiny_config: Path) -> None:
+    """Wherever a judge stands: a run that has spent all goes on with more."""
+
+    def decided(**more: Any) -> Any:
+        judge = settings("http://a/v1", **more).model_dump(mode="json")
+        config = configs.load(tiny_config, [f"judge={json.dumps({'judge': judge})}"])
+        return config.plain(config.judge)
+
+    same = {"budget": 9.0, "tries": 9, "timeout_s": 9.0, "dollars_in": 9.0, "at_once": 9}
+    assert decided(**same, requests_per_minute=9, key_from="OTHER") == decided()
+    for name, value in {"model": "x", "base_url": "http://b", "request": {"top_p": 1}}.items():
+        assert decided(**{name: value}) != decided()
+    config = configs.load(tiny_config)
+    assert config.content == config.model_dump(mode="json")
+    assert config.frozen().keys() == config.content.keys() - {*FREE}
 
 
 def test_readmes_example_can_be_loaded(tiny_config: Path) -> None:

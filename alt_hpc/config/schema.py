@@ -181,9 +181,9 @@ class Judging(Settings):
 
     @property
     def content(self) -> dict[str, Any]:
-        """What decides the verdicts on two texts, as JSON values."""
-        asked = {"prompt": self.prompt, "max_tokens": self.max_tokens, "tries": self.tries}
-        return {"judge": self.judge.content, **asked}
+        """What decides the verdict on two texts."""
+        its = ("judge", "prompt", "max_tokens", "tries")
+        return {key: self.plain(getattr(self, key)) for key in its}
 
 
 class Figures(Settings):

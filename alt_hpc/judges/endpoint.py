@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LONGEST_WAIT_S = 120.0  # before another try
 SILENT = 3  # so many questions in a row without an answer: nobody is there
 OVERHEAD = 16  # tokens that a request has beside its text
+UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # of the client's transport
 LOST_IN_TRANSIT = (408, 409, 425, 429)  # statuses that may go away, as those from 500 on
 
 
@@ -107,6 +108,8 @@ class Settings(Judge):
 
     def cost(self, questions: int, size: int, max_tokens: int) -> float:
         """Two bytes a token, which is more tokens than nearly all texts have; full answers."""
+        others = [self.request.get(name) for name in ("max_tokens", "max_completion_tokens")]
+        max_tokens = max([max_tokens, *(most for most in others if isinstance(most, int))])
         return self.priced(size / 2 + OVERHEAD * questions, max_tokens * questions)
 
     def priced(self, read: float, written: float) -> float:
@@ -134,33 +137,30 @@ class _Loaded:
         pace = settings.requests_per_minute
         self.pace = _Pace(60.0 * given.tasks / pace if pace else 0.0)
         self.silent = 0  # questions without an answer, in a row
-        self.over = threading.Event()  # nobody waits for more
 
     def ask(self, questions: Iterable[Question]) -> Iterator[Reply]:
         """As many in flight as the settings say; each reply is kept as it comes."""
         waiting: deque[Future[Reply]] = deque()
-        pool = ThreadPoolExecutor(self.settings.at_once)
+        pool, over = ThreadPoolExecutor(self.settings.at_once), threading.Event()
         try:
             for question in questions:
-                waiting.append(pool.submit(self._one, question))
+                waiting.append(pool.submit(self._one, question, over))
                 if len(waiting) >= self.settings.at_once:
                     yield _result(waiting.popleft())
             while waiting:
                 yield _result(waiting.popleft())
-        except BaseException:
-            self.over.set()
-            raise
         finally:
+            over.set()  # nobody waits for more
             pool.shutdown(wait=True, cancel_futures=True)
 
     def lost(self, question: Question) -> int:
         return 0
 
-    def _one(self, question: Question) -> Reply:
+    def _one(self, question: Question, over: threading.Event) -> Reply:
         """The reply to a question, within the tries that a request has."""
         spent, failed = 0.0, _Failed("asked to stop")
         for number in range(self.settings.tries):
-            if number and self.over.wait(_wait(number, failed.wait)):
+            if number and over.wait(_wait(number, failed.wait)):
                 break
             made, lost = self._try(question)
             spent += lost
@@ -176,7 +176,7 @@ class _Loaded:
         url = self.settings.base_url
         if self.silent >= SILENT and failed.stays:
             raise InputError(f"{url} refuses what it is asked ({failed.why})", ".request")
-        if self.silent >= SILENT or self.over.is_set():
+        if self.silent >= SILENT or over.is_set():
             raise RuntimeError(f"{url} does not answer: {failed.why}")
         # Not kept: another attempt may have more luck.
         return Reply(None, failed.why, dollars=spent)
@@ -207,6 +207,9 @@ class _Loaded:
             stays = status not in LOST_IN_TRANSIT and status < 500
             return _Failed(why, _seconds(wait), stays), 0.0
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError) as error:
+            if type(error.__cause__).__name__ in UNSENT:
+                self.purse.settle(held, 0.0)
+                return _Failed(self._hidden(_why(error))), 0.0
             # It may have been made, and paid: what was held is never given back.
             return _Failed(self._hidden(_why(error))), most
         self.purse.settle(held, reply.dollars)

@@ -94,11 +94,6 @@ class Judge(Settings):
         return os.path.realpath(folder) if os.path.isdir(folder) else self.model
 
     @property
-    def content(self) -> dict[str, object]:
-        """The settings that decide what it answers, as JSON values."""
-        return self.model_dump(mode="json")
-
-    @property
     def most(self) -> float | None:
         """How many dollars may be spent in all; None: it costs nothing."""
         return None

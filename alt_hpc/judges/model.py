@@ -82,7 +82,8 @@ class _Loaded:
         of = itertools.groupby(questions, lambda q: (q.temperature, q.max_tokens))
         for (temperature, most), alike in of:  # consumed within its turn
             decoding = Decoding(1, temperature, 1.0, most, self.group)
-            groups, again = itertools.tee(_groups(alike, self.group))
+            size = self.group if self.engine.together else 1  # as many are in flight then
+            groups, again = itertools.tee(_groups(alike, size))
             asks = ([Ask(self._ids(q), q.seed) for q in group] for group in groups)
             made = self.engine.sample(asks, decoding)
             for question, (one,) in itertools.chain.from_iterable(map(_paired, again, made)):

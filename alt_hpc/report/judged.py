@@ -1,6 +1,5 @@
 """What judges said, read from the pieces of a run: win rates and accuracy, as figures and words."""
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,8 +33,11 @@ def figures(run: RunFolder, k: int) -> dict[str, Any]:
     humans = [row for row in rows if row["pair"] == COMPARISONS]
     found: dict[str, Any] = {"iteration": k, "judge": _accuracy(humans), "pairs": {}}
     found["lines"] = [_accuracy_said(run, found["judge"])] if humans and not k else []
-    others = (row for row in rows if row["pair"] != COMPARISONS)
-    for pair, its in itertools.groupby(others, lambda row: str(row["pair"])):
+    pairs: dict[str, Rows] = {}
+    for row in rows:
+        if row["pair"] != COMPARISONS:
+            pairs.setdefault(row["pair"], []).append(row)
+    for pair, its in pairs.items():
         found["pairs"][pair] = one = winrates.win_rate(_verdicts(its))
         found["lines"] += _win_rate_said(pair, k, one, found["judge"])
     return found
@@ -76,6 +78,7 @@ def _accuracy_said(run: RunFolder, it: dict[str, Any]) -> str:
     others = f"the longer one {length['rate']:.1%}"
     others += f", the reward model {reward['rate']:.1%}" if reward else ""
     low, high = (f"{100 * end:.1f}" for end in own["interval"])
+    others += f"; {it['unread']} of {2 * own['pairs']} not read" if it["unread"] else ""
     return (
         f"judge {judging.judge.model}: right on {own['rate']:.1%} of {own['pairs']} held-out"
         f" comparisons (95 % over posts {low} to {high} %; {others})"

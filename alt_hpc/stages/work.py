@@ -155,7 +155,9 @@ class Work:
 
     def asker(self, judge: Judge, at: str) -> Asker:
         """A judge, loaded; `at` is the key where it stands. Its replies are kept with the piece."""
-        named, stage = judge.named(), self.config.cluster.stage(self.piece.stage)
+        named, piece = judge.named(), self.piece
+        beside = len(self.run.graph().of(piece.iteration, piece.stage))
+        tasks = min(beside, self.config.cluster.stage(piece.stage).parallel)
         replies = Replies(judge, self.run.layout.replies(self.piece), self.replies)
         ledger = Ledger(self.run, at, judge.most or 0.0)
 
@@ -163,10 +165,7 @@ class Work:
             name, whole = named[key]
             return models.place(self.run, name, whole=whole)
 
-        tasks = min(stage.shards, stage.parallel)
-        given = JudgeGiven(
-            place, lambda: self.device, replies.known, replies.keep, ledger, max(tasks, 1)
-        )
+        given = JudgeGiven(place, lambda: self.device, replies.known, replies.keep, ledger, tasks)
         return judge.load(given)
 
     def scorer(self, reward: Reward, at: str) -> Scorer:

@@ -19,10 +19,12 @@ import here
 import numpy as np
 import pytest
 import tiny
+import yaml
 from endpoint import MODEL, serving
 from hypothesis import given
 from hypothesis import strategies as st
 from test_judges import in_task
+from test_readme import example
 
 from alt_hpc import config as configs
 from alt_hpc.control import start
@@ -395,6 +397,13 @@ def test_wrong_judges_end_in_one_sentence(
                 start.prepare(configs.load(tiny_config, [*sets, *changes]))
             assert not (tmp_path / "run").exists()
         assert served.asked == []
+
+
+def test_readmes_judge_can_be_loaded(tiny_config: Path) -> None:
+    values = yaml.safe_load(example("my_judge.yaml"))
+    config = configs.load(tiny_config, [f"{k}={json.dumps(v)}" for k, v in values.items()])
+    assert config.domain.template == "feedback: {feedback} input: {prompt}"
+    assert config.reward.writes
 
 
 def test_what_a_judge_costs_is_not_frozen(tiny_config: Path, tiny_place: Path) -> None:

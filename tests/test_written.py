@@ -400,7 +400,7 @@ def test_wrong_judges_end_in_one_sentence(
 
 
 def test_readmes_judge_can_be_loaded(tiny_config: Path) -> None:
-    values = yaml.safe_load(example("my_judge.yaml"))
+    values = yaml.safe_load(example("my_lmu.yaml"))
     config = configs.load(tiny_config, [f"{k}={json.dumps(v)}" for k, v in values.items()])
     assert config.domain.template == "feedback: {feedback} input: {prompt}"
     assert config.reward.writes

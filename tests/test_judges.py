@@ -20,7 +20,7 @@ from endpoint import MODEL, Late, Raw, Served, Status, serving
 from test_readme import example
 
 from alt_hpc import config as configs
-from alt_hpc import judges
+from alt_hpc import interrupt, judges
 from alt_hpc.__main__ import main
 from alt_hpc.config import rules
 from alt_hpc.config.schema import FREE
@@ -224,6 +224,24 @@ def test_a_server_that_is_gone_costs_nothing() -> None:
         list(asker(settings(served.url, tries=2), purse).ask(questions(4)))
     assert purse.held
     assert sum(purse.held.values()) == 0
+
+
+def test_a_task_that_is_asked_to_stop_waits_for_no_answer_but_those_on_their_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It waits for no further try, and what was on its way is kept."""
+    monkeypatch.setattr(endpoints, "_wait", lambda number, told: 60.0)
+
+    def say(text: str, number: int) -> Any:
+        monkeypatch.setattr(interrupt, "asked", lambda: True)
+        return "yes" if text == "question 1" else Status(503)
+
+    purse = Spent()
+    with serving(say, SECRET) as served:
+        with pytest.raises(interrupt.Interrupted):
+            list(asker(settings(served.url, at_once=2), purse).ask(questions(6)))
+        assert 2 <= len(served.asked) <= 3
+    assert [question.text for question in purse.kept] == ["question 1"]
 
 
 def test_requests_keep_their_distance() -> None:
@@ -551,6 +569,35 @@ def test_a_prompt_of_the_users_is_copied_and_asked(judged: GoOn, tmp_path: Path)
     assert "position bias -1.00, the judge's own accuracy is not known" in line
 
 
+def test_test_posts_are_judged_where_they_are_evaluated(judged: GoOn) -> None:
+    with serving(lambda *_: "Preferred: A", SECRET) as served:
+        judge = {"judge": of(served), "comparisons": 0, "posts": 2}
+        run = judged(judge, "evaluate.test_prompts=3")
+        assert len(served.asked) == 2 * 2 * 2
+    rows = list(run_rows.of_stage(run, 1, JUDGE))
+    assert {row["set"] for row in rows} == {"test"}
+    assert not run.graph().of(0, JUDGE)
+
+
+def test_when_what_is_judged(tiny_config: Path) -> None:
+    """Pairs without the run's own policy once, with iteration 0."""
+    judge = settings("http://a/v1").model_dump(mode="json")
+
+    def pairs(*more: str, **keys: Any) -> list[list[tuple[str, str]]]:
+        given = json.dumps({"judge": judge, **keys})
+        config = configs.load(tiny_config, [f"judge={given}", "iterations=3", *more])
+        return [config.judged(k) for k in range(4)]
+
+    start = ("best", "start")
+    assert pairs() == [[], [], [], [start]]
+    assert pairs(iterations="all") == [[], [start], [start], [start]]
+    both = [["start", "references"], ["references", "best"]]
+    own = ("references", "best")
+    assert pairs("evaluate.references=true", pairs=both) == [
+        *([("start", "references")], [], [], [own])
+    ]
+
+
 # ---------------------------------------------------------------------- wrong input
 
 
@@ -584,6 +631,7 @@ def test_wrong_input_is_one_sentence_before_anything_is_paid(
             "dollars, and the budget is 0.001": {"judge": of(served, budget=0.001)},
             "has no model gpt-9 (scripted)": {"judge": of(served, model="gpt-9")},
             "without a key in it": {"judge": of(served, base_url="https://key@host/v1")},
+            "not the key itself": {"judge": of(served, key_from=SECRET)},
             "must contain {post} once, not 0": {
                 "judge": of(served),
                 "prompt": str(tmp_path / "bare.txt"),
@@ -597,6 +645,7 @@ def test_wrong_input_is_one_sentence_before_anything_is_paid(
             sentence = good(capsys, judge)
             assert words in sentence
             assert sentence.startswith("alt-hpc: --set judge")
+            assert SECRET not in sentence
         monkeypatch.setenv(VARIABLE, "another")
         assert "refuses the key (HTTP 401)" in good(capsys, {"judge": of(served)})
         assert served.asked == []

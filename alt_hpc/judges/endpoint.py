@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -63,8 +62,11 @@ class Settings(Judge):
         return self.budget
 
     def check_keys(self) -> None:
-        if urlsplit(self.base_url).scheme not in ("http", "https") or "@" in self.base_url:
+        if not self.base_url.startswith(("http://", "https://")) or {*"@?#"} & {*self.base_url}:
             raise InputError("expected http(s)://HOST/v1, without a key in it", ".base_url")
+        if self.key_from is not None and not self.key_from.isidentifier():
+            problem = "expected the name of a variable of the environment, not the key itself"
+            raise InputError(problem, ".key_from")
         if (self.dollars_in or self.dollars_out) and self.budget is None:
             raise InputError("say how many dollars may be spent in all", ".budget")
 

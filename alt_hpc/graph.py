@@ -179,7 +179,8 @@ class Graph:
     def answered_with(self, iteration: int, shard: Shard | None) -> list[Piece | None]:
         """What the answers of a shard are made with, as far as the run makes it."""
         if shard and shard.policy == OWN:
-            return [self.policy(iteration)]
+            sources = self.config.method.sources(iteration)
+            return [self.policy(iteration), *self.of(iteration, *sources)]
         of = self.best_of(shard)
         chosen = [self.reward_model()] if of else []  # by the reward
         return [*([self.policy(0)] if of == START else []), *chosen]
@@ -256,7 +257,7 @@ _STAGES = (  # c: the config, g: the graph, k: the iteration
     Stage(
         SAMPLE,
         "domain policy data method engine sample",
-        lambda g, k, _: [g.policy(k - 1), *g.of(k - 1, *g.config.method.sources(k))],
+        lambda g, k, _: [g.policy(k - 1), *g.of(k - 1, *g.config.method.sources(k - 1))],
         cut=SAMPLE,
         start=1,
         rows="samples",

@@ -28,6 +28,8 @@ class Settings(BaseModel):
     @classmethod
     def plain(cls, value: Any) -> Any:
         """A value as JSON has it; of settings within it, what decides content."""
+        if value is None or isinstance(value, str | int | float):
+            return value
         if isinstance(value, Settings):
             return value.content
         if isinstance(value, Mapping):

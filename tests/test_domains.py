@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from alt_hpc.domains import plain, tldr
+from alt_hpc.domains import chat, plain, tldr
 from alt_hpc.domains.domain import Around, Domain
 from alt_hpc.errors import InputError
 
@@ -203,3 +203,31 @@ def test_plain_text_loses_its_end() -> None:
     domain = plain.Settings(template="{prompt} [{feedback}")
     ids, lost = domain.conditioned(tiny.tokenizer(), "Bad.", "0123456789", 12, ["Bad.", "Good."])
     assert (tiny.tokenizer().decode(ids), lost) == ("01234 [Bad.", 5)
+
+
+# ---------------------------------------------------------------------- dialogues
+
+TURNS = "\n\nHuman: one\n\nAssistant: two\n\nHuman: three.\n\nAssistant:"
+
+
+def test_a_dialogue_keeps_its_last_turn() -> None:
+    """Those before lose their end; a prompt is never taken apart at a full stop."""
+    dialogue, tokenizer = chat.Settings(template="{feedback}.\n\n{prompt}"), tiny.tokenizer()
+    it = dialogue.around("Harmful")
+    ids, lost = dialogue.fit(tokenizer, TURNS, 1000, it)
+    assert (tokenizer.decode(ids), lost) == ("Harmful.\n\n" + TURNS, 0)
+    ids, lost = dialogue.fit(tokenizer, TURNS, len(ids) - 9, it)
+    assert tokenizer.decode(ids) == (
+        "Harmful.\n\n\n\nHuman: one\n\nAssis\n\nHuman: three.\n\nAssistant:"
+    )
+    assert lost == 9
+    assert dialogue.judged(TURNS) == "Human: one\n\nAssistant: two\n\nHuman: three."
+
+
+def test_a_dialogue_that_has_its_reply_is_a_prompt_and_a_label() -> None:
+    dialogue = chat.Settings()
+    whole = {"prompt": TURNS + " four", "topic": 5}
+    assert dialogue.example(whole) == {"prompt": TURNS, "label": " four", "topic": 5}
+    assert dialogue.example({**whole, "label": "x"})["label"] == "x"
+    for row in ({"prompt": TURNS}, {"prompt": "no dialogue"}):
+        assert dialogue.example(row) == row

@@ -204,7 +204,7 @@ class Settings(Method):
     def asked(self, iteration):
         return ("plain", "best", "worst") if iteration else ("plain",)
 
-    def ask(self, how, row, earlier=()):
+    def ask(self, how, row, known={}, seed=0):
         return {"plain": None, "best": TOKENS[0], "worst": TOKENS[1]}[how]
 
     def label(self, row):
@@ -278,7 +278,7 @@ class Dice:
         words = [roll.randrange(256) for _ in range(roll.randrange(1, 6))]
         return Generation([*words, self.model.ends[0]], "eos")
 '''
-NEW_DOMAIN = '''"""chat: a turn of a dialogue."""
+NEW_DOMAIN = '''"""turn: a turn of a dialogue."""
 
 from typing import Literal
 
@@ -286,7 +286,7 @@ from alt_hpc.domains.domain import Domain
 
 
 class Settings(Domain):
-    kind: Literal["chat"] = "chat"
+    kind: Literal["turn"] = "turn"
     template: str = "{feedback}Q: {prompt}"
 
     def around(self, feedback):
@@ -296,7 +296,7 @@ NEW_KINDS = {  # table -> its file, the name of the new kind, and what stands in
     "METHODS": ("methods", "tokens", NEW_METHOD),
     "REWARDS": ("rewards", "letters", NEW_REWARD),
     "ENGINES": ("engines", "dice", NEW_ENGINE),
-    "DOMAINS": ("domains", "chat", NEW_DOMAIN),
+    "DOMAINS": ("domains", "turn", NEW_DOMAIN),
 }
 
 

@@ -70,7 +70,7 @@ def test_a_method_of_your_own(place: Path, tiny_config: Path) -> None:
     package = _package(place)
     (package / "methods/halves.py").write_text(example("alt_hpc/methods/halves.py"))
     init = package / "methods/__init__.py"
-    text = init.read_text().replace("import best", "import best, halves")
+    text = init.read_text().replace("    best,\n", "    best,\n    halves,\n")
     init.write_text(
         text.replace('    "words": words,', '    "words": words,\n    "halves": halves,')
     )

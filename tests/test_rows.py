@@ -30,6 +30,7 @@ from alt_hpc.lm import decode
 from alt_hpc.report import results
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.stages import evaluate, measure
+from alt_hpc.stages.work import Work
 
 Rows = list[dict[str, Any]]
 
@@ -186,7 +187,7 @@ def test_other_shards_and_a_killed_shard_give_the_same_rows(
 ) -> None:
     """Killed while it picks the best: what was sampled is kept, and nothing is sampled again."""
     again = ["iterations=0", *others, f"run={tmp_path}/run", "cluster.evaluate.shards=2"]
-    real, begun = evaluate.scorer, list[Any]()
+    real, begun = Work.scorer, list[Any]()
 
     def scorer(*given: Any) -> Any:
         begun.append(given)
@@ -194,7 +195,7 @@ def test_other_shards_and_a_killed_shard_give_the_same_rows(
             raise RuntimeError("killed")
         return real(*given)
 
-    monkeypatch.setattr(evaluate, "scorer", scorer)
+    monkeypatch.setattr(Work, "scorer", scorer)
     with pytest.raises(RuntimeError, match="killed"):
         here.run(tiny_config, again)
     sampled = list[Any]()

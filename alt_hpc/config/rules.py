@@ -46,6 +46,11 @@ def _models(config: Config) -> Problems:
     """Models are named or made; behind a prompt, answers have room in the contexts of both."""
     policy, reward = config.policy, config.reward
     answers, fewest = config.sample.generations, len(config.method.levels)
+    if (levels := config.method.rated) and reward.rates not in (None, levels):
+        judged = f"needs a reward that rates answers in {levels} levels (reward.kind: judge)"
+        yield "method.kind", judged
+    elif config.method.reads_words and not reward.writes:
+        yield "method.kind", "needs a reward that writes feedback (reward.kind: judge, form: lmu)"
     if fewest > answers:
         yield "sample.generations", f"{answers} generations cannot fill {fewest} quantiles"
     if policy.model is None and (config.sft is None or policy.base is None):

@@ -186,7 +186,9 @@ def _check_policy(config: Config, found: dict[str, Path], field: str, place: Pat
         config.domain.conditioned(tokenizer, feedback, config.domain.probe, LARGEST, [])
         taken = len(config.domain.fit(tokenizer, "", LARGEST, config.domain.around(feedback))[0])
         if taken >= room:
-            problem = f"no room for a prompt behind {feedback!r}: it takes {taken} of {room} tokens"
+            problem = (
+                f"no room for a prompt behind {feedback[:40]!r}: it takes {taken} of {room} tokens"
+            )
             without = "(policy.max_length without sample.max_new_tokens)"
             raise InputError(f"{problem} {without}", "method")
 

@@ -1,4 +1,4 @@
-"""A judge before anything is paid: its prompt, whether it answers, and what asking it may cost."""
+"""Judges before anything is paid: their prompts, whether they answer, what asking may cost."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,7 @@ from alt_hpc.data import texts
 from alt_hpc.errors import InputError, blaming
 from alt_hpc.graph import COMPARISONS, JUDGE, TEST, VALID
 from alt_hpc.judges import compare
+from alt_hpc.rewards import judge as rated
 from alt_hpc.run import code, rows
 from alt_hpc.run.folder import RunFolder
 
@@ -15,10 +16,11 @@ WIDEST = 6  # bytes of text that a token of an answer stands for, at most
 
 
 def check(config: Config, run: RunFolder) -> None:
-    """Raise InputError where the judge of `judge` cannot be asked, or costs more than its budget.
+    """Raise InputError where the judge of `judge` cannot be asked, or a judge costs too much.
 
     The texts of the run are frozen by now.
     """
+    _check_rewards(config, run)
     if config.judge is None:
         return
     judge = config.judge.judge
@@ -37,6 +39,25 @@ def check(config: Config, run: RunFolder) -> None:
     if cost:
         words = f"{questions} questions, at most {cost:.2f} dollars where each is asked once"
         print(f"{JUDGE}.judge: {words} (budget {judge.most:g})", file=sys.stderr)
+
+
+def _check_rewards(config: Config, run: RunFolder) -> None:
+    """The judges of the reward; scoring alone, with prompts of mean length and full answers."""
+    for at, reward in config.reward.singles().items():
+        if not isinstance(reward, rated.Settings) or (most := reward.asked.most) is None:
+            continue
+        name = reward.prompt or ""
+        template = reward.template(lambda _, name=name: code.user_file(run, name))  # type: ignore[misc]
+        count = config.iterations * config.sample.prompts * config.sample.generations
+        lengths = [len(row["prompt"].encode()) for row in rows.frozen(run, "prompts-train")]
+        each = len(template.encode()) + sum(lengths) // len(lengths)
+        size = count * (each + WIDEST * config.sample.max_new_tokens)
+        cost, field = reward.asked.cost(count, size, reward.most_tokens), f"reward{at}.judge"
+        words = f"scoring asks {count} questions, which may cost {cost:.2f} dollars"
+        if cost > most:
+            problem = f"{words}, and the budget is {most:g}: give more, or ask less"
+            raise InputError(problem, f"{field}.budget")
+        print(f"{field}: {words} where each is asked once (budget {most:g})", file=sys.stderr)
 
 
 def prompt(config: Config, run: RunFolder) -> str:

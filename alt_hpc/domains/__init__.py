@@ -2,9 +2,9 @@
 
 from types import ModuleType
 
-from alt_hpc.domains import plain, tldr
+from alt_hpc.domains import chat, plain, tldr
 from alt_hpc.domains.domain import Domain
 
-DOMAINS: dict[str, ModuleType] = {"tldr": tldr, "plain": plain}
+DOMAINS: dict[str, ModuleType] = {"tldr": tldr, "plain": plain, "chat": chat}
 
 __all__ = ["DOMAINS", "Domain"]

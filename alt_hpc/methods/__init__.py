@@ -2,16 +2,29 @@
 
 from types import ModuleType
 
-from alt_hpc.methods import best, none, quark, shuffled, unfiltered, words
-from alt_hpc.methods.method import Choice, Label, LossView, Method
+from alt_hpc.methods import (
+    best,
+    categories,
+    none,
+    numeric,
+    quark,
+    shuffled,
+    unfiltered,
+    words,
+    written,
+)
+from alt_hpc.methods.method import Choice, Known, Label, LossView, Method
 
 METHODS: dict[str, ModuleType] = {  # a module's `Settings` is the method
     "words": words,
     "quark": quark,
+    "written": written,
+    "categories": categories,
+    "numeric": numeric,
     "none": none,  # this and those below are controls
     "best": best,
     "shuffled": shuffled,
     "unfiltered": unfiltered,
 }
 
-__all__ = ["METHODS", "Choice", "Label", "LossView", "Method"]
+__all__ = ["METHODS", "Choice", "Known", "Label", "LossView", "Method"]

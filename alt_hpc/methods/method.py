@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 Asking = str  # "plain", "best", "worst", or the number of a quantile between: "quantile 1"
+Known = Mapping[int, Sequence[str]]  # feedback that was written, of each quantile
 QUANTILE = "quantile "
+NOTHING: Known = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Method(Settings):
     # Keys of other sections that the method's paper sets so, where a config leaves them out.
     defaults: ClassVar[Mapping[str, Any]] = {}
     adds_tokens: ClassVar[bool] = False  # then the embeddings must be trained
+    reads_words: ClassVar[bool] = False  # then the reward must write feedback
 
     kind: str
 
@@ -65,6 +69,11 @@ class Method(Settings):
     def levels(self) -> list[str]:
         """What its quantiles are called, best first, in tables and curves."""
         raise NotImplementedError
+
+    @property
+    def rated(self) -> int | None:
+        """In how many levels its reward must rate answers; None: it can be any number."""
+        return None
 
     @property
     def widest(self) -> list[str]:
@@ -86,7 +95,7 @@ class Method(Settings):
         return range(iteration, iteration + 1)
 
     def sources(self, iteration: int) -> tuple[str, ...]:
-        """Stages of the iteration before whose rows `ask` reads when this one is sampled."""
+        """Stages of an iteration whose rows `recall` reads when the policy after it is asked."""
         return ()
 
     def start(self, iteration: int) -> Any:
@@ -95,6 +104,10 @@ class Method(Settings):
         Runs whose methods differ in nothing else can share that. Here: all its settings.
         """
         return self
+
+    def recall(self, rows: Iterable[Row]) -> Known:
+        """What the policy after an iteration can be asked with; `rows`: of its `sources`."""
+        return NOTHING
 
     def asked(self, iteration: int) -> tuple[Asking, ...]:
         """How the policy after an iteration is asked when it is evaluated."""
@@ -105,9 +118,17 @@ class Method(Settings):
         knows = {"best", "worst"} <= {*self.asked(iteration)}
         return tuple(f"{QUANTILE}{i}" for i in range(1, len(self.levels) - 1) if knows)
 
-    def ask(self, how: Asking, row: Row, earlier: Sequence[Row] = ()) -> str | None:
-        """The feedback to ask with for a prompt; None: as it is. `earlier`: rows of `sources`."""
+    def ask(self, how: Asking, row: Row, known: Known = NOTHING, seed: int = 0) -> str | None:
+        """The feedback to ask with for a prompt; None: as it is.
+
+        `known` is what `recall` gave. Where it is drawn from, `seed` draws: a function of the run's
+        seed, the iteration and the row.
+        """
         raise NotImplementedError
+
+    def called(self, how: Asking) -> str | None:
+        """What tables call a way of asking; None: plain."""
+        return self.ask(how, {})
 
     def label(self, row: Row) -> Label | None:
         """Of a scored row; None where `labels` decides over the pool, not row by row."""

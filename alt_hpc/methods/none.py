@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from alt_hpc.methods import words
-from alt_hpc.methods.method import Asking, Choice, Label, Row
+from alt_hpc.methods.method import NOTHING, Asking, Choice, Known, Label, Row
 from alt_hpc.settings import GIVES_KIND
 
 
@@ -24,7 +24,7 @@ class Settings(words.Settings):
     def asked(self, iteration: int) -> tuple[Asking, ...]:
         return ("plain",)
 
-    def ask(self, how: Asking, row: Row, earlier: Sequence[Row] = ()) -> str | None:
+    def ask(self, how: Asking, row: Row, known: Known = NOTHING, seed: int = 0) -> str | None:
         return None
 
     def select(

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from pydantic import Field
 from alt_hpc.errors import InputError
 from alt_hpc.lm.tokens import Tokenizer
 from alt_hpc.methods import quantiles as paper
-from alt_hpc.methods.method import QUANTILE, Asking, Choice, Label, Method, Row
+from alt_hpc.methods.method import NOTHING, QUANTILE, Asking, Choice, Known, Label, Method, Row
 from alt_hpc.settings import LARGEST, Count, Natural
 
 
@@ -41,8 +42,13 @@ class Ranked(Method):
             raise InputError("name one or several quantiles, each once", "method.trained")
 
     @property
+    def trained_on(self) -> Sequence[int]:
+        """The quantiles whose generations are trained on."""
+        return range(self.quantiles) if self.trained is None else self.trained
+
+    @property
     def taught(self) -> int:
-        return self.quantiles if self.trained is None else len(self.trained)
+        return len(self.trained_on)
 
     @property
     def family(self) -> int:
@@ -58,9 +64,14 @@ class Ranked(Method):
         knows = iteration == 0 and {"best", "worst"} <= {*self.asked(1)}  # then answers are drawn
         return [self.adds_tokens, self.widest, asked, knows]
 
-    def ask(self, how: Asking, row: Row, earlier: Sequence[Row] = ()) -> str | None:
-        named = {"plain": None, "best": self.levels[0], "worst": self.levels[-1]}
-        return named[how] if how in named else self.levels[int(how.removeprefix(QUANTILE))]
+    def asks_for(self, how: Asking) -> int | None:
+        """The quantile that is asked for; None: plain."""
+        named = {"plain": None, "best": 0, "worst": self.quantiles - 1}
+        return named[how] if how in named else int(how.removeprefix(QUANTILE))
+
+    def ask(self, how: Asking, row: Row, known: Known = NOTHING, seed: int = 0) -> str | None:
+        quantile = self.asks_for(how)
+        return None if quantile is None else self.levels[quantile]
 
     @property
     def _apart(self) -> bool:
@@ -96,21 +107,32 @@ class Ranked(Method):
             counts = row["finished"] if self.only_finished else [True] * len(row["rewards"])
             both = zip(row["rewards"], counts, strict=True)
             rewards += [math.nan if r is None or not good else r for r, good in both]
-        found = iter(paper.quantiles(rewards, self.quantiles, self.remainder))
+        found = iter(self.placed(rewards))
         mine = [list(itertools.islice(found, len(row["rewards"]))) for row in rows]
         return [Label(qs, [None if q is None else self.levels[q] for q in qs]) for qs in mine]
+
+    def placed(self, rewards: Sequence[float]) -> list[int | None]:
+        """Quantiles of rewards that are put in order together; None: set aside."""
+        return paper.quantiles(rewards, self.quantiles, self.remainder)
 
     def select(
         self, label: Label, finished: Sequence[bool], rng: np.random.Generator
     ) -> list[Choice]:
-        chosen = self.kept(label, finished, rng)
-        return [Choice(i, label.feedback[i], label.quantiles[i] or 0) for i in chosen]
+        made, before = list[Choice](), Counter[int]()
+        for i in self.kept(label, finished, rng):
+            quantile = label.quantiles[i] or 0
+            turn, before[quantile] = before[quantile] // self.family, before[quantile] + 1
+            made.append(Choice(i, label.feedback[i], quantile + self.quantiles * turn))
+        return made
 
     def kept(self, label: Label, finished: Sequence[bool], rng: np.random.Generator) -> list[int]:
         """Indices of `per_quantile` generations of each quantile that is trained on."""
-        wanted = range(self.quantiles) if self.trained is None else self.trained
-        found = [quantile if quantile in wanted else None for quantile in label.quantiles]
-        return paper.select(found, finished, self.per_quantile, rng)
+        return paper.select(self.wanted(label), finished, self.per_quantile, rng)
+
+    def wanted(self, label: Label) -> list[int | None]:
+        """A label's quantiles, None also where they are not trained on."""
+        trained = self.trained_on
+        return [quantile if quantile in trained else None for quantile in label.quantiles]
 
     def learned(self, generation: Row, tokenizer: Tokenizer, limit: int) -> list[int]:
         """The sampled ids; with `append_eos` what the authors train on.

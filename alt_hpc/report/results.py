@@ -47,7 +47,7 @@ def shown(folder: RunFolder, iteration: int) -> str:
 
 def asked(folder: RunFolder, variant: str) -> str:
     """What a policy was asked with, in a word."""
-    return folder.config().method.ask(variant, {}) or "(plain)"
+    return folder.config().method.called(variant) or "(plain)"
 
 
 def table(folder: RunFolder, found: Reports) -> str:

@@ -5,11 +5,16 @@
 
 from types import ModuleType
 
-from alt_hpc.rewards import function, model, total
+from alt_hpc.rewards import function, judge, model, total
 from alt_hpc.rewards.reward import Answers, File, Found, Given, Named, Reward, Scored, Scorer
 from alt_hpc.settings import one_of
 
-REWARDS: dict[str, ModuleType] = {"model": model, "function": function, "total": total}
+REWARDS: dict[str, ModuleType] = {
+    "model": model,
+    "function": function,
+    "judge": judge,
+    "total": total,
+}
 
 AnyReward = one_of(REWARDS, "model")  # what pydantic reads where a reward stands
 total.Settings.model_rebuild(_types_namespace={"AnyReward": AnyReward})

@@ -38,6 +38,10 @@ class Settings(Reward):
         file, _, name = self.function.rpartition(":")
         return file, name
 
+    @property
+    def rates(self) -> None:
+        return None
+
     def files(self) -> dict[str, str]:
         return {"function": self.split[0]}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from alt_hpc.domains import Domain
+from alt_hpc.judges import Asker, Judge
 from alt_hpc.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Scored:
     rewards: Sequence[float]  # one each; not finite: the answer is set aside
     parts: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of a sum, by name
     feedback: Sequence[str | None] | None = None  # where it writes any
+    tries: Sequence[int] | None = None  # of a judge, at each answer; the first: at temperature 0
     shortened: bool = False  # whether the prompt was too long for it
 
 
@@ -76,6 +78,12 @@ class Given(Found):
 
     made: Path | None  # the folder of the model that the run has trained, if it trains one
     device: "torch.device"
+    # A judge that stands at a key of these settings, ready to be asked; its replies are kept.
+    asker: Callable[[str, Judge], Asker] | None = None
+
+    def within(self, at: str) -> Self:
+        it, asker = super().within(at), self.asker
+        return replace(it, asker=asker and (lambda key, judge: asker(f"{at}.{key}", judge)))
 
 
 class Reward(Settings):
@@ -86,6 +94,16 @@ class Reward(Settings):
     @property
     def trained(self) -> bool:
         """Whether the run trains its model first, in the stage `reward-model`."""
+        return False
+
+    @property
+    def rates(self) -> int | None:
+        """The levels that it rates in, from 0, the worst; 0: any number; None: not known before."""
+        return 0
+
+    @property
+    def writes(self) -> bool:
+        """Whether it gives feedback in words, beside the number."""
         return False
 
     def singles(self) -> "dict[str, Reward]":

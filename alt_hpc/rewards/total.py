@@ -80,7 +80,9 @@ class Total:
             parts = {name: one.rewards for name, one in zip(self.parts, scored, strict=True)}
             rewards = [self._sum(values) for values in zip(*parts.values(), strict=True)]
             written = next((one.feedback for one in scored if one.feedback is not None), None)
-            yield Scored(rewards, parts, written, any(one.shortened for one in scored))
+            shortened = any(one.shortened for one in scored)
+            tries = next((one.tries for one in scored if one.tries is not None), None)
+            yield Scored(rewards, parts, written, tries, shortened)
 
     def _sum(self, values: Sequence[float]) -> float:
         """The sum for one answer, in float64; NaN where a part or the sum is not finite."""

@@ -12,7 +12,7 @@ from alt_hpc.domains.domain import Around, around
 from alt_hpc.engines import Ask, Generator
 from alt_hpc.graph import ASKED, DRAWN, OWN, REFERENCES, START, VALID, Shard
 from alt_hpc.rewards import Answers
-from alt_hpc.stages.work import Policy, Work, finite, scorer, unload
+from alt_hpc.stages.work import Policy, Work, finite, unload
 
 Rows = list[dict[str, Any]]
 
@@ -22,9 +22,10 @@ def run(work: Work) -> None:
 
     Variant `best` is the greedy answer to a prompt that asks for the best; the first valid posts
     have some that are sampled too (`evaluate.drawn`): `drawn plain` of the starting policy, `drawn
-    best` and `drawn worst` of later ones. A policy that the run did not make is asked as the config
-    says (`asked`), and in no other way; of several answers (`best_of`) the row holds the one that
-    `reward` likes best; references are the labels.
+    best` and `drawn worst` of later ones. `feedback` is what was asked with: a method may draw it
+    from what was written in the iteration. A policy that the run did not make is asked as the
+    config says (`asked`), and in no other way; of several answers (`best_of`) the row holds the one
+    that `reward` likes best; references are the labels.
     """
     shard = work.run.graph().shard(work.piece)
     assert shard is not None
@@ -59,7 +60,8 @@ class Asked:
     policy: Policy
     engine: Generator
     variants: Sequence[str]
-    fit: Callable[[str, dict[str, Any]], tuple[list[int], int]]  # ids for a variant; tokens lost
+    # Token ids of a row's prompt in a variant; what its row says of that: `lost`, `feedback`.
+    fit: Callable[[str, dict[str, Any]], tuple[list[int], dict[str, Any]]]
     sampled: Sequence[str] = ()
     count: int = 0
     drawn: int = 0
@@ -77,8 +79,12 @@ def _asked(work: Work, shard: Shard, named: External | None) -> Asked:
         worst = variants.index("worst")
         variants[worst:worst] = between  # as the words stand, from the best to the worst
 
-    def fit(variant: str, row: dict[str, Any]) -> tuple[list[int], int]:
-        return policy.fit(method.ask(variant, row), row["prompt"], new)
+    known = work.recall(k)
+
+    def fit(variant: str, row: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
+        feedback = method.ask(variant, row, known, work.seed(row["row"]))
+        ids, lost = policy.fit(feedback, row["prompt"], new)
+        return ids, {"lost": lost, "feedback": feedback}
 
     how = ["best", "worst"] if k else ["plain"]
     words = {"best", "worst"} <= {*method.asked(1)} and shard.set == VALID
@@ -90,8 +96,9 @@ def _external(work: Work, named: External, it: Around) -> Asked:
     policy = work.named(named.model, named.tokenizer)
     room, domain = policy.context - work.config.evaluated_tokens, work.config.domain
 
-    def fit(variant: str, row: dict[str, Any]) -> tuple[list[int], int]:
-        return domain.fit(policy.tokenizer, row["prompt"], room, it)
+    def fit(variant: str, row: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
+        ids, lost = domain.fit(policy.tokenizer, row["prompt"], room, it)
+        return ids, {"lost": lost}
 
     return Asked(policy, work.generator(policy), [ASKED], fit)
 
@@ -106,7 +113,8 @@ def _answered(work: Work, shard: Shard, data: Rows, how: Asked) -> list[Rows]:
         asks = []
         for number, (i, variant) in itertools.product(numbers, enumerate(variants, start=1)):
             row = _row(shard, number, data[number - shard.start])
-            ids, row["lost"] = how.fit(variant, row)
+            ids, about = how.fit(variant, row)
+            row |= about
             row["variant"] = f"{DRAWN}{variant}" if count else variant
             asks.append(Ask(ids, work.seed(number, i), row))
         decoding = work.decoding(how.policy, count, size, new)
@@ -148,7 +156,7 @@ def _best(work: Work, shard: Shard, data: Rows, named: BestOf) -> list[Rows]:
 
     def make(indices: Iterator[int]) -> Iterator[Rows]:
         asked, again = itertools.tee(indices)  # it may take some ahead
-        reward = scorer(work.run, work.config.reward, work.device)
+        reward = work.scorer(work.config.reward, "reward")
         for i, scored in zip(asked, reward.score(groups(again)), strict=True):
             values = [-float("inf") if v is None else v for v in finite(scored.rewards)]
             best = sampled[i][values.index(max(values))]

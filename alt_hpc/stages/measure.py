@@ -18,7 +18,7 @@ from alt_hpc.lm.prefix import answers_logprobs, continuation_logprobs
 from alt_hpc.lm.tokens import continuation_ids
 from alt_hpc.rewards import Answers, Reward, Scored
 from alt_hpc.run import rows as rows_of
-from alt_hpc.stages.work import Work, finite, scorer
+from alt_hpc.stages.work import Work, finite
 
 Rows = list[dict[str, Any]]
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -55,7 +55,7 @@ def run(work: Work) -> None:
 
 
 def _scored(
-    work: Work, reward: Reward, asked: list[Rows], indices: Iterator[int]
+    work: Work, reward: Reward, at: str, asked: list[Rows], indices: Iterator[int]
 ) -> Iterator[tuple[Answers, Scored]]:
     """What a reward says of the answers to each prompt."""
     data, first = draws.frozen(work.run, work.piece), work.rows.start
@@ -65,19 +65,21 @@ def _scored(
         return Answers(rows[0]["prompt"], texts, data[number - first], number, rows[0]["set"])
 
     groups, again = itertools.tee(map(answers, map(asked.__getitem__, indices)))
-    return zip(groups, scorer(work.run, reward, work.device).score(again), strict=True)
+    return zip(groups, work.scorer(reward, at).score(again), strict=True)
 
 
 def _further(name: str, work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:
     """A further reward (`measure.further`), which only measures."""
-    for _, scored in _scored(work, work.config.measure.further[name], asked, indices):
+    at = f"measure.further.{name}"
+    for _, scored in _scored(work, work.config.measure.further[name], at, asked, indices):
         yield [{f"further {name}": finite(scored.rewards)}]
 
 
 def _rewards(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:
     """What policies are trained for, and how near they come to the labels."""
     mine, indices = itertools.tee(indices)
-    scores = _scored(work, work.config.measured_by, asked, indices)
+    at = "measure.reward" if work.config.measure.reward else "reward"
+    scores = _scored(work, work.config.measured_by, at, asked, indices)
     for i, (answers, scored) in zip(mine, scores, strict=True):
         label = answers.row.get("label")
         row: dict[str, Any] = {"reward": finite(scored.rewards)}
@@ -144,8 +146,8 @@ def _words(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Ro
         found = list[float]()
         if answers:
             new, prompt = work.config.evaluated_tokens, rows[0]["prompt"]
-            asks = [method.ask(how, rows[0]) for how in ("best", "worst")]
-            prompts = [policy.fit(feedback, prompt, new)[0] for feedback in asks]
+            asks = {row["variant"]: row["feedback"] for row in rows}
+            prompts = [policy.fit(asks[how], prompt, new)[0] for how in ("best", "worst")]
             both = answers_logprobs(model, prompts, answers)
             found = [best - worst for best, worst in zip(*both, strict=True)]
         word: list[float | None] = [None] * len(rows)

@@ -6,7 +6,6 @@ from typing import Any
 
 from alt_hpc.data import draws
 from alt_hpc.engines import Ask
-from alt_hpc.run import rows as rows_of
 from alt_hpc.stages.work import Work
 
 Rows = list[dict[str, Any]]
@@ -15,7 +14,8 @@ Rows = list[dict[str, Any]]
 def run(work: Work) -> None:
     """Make one shard: a row per drawn prompt with its raw text, token ids and generations.
 
-    Iteration 1 samples from the plain prompt, later ones ask for the best feedback.
+    Iteration 1 samples from the plain prompt, later ones ask for the best feedback; `feedback` is
+    the text that was asked with.
     """
     k, config, method = work.piece.iteration, work.config, work.config.method
     prompts = dict(zip(work.rows, draws.prompts(work.run, work.piece), strict=True))
@@ -23,16 +23,15 @@ def run(work: Work) -> None:
     engine, size = work.generator(policy), s.group
     decoding = work.decoding(policy, s.generations, size, s.max_new_tokens)
     starts = [*work.rows[:: size if engine.together else 1], work.rows.stop]
-    stages = method.sources(k)
-    earlier = [row for stage in stages for row in rows_of.of_stage(work.run, k - 1, stage)]
+    known = work.recall(k - 1)
 
     def entering(group: int) -> list[Ask]:
         asks = []
         for number in range(starts[group], starts[group + 1]):
-            row: dict[str, Any] = {"row": number, "prompt": prompts[number]}
-            feedback = method.ask("plain" if k == 1 else "best", row, earlier)
+            seed, row = work.seed(number), {"row": number, "prompt": prompts[number]}
+            feedback = method.ask("plain" if k == 1 else "best", row, known, seed)
             ids, lost = policy.fit(feedback, prompts[number], s.max_new_tokens)
-            asks.append(Ask(ids, work.seed(number), row | {"lost": lost}))
+            asks.append(Ask(ids, seed, row | {"lost": lost, "feedback": feedback}))
         return asks
 
     def make(groups: Iterator[int]) -> Iterator[Rows]:

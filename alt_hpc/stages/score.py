@@ -7,7 +7,7 @@ from typing import Any
 
 from alt_hpc.data import draws
 from alt_hpc.methods import Method
-from alt_hpc.rewards import Answers
+from alt_hpc.rewards import Answers, judge
 from alt_hpc.stages.work import Work, finite, scorer
 
 Row = dict[str, Any]
@@ -19,10 +19,14 @@ def run(work: Work) -> None:
     That is its reward (null where it is not finite; made from the plain prompt) and the parts of a
     sum, whether it came to an end, and the method's label: its quantile and feedback, null where a
     generation, or a prompt with too few of them, was set aside, and for the row where the
-    iteration decides. `post` is the frozen prompt that was drawn.
+    iteration decides. What a judge has `written` of each, and in how many `tries`. `post` is the
+    frozen prompt that was drawn.
     """
     samples, first = list(work.mates()), work.rows.start
-    reward = _scorer(work.run, work.device)
+    its = work.config.reward
+    asks = any(isinstance(one, judge.Settings) for one in its.singles().values())
+    # A judge's replies are kept with the piece; else one for all shards of a task.
+    reward = work.scorer(its, "reward") if asks else _scorer(work.run, work.device)
     posts = work.run.draw(work.piece.iteration)["rows"]
     data = draws.frozen(work.run, work.piece)
 
@@ -40,6 +44,8 @@ def run(work: Work) -> None:
                 row["parts"] = {name: finite(part) for name, part in scored.parts.items()}
             if scored.feedback is not None:
                 row["written"] = list(scored.feedback)
+            if scored.tries is not None:
+                row["tries"] = list(scored.tries)
             yield [labelled(row, work.config.method) | {"post_shortened": scored.shortened}]
 
     starts = range(work.rows.start, work.rows.stop + 1)
@@ -78,5 +84,4 @@ def facts(rows: list[Row]) -> dict[str, int]:
     }
 
 
-# One for all shards of a task.
 _scorer = functools.lru_cache(maxsize=1)(lambda run, on: scorer(run, run.config().reward, on))

@@ -67,17 +67,20 @@ def run(work: Work) -> None:
             share_trunk(model, reference)
         against = {"reference": reference, "vocabulary": view.vocabulary}
         loss = functools.partial(loss, kl=settings.kl, **against)
-    domain, asked = config.domain, method.ask("best", {})
+    domain, asked = config.domain, method.ask("best", {}, work.recall(k), config.seed)
     it = domain.around(asked)
     text = domain.text(domain.probe, it)
     bos = it.bos and not text_ids(before.tokenizer, "")  # which it does not add by itself
+    said = [f"`{text}`" for text in method.levels]
+    if method.reads_words:
+        said = ["sentences on an answer, as a judge writes them"]
     card = CARD.format(
         iteration=k,
         title=config.title,
         place=_place(config, asked),
         prompt="tokenizer.bos_token + " * bos + json.dumps(text, ensure_ascii=False),
         tokens=config.sample.max_new_tokens,
-        texts=", ".join(f"`{text}`" for text in method.levels) if asked else "(none)",
+        texts=", ".join(said) if asked else "(none)",
         base=config.policy.model or config.policy.base,
     )
     shortened = sum(lost for _, lost in made)

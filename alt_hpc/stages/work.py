@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from alt_hpc.graph import SCORE, STAGES, Piece
 from alt_hpc.judges import Asker, Judge
 from alt_hpc.judges import Given as JudgeGiven
 from alt_hpc.lm import tokens
-from alt_hpc.methods import Label
+from alt_hpc.methods import Known, Label
 from alt_hpc.rewards import File, Given, Reward, Scorer
 from alt_hpc.run import attempt, code, models, rows
 from alt_hpc.run.asked import Ledger, Replies
@@ -106,6 +107,16 @@ class Work:
         labels = method.labels(row for _, row in scored)
         return ((k, row, label) for (k, row), label in zip(scored, labels, strict=True))
 
+    def recall(self, iteration: int) -> Known:
+        """What the policy after an iteration can be asked with, beside the method's own words."""
+        method = self.config.method
+        each = (rows.of_stage(self.run, iteration, s) for s in method.sources(iteration))
+        known = method.recall(itertools.chain.from_iterable(each))
+        if known:
+            counts = [f"{len(known[q])} of {method.levels[q]}" for q in sorted(known)]
+            self.say(f"exemplars to ask with: {', '.join(counts)}")
+        return known
+
     def show(self, done: int, total: int, unit: str, started: float) -> None:
         """Say how far the piece is: `done` of `total` units since `started` (seconds, epoch)."""
         attempt.show(self.run, self.piece, done, total, unit, started)
@@ -157,6 +168,14 @@ class Work:
         given = JudgeGiven(place, lambda: self.device, replies.known, replies.keep, ledger, tasks)
         return judge.load(given)
 
+    def scorer(self, reward: Reward, at: str) -> Scorer:
+        """A reward that stands at a key, loaded; the replies of its judge are kept."""
+
+        def asker(key: str, judge: Judge) -> Asker:
+            return self.asker(judge, f"{at}.{key}")
+
+        return scorer(self.run, reward, self.device, asker=asker)
+
     @property
     def replies(self) -> Path:
         """Where this attempt writes down what judges say."""
@@ -185,8 +204,17 @@ def unload() -> None:
     _generator.cache_clear()
 
 
-def scorer(run: RunFolder, reward: Reward, on: "torch.device", made: Path | None = None) -> Scorer:
-    """A reward of a run, loaded; `made` is the model that the run trains, else what it made."""
+def scorer(
+    run: RunFolder,
+    reward: Reward,
+    on: "torch.device",
+    made: Path | None = None,
+    asker: Callable[[str, Judge], Asker] | None = None,
+) -> Scorer:
+    """A reward of a run, loaded; `made` is the model that the run trains, else what it made.
+
+    `asker` gives the judge at a key of the reward's, where it has one.
+    """
     piece = run.graph().reward_model() if reward.trained else None
     if piece and made is None:
         made = run.manifests.open(piece)[0] / MODEL_FOLDER
@@ -198,7 +226,8 @@ def scorer(run: RunFolder, reward: Reward, on: "torch.device", made: Path | None
     def file(key: str) -> File:
         return code.user_file(run, files[key])
 
-    return reward.load(Given(place, file, config.domain, config.sample.max_new_tokens, made, on))
+    new = config.sample.max_new_tokens
+    return reward.load(Given(place, file, config.domain, new, made, on, asker))
 
 
 def finite(rewards: Sequence[float]) -> list[float | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from test_rows import others  # noqa: F401
 
 from alt_hpc.__main__ import main
@@ -27,15 +27,17 @@ def runs(
 ) -> list[Path]:
     """Two configs and two seeds, by one command; then `alt-hpc report` over all of them."""
     place = tmp_path_factory.mktemp("table")
-    text = re.sub(r"(?m)^run: .*$", f"run: {place}/words", tiny_config.read_text())
-    text = text.replace("iterations: 2", "iterations: 1")
-    (place / "words.yaml").write_text(text)
-    none = text.replace(f"{place}/words", f"{place}/none") + "method: {kind: none}\n"
-    (place / "none.yaml").write_text(none)
-    configs = [str(place / "words.yaml"), str(place / "none.yaml"), "--seeds", "1,2"]
-    settings = [word for setting in others for word in ("--set", setting)]
-    backend = ["--set", "cluster.backend=local", "--set", "cluster.train={}"]
-    assert main(["run", *configs, *settings, *backend]) == 0
+    common = yaml.safe_load(tiny_config.read_text()) | {"iterations": 1}
+    common["cluster"] |= {"backend": "local", "train": {}}
+    for setting in others:
+        key, _, value = setting.partition("=")
+        common[key] = common.get(key, {}) | json.loads(value)
+    few = {k: v for k, v in common["evaluate"].items() if k not in ("policies", "references")}
+    none = common | {"evaluate": few, "method": {"kind": "none"}}
+    for name, config in (("words", common), ("none", none)):
+        (place / f"{name}.yaml").write_text(yaml.safe_dump(config | {"run": f"{place}/{name}"}))
+    configs = [f"{place}/words.yaml", f"{place}/none.yaml"]
+    assert main(["run", *configs, "--seeds", "1,2"]) == 0
     found = [place / f"{name}-seed{seed}" for name in ("words", "none") for seed in (1, 2)]
     assert main(["report", *map(str, found), "--to", str(place / "table")]) == 0
     return found

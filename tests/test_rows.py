@@ -226,3 +226,32 @@ def test_every_word_is_asked(undisturbed: RunFolder, tiny_config: Path, tmp_path
         assert (now["word"] or 0) == pytest.approx(was["word"] or 0, rel=1e-4, abs=1e-4)
     words = [results.asked(run, variant) for variant in asked]
     assert words == ["(plain)", "Excellent.", "Good.", "Mediocre.", "Bad.", "Horrible."]
+
+
+def test_a_run_that_has_been_trained_is_given_more_rows(
+    undisturbed: RunFolder, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At 0 and at its end; one that trains still is left alone, as it would end early."""
+    shutil.copytree(undisturbed.path, tmp_path / "run", symlinks=True)
+    more = ["cluster.backend=local", f"run={tmp_path}/run", "evaluate.references=true"]
+    words = [word for setting in more for word in ("--set", setting)]
+    assert main(["evaluate", str(tiny_config), *words]) == 0
+    run = RunFolder(tmp_path / "run")
+    assert len(of(run, "references")) == 6
+    assert run.config().iterations == 2
+    (tmp_path / "run/FINISHED").unlink()
+    shutil.rmtree(tmp_path / "run/iterations/002/train")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["iterations"] == 2
+    assert main(["evaluate", str(tiny_config), *words]) == 2
+    assert "trains still" in capsys.readouterr().err
+
+
+def test_what_is_not_there_is_not_trained(
+    tiny_config: Path, tiny_place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = f"policy={{base: {tiny_place}/policy}}"
+    words = ["--set", f"run={tmp_path}/run", "--set", base, "--set", "sft={}"]
+    assert main(["evaluate", str(tiny_config), *words]) == 2
+    assert "policy.model: sft has not made it" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -230,3 +230,37 @@ def test_a_policy_with_quarks_tokens_is_sampled_from_without_them(
     assert max(max(ids) for its in answers for ids in its) < 257
     assert max(max(ids) for its in freely for ids in its) >= 257, "they could be written"
     assert len({json.dumps(its) for its in answers}) == 5, "every token is read"
+
+
+def test_vllm_runs_a_judge_within_the_task(
+    vllm_python: Path, tiny_config: Path, tmp_path: Path, smollm2: Path
+) -> None:
+    """A model of this size answers, but cannot judge: the report says so, in place of a figure."""
+    posts = [f"TITLE: {word}\nPOST: {word} ran away\nTL;DR:" for word in ("dog", "cat", "cow")]
+    for split in ("train", "valid"):
+        rows = [{"prompt": post, "label": f"It ran {i} times."} for i, post in enumerate(posts)]
+        pairs = [{"prompt": p, "chosen": "It ran away.", "rejected": "Rain."} for p in posts]
+        for name, of in (("posts", rows), ("pairs", pairs)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            lines = "".join(json.dumps(row) + "\n" for row in of)
+            (tmp_path / name / f"{split}.jsonl").write_text(lines)
+    judge = {"model": str(smollm2), "engine": {"kind": "vllm"}, "max_length": 1024}
+    judging = {"judge": judge, "pairs": [["references", "start"]], "tries": 1, "max_tokens": 48}
+    overrides = [
+        f"run={tmp_path}/run",
+        "iterations=0",
+        f"data.prompts={{path: {tmp_path}/posts}}",
+        f"data.comparisons={{path: {tmp_path}/pairs}}",
+        "evaluate.references=true",
+        "evaluate.drawn={posts: 0}",
+        f"judge={json.dumps(judging)}",
+        f"cluster.judge={{python: {vllm_python}}}",
+    ]
+    assert start.run(configs.load(tiny_config, overrides)) == 0
+    folder = start.prepare(configs.load(tiny_config, overrides))
+    verdicts = list(rows_of.of_stage(folder, 0, "judge"))
+    assert len(verdicts) == 6  # three posts, three comparisons
+    assert all(said for row in verdicts for said in row["said"])
+    table = folder.layout.table.read_text()
+    assert "right on" in table
+    assert "win rate of references over start: cannot judge this" in table

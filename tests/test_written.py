@@ -391,7 +391,9 @@ def test_wrong_judges_end_in_one_sentence(
             ("reward.prompt=mine.txt",): "reward.prompt: must contain {post} once, not 0 times",
             ("reward.judge.model=other",): f"has no model other ({MODEL})",
             ("reward.judge.base_url=http://127.0.0.1:9/v1",): "no endpoint answers",
-            tuple(paid): "scoring asks 80 questions, which may cost 3.20 dollars, and the budget",
+            tuple(paid): "80 answers are rated, which may cost 3.20 dollars, and the budget",
+            # 2 posts: plain at 0, in three ways after 1 and 2, and each time 4 drawn of both
+            (*paid, "measure={}"): "118 answers are rated",
         }.items():
             with pytest.raises(InputError, match=re.escape(said)):
                 start.prepare(configs.load(tiny_config, [*sets, *changes]))

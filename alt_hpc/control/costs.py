@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from alt_hpc.config import Config
+from alt_hpc.config import BestOf, Config, rules
 from alt_hpc.data import texts
 from alt_hpc.errors import InputError, blaming
 from alt_hpc.graph import COMPARISONS, JUDGE, TEST, VALID
@@ -42,22 +42,44 @@ def check(config: Config, run: RunFolder) -> None:
 
 
 def _check_rewards(config: Config, run: RunFolder) -> None:
-    """The judges of the reward; scoring alone, with prompts of mean length and full answers."""
-    for at, reward in config.reward.singles().items():
-        if not isinstance(reward, rated.Settings) or (most := reward.asked.most) is None:
-            continue
-        name = reward.prompt or ""
-        template = reward.template(lambda _, name=name: code.user_file(run, name))  # type: ignore[misc]
-        count = config.iterations * config.sample.prompts * config.sample.generations
-        lengths = [len(row["prompt"].encode()) for row in rows.frozen(run, "prompts-train")]
-        each = len(template.encode()) + sum(lengths) // len(lengths)
-        size = count * (each + WIDEST * config.sample.max_new_tokens)
-        cost, field = reward.asked.cost(count, size, reward.most_tokens), f"reward{at}.judge"
-        words = f"scoring asks {count} questions, which may cost {cost:.2f} dollars"
-        if cost > most:
-            problem = f"{words}, and the budget is {most:g}: give more, or ask less"
-            raise InputError(problem, f"{field}.budget")
-        print(f"{field}: {words} where each is asked once (budget {most:g})", file=sys.stderr)
+    """The judges of rewards, which score and measure; prompts of mean length and full answers."""
+    for section, whole in rules.rewards(config):
+        count = _answers(config, run, section)
+        for at, reward in whole.singles().items():
+            if not isinstance(reward, rated.Settings) or (most := reward.asked.most) is None:
+                continue
+            name = reward.prompt or ""
+            template = reward.template(lambda _, name=name: code.user_file(run, name))  # type: ignore[misc]
+            lengths = [len(row["prompt"].encode()) for row in rows.frozen(run, "prompts-train")]
+            each = len(template.encode()) + sum(lengths) // len(lengths)
+            size = count * (each + WIDEST * config.sample.max_new_tokens)
+            cost, field = reward.asked.cost(count, size, reward.most_tokens), f"{section}{at}.judge"
+            words = f"{count} answers are rated, which may cost {cost:.2f} dollars"
+            if cost > most:
+                problem = f"{words}, and the budget is {most:g}: give more, or ask less"
+                raise InputError(problem, f"{field}.budget")
+            print(f"{field}: {words} where each is asked once (budget {most:g})", file=sys.stderr)
+
+
+def _answers(config: Config, run: RunFolder, section: str) -> int:
+    """How many answers the reward of a section rates in the whole run, at most."""
+    evaluate, method, last = config.evaluate, config.method, config.iterations
+    most = {VALID: evaluate.prompts, TEST: evaluate.test_prompts}
+    sets = [VALID, *([TEST] if evaluate.test_prompts else []), *evaluate.sets]
+    there = {name: rows.count(run, texts.of_set(config, name)) for name in sets}
+    posts = {name: min(count, most.get(name) or count) for name, count in there.items()}
+    count = 0
+    if section == "reward":
+        several = [p.best_of for p in evaluate.policies.values() if isinstance(p, BestOf)]
+        count += last * config.sample.prompts * config.sample.generations
+        count += sum(several) * sum(posts.values())
+    if section == "reward" and config.measure.reward is not None:
+        return count
+    for k in range(last + 1):
+        held = sum(posts.values()) if k in (0, last) else posts[VALID]
+        ways = len(method.asked(k)) + (len(method.between(k)) if evaluate.every_word else 0)
+        count += held * ways + min(evaluate.drawn.posts, posts[VALID]) * evaluate.drawn.answers
+    return count + (len(evaluate.policies) + evaluate.references) * sum(posts.values())
 
 
 def prompt(config: Config, run: RunFolder) -> str:

@@ -76,7 +76,7 @@ def evaluate(config: Config, wait: bool = False, accept_packages: bool = False) 
     """Answer and measure what is there, where the config says, and train nothing.
 
     Of a run that has not begun this is its iteration 0; of another also the last that was trained.
-    InputError where a model has yet to be trained.
+    InputError where a model has yet to be trained, and where the run goes on: it would end early.
     """
     config = absolute(config)
     folder = RunFolder.preview(config)
@@ -87,7 +87,11 @@ def evaluate(config: Config, wait: bool = False, accept_packages: bool = False) 
             raise InputError(f"{piece.stage} has not made it, and this trains nothing", field)
     begun = folder.graph().shardings if folder.exists() else ()
     trained = [k for k in begun if k and folder.manifests.get(Piece(k, TRAIN))]
-    config = config.model_copy(update={"iterations": max(trained, default=0)})
+    last = max(trained, default=0)
+    if folder.exists() and not folder.ended() and RunFolder(folder.path).config().iterations > last:
+        problem = "trains still: give it the same settings by submitting it again, or wait"
+        raise InputError(f"{folder.path}: {problem}", "run")
+    config = config.model_copy(update={"iterations": last})
     if config.cluster.backend == "slurm":
         return submit(config, wait=wait, accept_packages=accept_packages)
     return run(config, accept_packages=accept_packages)

@@ -146,8 +146,12 @@ def plan(state: State, limits: Limits = Limits(), horizon: int | None = None) ->
     missing = [piece for piece in needed if piece not in state.in_flight]
     if stop := next(filter(None, (_why_hopeless(state, piece) for piece in missing)), None):
         return Plan(stop=stop)
-    if limits.only_ready:
-        missing = [p for p in missing if all(is_whole(state, s) for s in state.graph.sources(p))]
+    if limits.only_ready:  # a try that was left behind may make what a later one still makes
+        ready = [
+            all(is_whole(state, s) and s not in state.in_flight for s in state.graph.sources(piece))
+            for piece in missing
+        ]
+        missing = list(itertools.compress(missing, ready))
     jobs = _jobs(state, missing, limits)
     return Plan(jobs=tuple(jobs), wait_for=_wait_for(state, jobs, horizon), given_up=given_up)
 

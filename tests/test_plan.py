@@ -526,6 +526,20 @@ def test_where_there_is_room_for_few_the_first_are_submitted_and_no_other() -> N
     assert (none.jobs, none.wait_for, none.stop, none.finished) == ((), (), None, False)
 
 
+def test_a_machine_without_a_queue_waits_for_what_a_later_try_still_makes() -> None:
+    """A try that was left behind has made the training whole, and the next one goes on at it."""
+    state = State(begun(make_config(), 1))
+    train = Piece(1, "train")
+    state = done(state, *(p for p in everything(state) if p < train and p.stage not in SIDE), train)
+    again = Submission("train", 1, 2, (0,), {}, 1)
+    state = replace(state, submissions=(again,), in_flight={train: "7"})
+    jobs = plan(state, Limits(only_ready=True)).jobs
+    assert all(job.after == () for job in jobs)
+    assert (1, "evaluate") not in {(job.iteration, job.stage) for job in jobs}
+    ready = plan(replace(state, in_flight={}), Limits(only_ready=True)).jobs
+    assert (1, "evaluate") in {(job.iteration, job.stage) for job in ready}
+
+
 def test_arrays_that_would_be_too_long_have_several_shards_an_element() -> None:
     todo = plan(State(begun(make_config(), 1, sample=8)), Limits(array=3))
     jobs = {job.stage: job for job in todo.jobs if job.iteration == 1}

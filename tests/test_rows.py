@@ -253,5 +253,5 @@ def test_what_is_not_there_is_not_trained(
     base = f"policy={{base: {tiny_place}/policy}}"
     words = ["--set", f"run={tmp_path}/run", "--set", base, "--set", "sft={}"]
     assert main(["evaluate", str(tiny_config), *words]) == 2
-    assert "policy.model: sft has not made it" in capsys.readouterr().err
+    assert "sft has not made it, and this trains nothing" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -94,7 +94,7 @@ def _killed(tiny_config: Path, place: Path, name: str, how: str) -> RunFolder:
     return run
 
 
-@pytest.mark.parametrize("name", [n if n in ("quark", "history") else
+@pytest.mark.parametrize("name", [n if n == "quark" else
                                   pytest.param(n, marks=FULL) for n in RUNS])  # fmt: skip
 def test_a_killed_local_run_ends_with_the_same_bytes(
     name: str, made: Made, tiny_config: Path, tmp_path: Path
@@ -113,9 +113,7 @@ def cluster() -> Iterator[None]:
         throwaway.stop(place)
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "quark-pool" else pytest.param(n, marks=FULL) for n in RUNS]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=FULL) for n in RUNS])
 def test_a_killed_run_on_slurm_ends_with_the_same_bytes(
     name: str, made: Made, cluster: None, tiny_config: Path, tmp_path: Path
 ) -> None:

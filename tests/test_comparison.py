@@ -454,6 +454,7 @@ def as_another_seed(run: RunFolder, place: Path) -> RunFolder:
     return copy
 
 
+@pytest.mark.faults
 def test_real_runs_are_reported_alone_and_together(
     real: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -232,6 +232,7 @@ def test_a_policy_with_quarks_tokens_is_sampled_from_without_them(
     assert len({json.dumps(its) for its in answers}) == 5, "every token is read"
 
 
+@pytest.mark.faults
 def test_vllm_runs_a_judge_within_the_task(
     vllm_python: Path, tiny_config: Path, tmp_path: Path, smollm2: Path
 ) -> None:

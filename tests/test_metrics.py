@@ -53,7 +53,7 @@ def test_paired_interval_is_that_of_the_differences(
     before = [row(i, a) for i, (a, _) in enumerate(rewards)]
     after = [row(i, b) for i, (_, b) in enumerate(rewards)][::-1]  # in another order
     differences = [b - a for a, b in rewards[::-1] if b is not None]
-    found = measures.over_runs([measures.gain(before, after)])
+    found = intervals.mean([measures.gain(before, after)])
     assert found["count"] == len(differences)
     if len(differences) > 1 and statistics.stdev(differences) > 1e-9:
         assert found["mean"] == pytest.approx(statistics.fmean(differences), abs=1e-9)
@@ -94,13 +94,13 @@ def test_equal_length_is_where_the_line_of_differences_meets_no_difference_in_le
 def test_pairing_is_by_set_and_row() -> None:
     before = [row(0, 1.0), row(0, 5.0, set="test"), row(7, 100.0)]
     after = [row(0, 7.0, set="test"), row(0, 2.0), row(8, -100.0)]
-    found = measures.over_runs([measures.gain(before, after)])
+    found = intervals.mean([measures.gain(before, after)])
     assert (found["mean"], found["count"]) == (1.5, 2)
 
 
 def test_equal_differences_are_known_exactly() -> None:
     gain = measures.gain([row(0, 1.0), row(1, 2.0)], [row(0, 2.0), row(1, 3.0)])
-    found = measures.over_runs([gain])
+    found = intervals.mean([gain])
     assert (found["mean"], found["posts"], found["seeds"]) == (1.0, 0.0, None)
 
 
@@ -116,7 +116,7 @@ def test_over_seeds_and_over_posts() -> None:
     gains = [
         {("valid", i): mean + spread for i, spread in enumerate((-1.0, 1.0))} for mean in (1, 2, 6)
     ]
-    found = measures.over_runs(gains)
+    found = intervals.mean(gains)
     assert (found["mean"], found["count"], found["runs"]) == (3.0, 2, 3)
     assert found["seeds"] == pytest.approx(4.302653 * statistics.stdev([1, 2, 6]) / math.sqrt(3))
     assert (found["low"], found["high"], found["posts"]) == (2.0, 4.0, 1.0)  # either post alone
@@ -130,15 +130,15 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         before = [row(i, float(r)) for i, r in enumerate(policy)]
         gains = policy + true + rng.normal(0.0, 0.7, 72)
         after = [row(i, float(r)) for i, r in enumerate(gains)]
-        found = measures.over_runs([measures.gain(before, after)])
+        found = intervals.mean([measures.gain(before, after)])
         covered += abs(found["mean"] - true) <= found["posts"]
     assert 0.92 < covered / 800 < 0.97  # the share's own error is 0.008
 
 
 def test_one_post_has_no_interval() -> None:
-    assert measures.over_runs([measures.gain([], [])])["mean"] is None
+    assert intervals.mean([measures.gain([], [])])["mean"] is None
     assert measures.summarise([row(0, 1.0)])["reward_error"] is None
-    assert measures.over_runs([measures.gain([row(0, 1.0)], [row(0, 2.0)])])["posts"] is None
+    assert intervals.mean([measures.gain([row(0, 1.0)], [row(0, 2.0)])])["posts"] is None
 
 
 def test_summary_leaves_out_what_is_not_finite_and_counts_every_row() -> None:

@@ -134,7 +134,7 @@ def _judging(config: Config) -> Problems:
                 yield f"{graph.JUDGE}.pairs[{number}]", there
         if a == b:
             yield f"{graph.JUDGE}.pairs[{number}]", f"{a} is compared with itself"
-    sets = [graph.VALID, *([graph.TEST] if evaluate.test_prompts else []), *evaluate.sets]
+    sets = evaluate.all_sets
     if config.judged_set not in sets:
         yield f"{graph.JUDGE}.set", f"no such set (there are: {', '.join(sets)})"
     if judging.iterations == "all" and config.judged_set != graph.VALID:
@@ -152,7 +152,7 @@ def _published(config: Config) -> Problems:
     published, evaluate = config.report.published, config.evaluate
     if published is None:
         return
-    sets = [graph.VALID, *([graph.TEST] if evaluate.test_prompts else []), *evaluate.sets]
+    sets = evaluate.all_sets
     if published.set not in sets:
         yield "report.published.set", f"no such set (there are: {', '.join(sets)})"
     references = [graph.REFERENCES] if evaluate.references else []

@@ -155,6 +155,11 @@ class Evaluate(Settings):
     group: Count = key(16, "Prompts that are computed together.")
     drawn: Drawn = Field(Drawn())
 
+    @property
+    def all_sets(self) -> list[str]:
+        """The names of all sets that are evaluated, in order."""
+        return [graph.VALID, *([graph.TEST] if self.test_prompts else []), *self.sets]
+
 
 class Measure(Settings):
     """What answers are measured with."""

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from alt_hpc.config import BestOf, Config, rules
-from alt_hpc.data import texts
+from alt_hpc.data import draws, texts
 from alt_hpc.errors import InputError, blaming
 from alt_hpc.graph import COMPARISONS, JUDGE, TEST, VALID
 from alt_hpc.judges import compare
@@ -50,7 +50,7 @@ def _check_rewards(config: Config, run: RunFolder) -> None:
                 continue
             name = reward.prompt or ""
             template = reward.template(lambda _, name=name: code.user_file(run, name))  # type: ignore[misc]
-            lengths = [len(row["prompt"].encode()) for row in rows.frozen(run, "prompts-train")]
+            lengths = [len(row["prompt"].encode()) for row in rows.frozen(run, texts.PROMPTS)]
             each = len(template.encode()) + sum(lengths) // len(lengths)
             size = count * (each + WIDEST * config.sample.max_new_tokens)
             cost, field = reward.asked.cost(count, size, reward.most_tokens), f"{section}{at}.judge"
@@ -64,10 +64,7 @@ def _check_rewards(config: Config, run: RunFolder) -> None:
 def _answers(config: Config, run: RunFolder, section: str) -> int:
     """How many answers the reward of a section rates in the whole run, at most."""
     evaluate, method, last = config.evaluate, config.method, config.iterations
-    most = {VALID: evaluate.prompts, TEST: evaluate.test_prompts}
-    sets = [VALID, *([TEST] if evaluate.test_prompts else []), *evaluate.sets]
-    there = {name: rows.count(run, texts.of_set(config, name)) for name in sets}
-    posts = {name: min(count, most.get(name) or count) for name, count in there.items()}
+    posts = {name: draws.posts(run, name) for name in evaluate.all_sets}
     count = 0
     if section == "reward":
         several = [p.best_of for p in evaluate.policies.values() if isinstance(p, BestOf)]

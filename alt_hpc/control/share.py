@@ -236,8 +236,8 @@ class _Two:
     def of(cls, run: RunFolder, other: RunFolder) -> "_Two":
         config, same = run.config(), _same_rows(run, other)
         found = {k: {**draws.written(other, k), JUDGE: []} for k in SHARED}  # which is not taken
-        total = rows.count(other, draws.PROMPTS)
-        if draws.PROMPTS in same and found[1]["rows"] == draws.drawn(config, 1, total):
+        total = rows.count(other, texts.PROMPTS)
+        if texts.PROMPTS in same and found[1]["rows"] == draws.drawn(config, 1, total):
             found[1] = {**found[1], EVALUATE: []}  # its evaluation is not taken
         else:
             del found[1]
@@ -286,7 +286,7 @@ def _rows(graph: Graph, piece: Piece) -> list[str]:
     if shard := graph.shard(piece):
         return [texts.of_set(graph.config, shard.set)]
     pairs = [one.name for one in texts.wanted(graph.config) if one.field == "data.comparisons"]
-    return pairs if piece.stage == REWARD_MODEL else [draws.PROMPTS]
+    return pairs if piece.stage == REWARD_MODEL else [texts.PROMPTS]
 
 
 def _same_rows(run: RunFolder, other: RunFolder) -> set[str]:

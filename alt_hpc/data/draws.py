@@ -26,8 +26,6 @@ from alt_hpc.graph import (
 from alt_hpc.run import rows
 from alt_hpc.run.folder import RunFolder
 
-PROMPTS = "prompts-train"  # the rows that are drawn from
-
 
 def begin(run: RunFolder, iteration: int) -> None:
     """Draw an iteration's prompts and cut it into shards, if that has not been done.
@@ -37,7 +35,7 @@ def begin(run: RunFolder, iteration: int) -> None:
     """
     planned = sharding(run, iteration)
     if run.graph().shardings.get(iteration) != planned:
-        total = rows.count(run, PROMPTS)
+        total = rows.count(run, texts.PROMPTS)
         run.begin(iteration, {"rows": drawn(run.config(), iteration, total)}, planned)
 
 
@@ -54,7 +52,7 @@ def written(run: RunFolder, iteration: int) -> dict[str, Any]:
     """An iteration's draw and how it is cut: as it began, or as it would begin now."""
     if iteration in run.graph().shardings:
         return run.draw(iteration)
-    now, total = sharding(run, iteration), rows.count(run, PROMPTS)
+    now, total = sharding(run, iteration), rows.count(run, texts.PROMPTS)
     shards = [astuple(shard) for shard in now.evaluate if shard]
     made = {"rows": drawn(run.config(), iteration, total)}
     return {**made, SAMPLE: now.sample, EVALUATE: shards}
@@ -72,7 +70,7 @@ def sharding(run: RunFolder, iteration: int, theirs: Mapping[str, Any] | None = 
     config, begun = run.config(), iteration in run.graph().shardings
     draw = run.draw(iteration) if begun else theirs
     shards = [Shard(*about) for about in draw[EVALUATE]] if draw else []
-    sets = [VALID, *([TEST] if config.evaluate.test_prompts else []), *config.evaluate.sets]
+    sets = config.evaluate.all_sets
     if iteration not in (0, config.iterations):
         before = {VALID, *(shard.set for shard in shards)}
         sets = [name for name in sets if name in before]
@@ -106,7 +104,7 @@ def _covering(
     run: RunFolder, begun: Iterable[Shard], policy: str, name: str, stage: str = EVALUATE
 ) -> list[Shard]:
     """Shards for the evaluated rows of a set: those begun, as far as they go, and new ones."""
-    config, count, judge = run.config(), _posts(run, name), run.config().judge
+    config, count, judge = run.config(), posts(run, name), run.config().judge
     if stage == JUDGE and judge is not None and name != COMPARISONS:
         count = min(count, judge.posts)
     group = config.evaluate.group if stage == EVALUATE else 1
@@ -119,7 +117,7 @@ def _covering(
     return chosen + [Shard(policy, name, at + start, at + end) for start, end in rest]
 
 
-def _posts(run: RunFolder, name: str) -> int:
+def posts(run: RunFolder, name: str) -> int:
     """How many rows of a set are evaluated."""
     config = run.config()
     asked = {VALID: config.evaluate.prompts, TEST: config.evaluate.test_prompts}.get(name)
@@ -141,7 +139,7 @@ def frozen(run: RunFolder, piece: Piece) -> list[dict[str, Any]]:
     if shard := run.graph().shard(piece):
         name, asked = texts.of_set(run.config(), shard.set), range(start, end)
     else:
-        name, asked = PROMPTS, run.draw(piece.iteration)["rows"][start:end]
+        name, asked = texts.PROMPTS, run.draw(piece.iteration)["rows"][start:end]
     return rows.frozen(run, name, asked)
 
 

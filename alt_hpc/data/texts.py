@@ -23,6 +23,7 @@ from alt_hpc.run import rows
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.settings import digest
 
+PROMPTS = "prompts-train"  # the rows that iterations are drawn from
 Numbered = Iterator[tuple[int, dict[str, Any]]]  # (line, row)
 PLAIN = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)  # as text
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
@@ -44,7 +45,7 @@ def wanted(config: Config) -> Iterator[Wanted]:
     prompts, pairs, field = config.data.prompts, config.data.comparisons, "data.prompts"
     one, pair = ("prompt",), ("prompt", "chosen", "rejected")
     label = ("label",) if config.sft is not None and config.policy.model is None else ()
-    yield Wanted("prompts-train", prompts, "train", (*one, *label), field, prompts.limit)
+    yield Wanted(PROMPTS, prompts, "train", (*one, *label), field, prompts.limit)
     held = (*one, *(("label",) if config.evaluate.references else ()))
     yield Wanted("prompts-valid", prompts, "valid", held, field, prompts.valid_limit)
     if config.evaluate.test_prompts:
@@ -94,7 +95,7 @@ def freeze(config: Config, run: RunFolder, other: RunFolder | None = None) -> No
         else:
             kept = map(config.domain.example, chosen(one))
             rows.freeze(run, one.name, _plain_text(kept, config, one))
-    asked, count = config.sample.prompts, rows.count(run, "prompts-train")
+    asked, count = config.sample.prompts, rows.count(run, PROMPTS)
     if not config.sample.replacement and count < asked:
         problem = f"{asked} prompts cannot be drawn without replacement from {count} rows"
         raise InputError(problem, "sample.prompts")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from alt_hpc.graph import OWN, REFERENCES, START, TEST, VALID
+from alt_hpc.graph import ASKED, OWN, REFERENCES, START, TEST, VALID
 from alt_hpc.report import measures
 from alt_hpc.report.results import Rows, picked
 from alt_hpc.report.runs import FURTHER, TRAINED, Run
@@ -131,7 +131,7 @@ def lines(groups: Sequence[Group], name: str) -> list[Line]:
         for group in groups:
             how = group.first.best_of.get(policy)
             label = f"{policy} ({how})" if how else policy
-            add(label, policy, "asked", group, partial(_asked, policy, name))
+            add(label, policy, ASKED, group, partial(_asked, policy, name))
     for group in (group for group in groups if group.first.last):
         for variant in ["plain", *group.first.words]:
             label = f"{group.name}, {group.first.words.get(variant, variant)}"

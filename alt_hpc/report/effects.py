@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from alt_hpc.methods.method import QUANTILE
 from alt_hpc.report import intervals, measures
 from alt_hpc.report.comparison import Group, problems, rewards
 from alt_hpc.report.results import Rows, picked
-from alt_hpc.report.runs import MIDDLE
 
 OVER, ORDER = "over another", "order of the words"  # kinds of effects, beside those above
 
@@ -61,7 +61,7 @@ def _within(group: Group, name: str, reward: str) -> Iterator[Effect]:
         pairs["gain"] = (f"{best} {after} minus plain 0", start, ends["best"])
     for kind, (what, before, now) in pairs.items():
         yield Effect(group.name, kind, what, reward, *_differences(before, now, reward))
-    if any(variant.startswith(MIDDLE) for variant in run.words):
+    if any(variant.startswith(QUANTILE) for variant in run.words):
         each = [order([picked(r.end, v, name) for v in run.words], reward) for r in group.runs]
         what = f"rank correlation of word and reward, {after}"
         yield Effect(group.name, ORDER, what, reward, intervals.mean(each))

@@ -127,11 +127,6 @@ def _at(rows: Iterable[Row]) -> Iterator[tuple[intervals.Place, Row]]:
     return (((row["set"], row["row"]), row) for row in rows)
 
 
-def over_runs(gains: Sequence[Gain]) -> intervals.Estimate:
-    """The mean over runs (`seeds`) of their mean gains, with its 95 % intervals."""
-    return intervals.mean(gains)
-
-
 def by_quantile(
     rewards: Iterable[Sequence[float | None]], found: Iterable[Sequence[int | None]], q: int
 ) -> list[list[float]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from alt_hpc.config import BestOf
 from alt_hpc.graph import DRAWN, EVALUATE, MEASURE, OWN, REPORT, TEST, VALID, Piece
-from alt_hpc.report import diagnosis, judged, measures
+from alt_hpc.report import diagnosis, intervals, judged, measures
 from alt_hpc.report.intervals import Estimate
 from alt_hpc.report.tables import aligned, number
 from alt_hpc.run import rows as rows_of
@@ -147,7 +147,7 @@ def gains(
             found = [measures.gain(*two, finished) for two in zip(before, after, strict=True)]
             if any(found):
                 where = ", where both answers finished" if finished else ""
-                yield f"reward of {name}{where}: {_said(measures.over_runs(found))}"
+                yield f"reward of {name}{where}: {_said(intervals.mean(found))}"
 
 
 def _said(it: Estimate) -> str:

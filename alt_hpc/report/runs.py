@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from alt_hpc.config import BestOf
+from alt_hpc.data.texts import PROMPTS
 from alt_hpc.graph import DRAWN, OWN, SAMPLE, SCORE, TRAIN, Piece
+from alt_hpc.methods.method import QUANTILE
 from alt_hpc.report import results
 from alt_hpc.report.results import Rows
 from alt_hpc.rewards import Reward
@@ -20,7 +22,6 @@ COSTS = ("train_prompts", "tokens_sampled", "tokens_scored", "tokens_trained")
 REWARD_IS, PERPLEXITY_IS, TOKENS_ARE = "evaluation reward", "reference policy", "tokens of answers"
 FURTHER = "reward "  # begins the name of one of `measure.further`
 TRAINED = ", as the run trained it"  # ends the name of what each seed makes anew
-MIDDLE = "quantile "  # begins the variant of a word between the best and the worst
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _kept(rows: Rows) -> Rows:
 def _words(folder: RunFolder, rows: Rows, last: int) -> dict[str, str]:
     levels = folder.config().method.levels if last else []
     there = {row["variant"] for row in rows}
-    middle = {f"{MIDDLE}{i}": text for i, text in enumerate(levels)}
+    middle = {f"{QUANTILE}{i}": text for i, text in enumerate(levels)}
     ends = {how: results.asked(folder, how) for how in ("best", "worst") if how in there}
     order = {"best": ends.get("best", ""), **middle, "worst": ends.get("worst", "")}
     return {variant: text for variant, text in order.items() if variant in there}
@@ -113,7 +114,7 @@ def _words(folder: RunFolder, rows: Rows, last: int) -> dict[str, str]:
 def _costs(folder: RunFolder, last: int) -> dict[str, int | None]:
     ks = range(1, last + 1)
     drawn = {row for k in ks for row in folder.draw(k)["rows"]}
-    texts = {row["prompt"] for row in rows_of.frozen(folder, "prompts-train", sorted(drawn))}
+    texts = {row["prompt"] for row in rows_of.frozen(folder, PROMPTS, sorted(drawn))}
     found: dict[str, int | None] = {COSTS[0]: len(texts) if last else None}
     for name, stage in zip(COSTS[1:], (SAMPLE, SCORE, TRAIN), strict=True):
         pieces = [piece for k in ks for piece in folder.graph().of(k, stage)]

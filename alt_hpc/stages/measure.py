@@ -16,12 +16,12 @@ from alt_hpc.graph import DRAWN, OWN, REFERENCES
 from alt_hpc.lm import load
 from alt_hpc.lm.prefix import answers_logprobs, continuation_logprobs
 from alt_hpc.lm.tokens import continuation_ids
+from alt_hpc.report.measures import ROUGES
 from alt_hpc.rewards import Answers, Reward, Scored
 from alt_hpc.run import rows as rows_of
 from alt_hpc.stages.work import Work, finite
 
 Rows = list[dict[str, Any]]
-ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
 def run(work: Work) -> None:
@@ -98,8 +98,8 @@ def _rouge(answer: dict[str, Any], label: Any) -> dict[str, float] | None:
         return None
     from rouge_score.rouge_scorer import RougeScorer  # slow to import
 
-    found = RougeScorer([*ROUGE], use_stemmer=False).score(label, answer["text"])
-    return {name: found[name].fmeasure for name in ROUGE}
+    found = RougeScorer([*ROUGES], use_stemmer=False).score(label, answer["text"])
+    return {name: found[name].fmeasure for name in ROUGES}
 
 
 def _perplexities(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:

@@ -23,7 +23,7 @@ from alt_hpc import config as configs
 from alt_hpc import interrupt, judges
 from alt_hpc.__main__ import main
 from alt_hpc.config import rules
-from alt_hpc.config.schema import FREE
+from alt_hpc.config.schema import FREE, Evaluate
 from alt_hpc.engines import Generator, exact
 from alt_hpc.errors import InputError
 from alt_hpc.graph import JUDGE, WIN_RATES, Piece
@@ -684,7 +684,7 @@ def test_a_judge_that_makes_the_feedback_does_not_evaluate_it(place: Path) -> No
     for judge, refused in ((settings("http://b/v1"), True), (other, False)):
         config = SimpleNamespace(
             judge=SimpleNamespace(judge=judge, pairs=None, iterations="end"),
-            evaluate=SimpleNamespace(references=False, policies={}, test_prompts=None, sets={}),
+            evaluate=Evaluate(),
             judged_set="valid",
             reward=SimpleNamespace(singles=lambda: {".parts.written": reward}),
         )

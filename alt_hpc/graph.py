@@ -86,7 +86,7 @@ class Graph:
         begun, found = self.shardings.get(iteration), list[Piece]()
         for stage in stages:
             row = STAGES[stage]
-            if row.made(self.config, iteration) and (begun or not row.cut):
+            if row.made(self, iteration) and (begun or not row.cut):
                 shards = getattr(begun, row.cut) if row.cut else ((0, 1),)
                 found += [Piece(iteration, stage, i) for i, shard in enumerate(shards) if shard]
         return found
@@ -98,7 +98,7 @@ class Graph:
 
     def stages(self, iteration: int) -> list[str]:
         """The stages that are made in an iteration."""
-        return [name for name, row in STAGES.items() if row.made(self.config, iteration)]
+        return [name for name, row in STAGES.items() if row.made(self, iteration)]
 
     def pieces(self, iteration: int | None = None) -> list[Piece]:
         """All pieces of one iteration, or of all that have begun."""
@@ -161,6 +161,13 @@ class Graph:
                     found += [piece] * (max(its.start, shard.start) < min(its.end, shard.end))
         return found
 
+    def is_judged(self, iteration: int) -> bool:
+        """Whether a judge is asked after an iteration, as it began or as it would begin now."""
+        if begun := self.shardings.get(iteration):
+            return any(begun.judge)
+        config = self.config
+        return bool(config.judged(iteration)) or (not iteration and config.judges_humans)
+
     def humans(self) -> list[Piece]:
         """What judges the comparisons of people."""
         pieces = [(piece, self.shard(piece)) for piece in self.of(0, JUDGE)]
@@ -220,7 +227,7 @@ class Stage:
     sections: str = ""  # of the config, or keys of them, that decide its content, beside _ALL
     # What is a piece of this iteration (of this shard of evaluation) made from, beside its pair?
     sources: Callable[[Graph, int, Shard | None], Iterable[Piece | None]] = lambda g, k, shard: ()
-    made: Callable[["Config", int], bool] = lambda c, k: k > 0  # in this iteration?
+    made: Callable[[Graph, int], bool] = lambda g, k: k > 0  # in this iteration?
     # Like this stage, which it pairs with.
     cut: Literal["sample", "evaluate", "judge"] | None = None
     start: int | None = None  # an iteration of which the method decides only `Method.start`
@@ -241,17 +248,17 @@ class Stage:
 _ALL = "seed threads"
 _ROOM = "sample.max_new_tokens"  # that every reward keeps free for an answer
 _HELD = f"domain evaluate.max_new_tokens evaluate.group method {_ROOM}"
-_STAGES = (  # c: the config, g: the graph, k: the iteration
+_STAGES = (  # g: the graph, k: the iteration
     Stage(
         SFT,
         "domain.bare policy data sft",
-        made=lambda c, k: not k and c.policy.model is None,
+        made=lambda g, k: not k and g.config.policy.model is None,
         training=True,
     ),
     Stage(
         REWARD_MODEL,
         f"domain.bare data reward reward_model {_ROOM}",
-        made=lambda c, k: not k and c.reward.trained,
+        made=lambda g, k: not k and g.config.reward.trained,
         training=True,
     ),
     Stage(
@@ -279,7 +286,7 @@ _STAGES = (  # c: the config, g: the graph, k: the iteration
         EVALUATE,
         f"{_HELD} policy engine sample.temperature sample.top_p",
         lambda g, k, shard: g.answered_with(k, shard),
-        lambda c, k: True,
+        lambda g, k: True,
         EVALUATE,
         start=0,
         rows="answers",
@@ -292,7 +299,7 @@ _STAGES = (  # c: the config, g: the graph, k: the iteration
             g.reward_model() if g.config.measured_by.trained else None,
             *(g.fixed(shard) if shard else ()),
         ],
-        lambda c, k: True,
+        lambda g, k: True,
         EVALUATE,
         start=0,
         rows="measures",
@@ -301,14 +308,14 @@ _STAGES = (  # c: the config, g: the graph, k: the iteration
         JUDGE,
         "domain.bare judge",
         lambda g, k, shard: [*g.compared(k, shard), g.judges(shard)],
-        lambda c, k: bool(c.judged(k)) or (not k and c.judges_humans),
+        Graph.is_judged,
         JUDGE,
         rows="verdicts",
     ),
     Stage(
         WIN_RATES,
         sources=lambda g, k, _: [*g.humans(), *g.of(k, JUDGE)],
-        made=lambda c, k: bool(c.judged(k)) or (not k and c.judges_humans),
+        made=Graph.is_judged,
     ),
     Stage(
         REPORT,
@@ -318,7 +325,7 @@ _STAGES = (  # c: the config, g: the graph, k: the iteration
             *(g.pool(k, SCORE) if k else ()),
             *(replace(p, stage=stage) for p in g.fixed() for stage in (EVALUATE, MEASURE)),
         ],
-        lambda c, k: True,
+        lambda g, k: True,
     ),
 )
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _STAGES}

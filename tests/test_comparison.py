@@ -25,6 +25,7 @@ from scipy import stats
 from alt_hpc.__main__ import main
 from alt_hpc.methods import METHODS
 from alt_hpc.report import comparison, effects, figures, intervals, page, results, runs, tables
+from alt_hpc.report.judged import Judged
 from alt_hpc.report.runs import Run
 from alt_hpc.run.folder import RunFolder
 
@@ -77,7 +78,7 @@ def run(place: Path, seed: int, method: str = "words", **more: Any) -> Run:
         "costs": dict(zip(runs.COSTS, (7 + seed, 100 * seed, 90 * seed, None), strict=True)),
         "measured": {runs.REWARD_IS: "a", runs.PERPLEXITY_IS: "b", runs.TOKENS_ARE: "64"},
         **{"best_of": {"best_of_4": "best of 4 by the reward"}, "published": PUBLISHED},
-        "learned": None,
+        **{"learned": None, "judged": Judged()},
     }
     return Run(**(made | more))
 
@@ -118,6 +119,35 @@ def picked(one: Run, variant: str, name: str, policy: str = "own", k: int = 1) -
 
 
 # ---------------------------------------------------------------------- every figure
+
+
+def test_win_rates_are_columns_by_opponent_and_judge(tmp_path: Path, report: Report) -> None:
+    """Means over posts, then over seeds; none of a judge that cannot judge, or is asked apart."""
+    won = {1: [1.0, 1.0, 0.5, 0.0, 1.0], 2: [0.0, 0.5, 0.5, 1.0, 1.0]}
+    two = []
+    for seed, outcomes in won.items():
+        posts = {("valid", row): outcome for row, outcome in enumerate(outcomes)}
+        wins = {"best over start": posts, "references over start": posts}
+        two.append(run(tmp_path / f"run_{seed}", seed, judged=Judged("gpt", "k", "", wins)))
+    blind = Judged("small", "k", "cannot judge this (right on 1 to 2 %)", two[0].judged.wins)
+    others = [Judged("gpt", "another", "", two[0].judged.wins), blind]
+    made = [run(tmp_path / f"best_{i}", i, "best", judged=its) for i, its in enumerate(others)]
+    said, place = report([*two, *made])
+    lines, column = table(place / "table.csv"), "win rate over start, gpt"
+    best = lines["valid", "ALT-RM, Excellent."]
+    each = [float(np.mean(outcomes)) for outcomes in won.values()]
+    assert float(best[column]) == pytest.approx(np.mean(each))
+    half = stats.t.ppf(0.975, 1) * np.std(each, ddof=1) / 2**0.5
+    ends = (float(best[f"{column}_seeds_{end}"]) for end in ("low", "high"))
+    assert [*ends] == pytest.approx([np.mean(each) - half, np.mean(each) + half])
+    assert float(lines["valid", "references"][column]) == pytest.approx(np.mean(each))
+    others_there = [line for line in lines.values() if line[column]]
+    assert len(others_there) == 2
+    assert not [name for name in best if "small" in name]
+    assert f"{made[1].name}: no win rates: small cannot judge this (right on 1 to 2 %)" in said
+    assert f"{made[0].name}: no win rates: gpt is asked in another way than in the first" in said
+    assert f"| {column} |" in re.sub(" +", " ", said)
+    assert column in (place / "table.tex").read_text()
 
 
 @pytest.mark.parametrize("name", ["valid", "news"])

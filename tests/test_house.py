@@ -175,7 +175,7 @@ NEW_ROW = """\
     Stage(
         "lengths",
         sources=lambda g, k, _: g.of(k, MEASURE),
-        made=lambda config, k: True,
+        made=lambda graph, k: True,
         rows="lengths",
     ),
 )

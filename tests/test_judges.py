@@ -12,11 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import here
+import numpy as np
 import pytest
 import tiny
 import torch
 import yaml
 from endpoint import MODEL, Late, Raw, Served, Status, serving
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_readme import example
 
 from alt_hpc import config as configs
@@ -24,6 +26,7 @@ from alt_hpc import interrupt, judges
 from alt_hpc.__main__ import main
 from alt_hpc.config import rules
 from alt_hpc.config.schema import FREE, Evaluate
+from alt_hpc.control import start
 from alt_hpc.engines import Generator, exact
 from alt_hpc.errors import InputError
 from alt_hpc.graph import JUDGE, WIN_RATES, Piece
@@ -32,11 +35,12 @@ from alt_hpc.judges import endpoint as endpoints
 from alt_hpc.judges import model as judges_model
 from alt_hpc.lm import load
 from alt_hpc.lm.tokens import Generation
-from alt_hpc.report import results
+from alt_hpc.report import page, results
 from alt_hpc.run import asked as asked_of
 from alt_hpc.run import rows as run_rows
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Submit
+from alt_hpc.stages.work import unload
 
 SECRET = "sk-a-secret-that-must-stand-nowhere"
 VARIABLE = "ALT_HPC_TESTS_KEY"
@@ -579,6 +583,68 @@ def test_test_posts_are_judged_where_they_are_evaluated(judged: GoOn) -> None:
     assert not run.graph().of(0, JUDGE)
 
 
+def test_what_was_the_end_stays_judged(
+    judged: GoOn, trained: tuple[RunFolder, list[str]], tiny_config: Path, tmp_path: Path
+) -> None:
+    """Its verdicts stay in the table, as curves, and nothing of them is asked again."""
+    with serving(lambda text, _: says_longer(text), SECRET) as served:
+        judge = {"judge": of(served), "comparisons": 0, "pairs": [["best", "start"]]}
+        judged(judge)
+        before = served.texts[:]
+        more = [f"run={tmp_path}/run", f"judge={json.dumps({'posts': 5, **judge})}", "iterations=2"]
+        local = ["cluster.backend=local", "cluster.train={}"]
+        assert start.run(configs.load(tiny_config, [*trained[1], *more, *local])) == 0
+        run = RunFolder(tmp_path / "run")
+        assert len(before) == len(served.asked) / 2 == 2 * 5
+        assert served.texts[: len(before)] == before
+    lines = [one for one in run.layout.table.read_text().splitlines() if "win rate" in one]
+    assert [re.search(r"after iteration (\d)", line)[1] for line in lines] == ["1", "2"]  # type: ignore[index]
+    found = {k: figures(run, k)["pairs"]["best over start"] for k in (1, 2)}
+    assert drawn(run, "win-rate best over start/rate") == {k: it["rate"] for k, it in found.items()}
+    text = page.write([run], tmp_path / "page")
+    mean = np.mean([verdict_of(row) for row in run_rows.of_stage(run, 2, JUDGE)])
+    assert re.search(rf"ALT-RM, Excellent\. .* {mean:.3f} ±", text)
+    assert f"win rate over start, {MODEL}" in text
+
+
+def verdict_of(row: dict[str, Any]) -> float:
+    """METHOD: 1 where both orders say so, 0 where both say the other, else one half."""
+    return {(1.0, 1.0): 1.0, (0.0, 0.0): 0.0}.get((row["first"], row["second"]), 0.5)
+
+
+def drawn(run: RunFolder, name: str) -> dict[int, float]:
+    """A curve of the judge's, by step, as TensorBoard shows it."""
+    events = EventAccumulator(str(run.layout.tensorboard / "judge")).Reload()
+    if name not in events.Tags()["scalars"]:
+        return {}
+    return {point.step: pytest.approx(point.value) for point in events.Scalars(name)}
+
+
+def test_a_task_loads_its_judge_once_for_all_its_shards(
+    judged: GoOn, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for people's comparisons, before each of which the reward model comes.
+
+    No win rate is drawn of one that cannot judge; its bias is.
+    """
+    in_task(monkeypatch, lambda text: "Preferred: A")
+    loads, load_as = list[Path](), exact.Settings.load
+
+    def counted(self: exact.Settings, model: Any) -> Generator:
+        loads.append(model.place)
+        return load_as(self, model)
+
+    monkeypatch.setattr(exact.Settings, "load", counted)
+    unload()
+    two = {"shards": 2, "parallel": 1}
+    run = judged({"judge": model(place)}, f"cluster.judge={json.dumps(two)}")
+    assert len(run.graph().of(1, JUDGE)) == 4
+    assert [one.name for one in loads] == ["judge"] * 2, "people's two alone"
+    assert drawn(run, "win-rate best over start/rate") == {}
+    assert drawn(run, "win-rate best over start/bias") == {1: 1.0}
+    assert drawn(run, "judge/accuracy_length") == {0: 0.6, 1: 0.6}
+
+
 def test_when_what_is_judged(tiny_config: Path) -> None:
     """Pairs without the run's own policy once, with iteration 0."""
     judge = settings("http://a/v1").model_dump(mode="json")
@@ -636,7 +702,7 @@ def test_wrong_input_is_one_sentence_before_anything_is_paid(
                 "judge": of(served),
                 "prompt": str(tmp_path / "bare.txt"),
             },
-            "no.txt: cannot be read (No such file": {"judge": of(served), "prompt": "no.txt"},
+            "no.txt: no such file": {"judge": of(served), "prompt": "no.txt"},
             "no such row ppo": {"judge": of(served), "pairs": [["best", "ppo"]]},
             "no such set (there are: valid": {"judge": of(served), "set": "test"},
             "gone: no such": {"judge": {"kind": "model", "model": f"{place}/gone"}},

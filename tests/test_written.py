@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -18,6 +19,7 @@ from typing import Any
 import here
 import numpy as np
 import pytest
+import throwaway
 import tiny
 import yaml
 from endpoint import MODEL, serving
@@ -27,6 +29,7 @@ from test_judges import in_task
 from test_readme import example
 
 from alt_hpc import config as configs
+from alt_hpc.__main__ import main
 from alt_hpc.control import start
 from alt_hpc.data import draws
 from alt_hpc.domains import DOMAINS
@@ -542,6 +545,62 @@ def test_a_killed_shard_asks_nothing_twice(
     in_flight = json.dumps(served.asked[10], sort_keys=True)
     assert {question for question, count in asked.items() if count > 1} == {in_flight}
     assert asked[in_flight] == 2
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    place = Path("/tmp") / f"alt-hpc-written-{os.getpid()}"
+    monkeypatch.setenv(*throwaway.start(place))
+    yield
+    throwaway.stop(place)
+
+
+@pytest.mark.faults
+def test_a_run_on_slurm_whose_scoring_is_killed_ends_with_the_same_bytes(
+    cluster: None, tiny_config: Path, tiny_place: Path, tmp_path: Path
+) -> None:
+    """Killed while its eleventh question of iteration 2 is on its way; no other is asked twice."""
+    killed, first = list[int](), list[int]()
+
+    def say(text: str, number: int) -> Any:
+        tasks = [
+            pid for pid, line in processes() if f"{tmp_path}/slurm" in line and "score" in line
+        ]
+        first.extend([number] if tasks and (tmp_path / "slurm/iterations/2").exists() else [])
+        if len(first) == 11 and not killed:
+            killed.extend(tasks)
+            for pid in tasks:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        return reply(text, number)
+
+    one = ["cluster.train={}", "cluster.sample={shards: 1}"]
+    with serving(reply) as served:
+        sets = chosen(tmp_path / "local", served.url, tiny_place, at_once=1)
+        local = [*sets, *one, "cluster.backend=local"]
+        assert start.run(configs.load(tiny_config, local)) == 0
+        questions = Counter(json.dumps(one, sort_keys=True) for one in served.asked)
+    with serving(say) as served:
+        sets = [*chosen(tmp_path / "slurm", served.url, tiny_place, at_once=1), *one]
+        options = [argument for setting in sets for argument in ("--set", setting)]
+        assert main(["submit", "--wait", str(tiny_config), *options]) == 0
+        again = Counter(json.dumps(one, sort_keys=True) for one in served.asked)
+    assert killed
+    assert (again - questions).total() == 1
+    assert not questions - again
+    both = [RunFolder(tmp_path / name) for name in ("local", "slurm")]
+    assert both[1].ended() == ("FINISHED", "the run is finished")
+    assert both[1].manifests.open(Piece(2, "score"))[1].attempt == 2
+    for k in (1, 2):
+        policies = [(run.layout.policy(k) / "model.safetensors").read_bytes() for run in both]
+        assert policies[0] == policies[1]
+
+
+def processes() -> Iterator[tuple[int, str]]:
+    """Ids and command lines of all processes of this machine."""
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield int(place.parent.name), place.read_bytes().replace(b"\0", b" ").decode()
 
 
 def test_a_run_with_categories_that_a_model_in_the_task_picks(

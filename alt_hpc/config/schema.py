@@ -356,15 +356,20 @@ class Config(Settings, title="alt_hpc"):
         """Whether the judge is asked about comparisons of people too."""
         return bool(self.judge and self.judge.comparisons and self.data.comparisons)
 
-    def judged(self, iteration: int) -> list[tuple[str, str]]:
-        """The pairs that are compared after an iteration; those without `best` at iteration 0."""
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The pairs of rows that are compared."""
         if self.judge is None:
             return []
         others = [graph.START, *([graph.REFERENCES] if self.evaluate.references else [])]
         pairs = self.judge.pairs or [[graph.BEST, other] for other in others]
-        due = self.judge.iterations == "all" or iteration == self.iterations
-        now = [(a, b) for a, b in pairs if (graph.BEST in (a, b)) == bool(iteration)]
-        return now if due or not iteration else []
+        return [(a, b) for a, b in pairs]
+
+    def judged(self, iteration: int) -> list[tuple[str, str]]:
+        """Those that are due after an iteration; those without `best` at iteration 0."""
+        each = self.judge is not None and self.judge.iterations == "all"
+        due = each or iteration in (0, self.iterations)
+        return [pair for pair in self.pairs if due and (graph.BEST in pair) == bool(iteration)]
 
     @property
     def measured_by(self) -> Reward:

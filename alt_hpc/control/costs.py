@@ -7,7 +7,7 @@ from alt_hpc.config import BestOf, Config, rules
 from alt_hpc.data import draws, texts
 from alt_hpc.errors import InputError, blaming
 from alt_hpc.graph import COMPARISONS, JUDGE, TEST, VALID
-from alt_hpc.judges import compare
+from alt_hpc.report import judged
 from alt_hpc.rewards import judge as rated
 from alt_hpc.run import code, rows
 from alt_hpc.run.folder import RunFolder
@@ -24,10 +24,7 @@ def check(config: Config, run: RunFolder) -> None:
     if config.judge is None:
         return
     judge = config.judge.judge
-    with blaming(f"{JUDGE}.prompt"):
-        template = prompt(config, run)
-        compare.check(template)
-    questions, size = _wanted(config, run, len(template.encode()))
+    questions, size = _wanted(config, run, len(judged.template(run).encode()))
     cost = judge.cost(questions, size, config.judge.max_tokens)
     if judge.most is not None and cost > judge.most:
         problem = f"{questions} questions may cost {cost:.2f} dollars, and the budget is"
@@ -79,25 +76,11 @@ def _answers(config: Config, run: RunFolder, section: str) -> int:
     return count + (len(evaluate.policies) + evaluate.references) * sum(posts.values())
 
 
-def prompt(config: Config, run: RunFolder) -> str:
-    """What the judge is asked: a file of the user's, or ours."""
-    if config.judge is None or config.judge.prompt is None:
-        return compare.PROMPT
-    name = config.judge.prompt
-    place = code.user_file(run, name).kept
-    try:
-        return place.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not UTF-8 text") from error
-
-
 def _wanted(config: Config, run: RunFolder, template: int) -> tuple[int, int]:
     """How many questions the whole run asks the judge, and their bytes, at most."""
     judging = config.judge
     assert judging is not None
-    count = sum(len(config.judged(k)) for k in range(config.iterations + 1))
+    count = sum(len(draws.judged(run, k)) for k in range(config.iterations + 1))
     held = rows.frozen(run, texts.of_set(config, config.judged_set)) if count else []
     asked = {TEST: config.evaluate.test_prompts, VALID: config.evaluate.prompts}
     most = min(judging.posts, asked.get(config.judged_set) or judging.posts)

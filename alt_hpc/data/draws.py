@@ -80,11 +80,14 @@ def sharding(run: RunFolder, iteration: int, theirs: Mapping[str, Any] | None = 
         for name in sets:
             asked |= dict.fromkeys(_covering(run, shards, policy, name))
     kept = _kept(shards, asked)
-    judged = [Shard(*about) for about in run.draw(iteration).get(JUDGE, [])] if begun else []
+    earlier = _asked_before(run, iteration)
     count = config.sample.prompts if iteration else 0
     sample = cut(count, config.sample.group, config.cluster.stage(SAMPLE).shards)
     sample = tuple((start, end) for start, end in draw[SAMPLE]) if draw else sample
-    return Sharding(sample, kept, _kept(judged, _judged(run, iteration, judged)))
+    now = [(OVER.join(pair), config.judged_set) for pair in judged(run, iteration)]
+    now += [(COMPARISONS, COMPARISONS)] if not iteration and config.judges_humans else []
+    pairs = {shard: None for one in now for shard in _covering(run, earlier, *one, JUDGE)}
+    return Sharding(sample, kept, _kept(earlier, pairs))
 
 
 def _kept(begun: Iterable[Shard], asked: Mapping[Shard, None]) -> tuple[Shard | None, ...]:
@@ -92,12 +95,21 @@ def _kept(begun: Iterable[Shard], asked: Mapping[Shard, None]) -> tuple[Shard | 
     return tuple(shard if shard in asked else None for shard in dict.fromkeys([*begun, *asked]))
 
 
-def _judged(run: RunFolder, iteration: int, begun: Iterable[Shard]) -> dict[Shard, None]:
-    """What the judge is asked after an iteration: pairs, and at 0 the comparisons of people."""
-    config = run.config()
-    asked = [(OVER.join(pair), config.judged_set) for pair in config.judged(iteration)]
-    asked += [(COMPARISONS, COMPARISONS)] if not iteration and config.judges_humans else []
-    return {shard: None for one in asked for shard in _covering(run, begun, *one, JUDGE)}
+def judged(run: RunFolder, iteration: int) -> list[tuple[str, str]]:
+    """The pairs that are compared after an iteration; at what was the end, they stay compared."""
+    config, due = run.config(), list[tuple[str, str]]()
+    before = {(s.policy, s.set) for s in _asked_before(run, iteration)}
+    now = config.judged(iteration)
+    for pair in config.pairs:
+        if pair in now or (OVER.join(pair), config.judged_set) in before:
+            due.append(pair)
+    return due
+
+
+def _asked_before(run: RunFolder, iteration: int) -> list[Shard]:
+    """What the judge was asked after an iteration that has begun."""
+    begun = iteration in run.graph().shardings
+    return [Shard(*about) for about in run.draw(iteration).get(JUDGE, [])] if begun else []
 
 
 def _covering(

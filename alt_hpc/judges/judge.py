@@ -15,6 +15,8 @@ from alt_hpc.settings import Settings
 if TYPE_CHECKING:
     import torch
 
+    from alt_hpc.engines import Engine, Generator, Model
+
 T = TypeVar("T")
 AGAIN = 0.7  # the temperature of further tries
 
@@ -79,6 +81,8 @@ class Given:
     keep: Callable[[Question, Reply], None]  # at once: from any thread
     purse: Purse
     tasks: int = 1  # that ask it at once, at most
+    # How an engine loads a model: a task that makes several shards does so once.
+    run: "Callable[[Engine, Model], Generator]" = lambda engine, model: engine.load(model)
 
 
 class Judge(Settings):

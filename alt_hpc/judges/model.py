@@ -53,7 +53,8 @@ class Settings(Judge):
         words = load.tokenizer(given.place("tokenizer") if self.tokenizer else folder)
         context = tokens.context_length(load.config(folder), unknown=self.max_length)
         context, ends = min(context, self.max_length or context), tokens.all_ends(folder, words)
-        loaded = self.engine.load(Model(folder, self.dtype, ends, context, given.device()))
+        model = Model(folder, self.dtype, ends, context, given.device())
+        loaded = given.run(self.engine, model)
         return _Loaded(loaded, words, ends, context, self.group, given.keep)
 
 

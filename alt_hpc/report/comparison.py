@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from alt_hpc.graph import ASKED, OWN, REFERENCES, START, TEST, VALID
+from alt_hpc.graph import ASKED, BEST, OWN, REFERENCES, START, TEST, VALID
 from alt_hpc.report import measures
+from alt_hpc.report.judged import Judged
 from alt_hpc.report.results import Rows, picked
 from alt_hpc.report.runs import FURTHER, TRAINED, Run
 from alt_hpc.settings import digest
@@ -40,6 +41,16 @@ class Line:
     group: Group
     runs: tuple[Rows, ...]
     compared: bool  # whether its figures may stand beside those of the first group
+    judged: tuple[Judged, ...] = ()  # what judges say of its group's runs
+
+    @property
+    def set(self) -> str:
+        return str(self.runs[0][0]["set"])
+
+    @property
+    def row(self) -> str:
+        """What `judge.pairs` calls it; empty for a policy that is asked in another way."""
+        return self.of if self.of != OWN else BEST if self.variant == self.group.first.shown else ""
 
 
 def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
@@ -110,6 +121,7 @@ def _posts(run: Run, name: str) -> list[tuple[int, str]]:
 def lines(groups: Sequence[Group], name: str) -> list[Line]:
     """The rows of a set's table; those that are the same for several groups stand once."""
     apart, found = problems(groups, name), list[Line]()
+    silent = [run.name for run, _ in _no_win_rates(groups)]
     known: dict[tuple[str, str], list[set[str]]] = {}  # what lines are that the runs did not make
 
     def add(label: str, of: str, variant: str, group: Group, pick: Callable[[Run], Rows]) -> None:
@@ -122,7 +134,8 @@ def lines(groups: Sequence[Group], name: str) -> list[Line]:
         if of != OWN and len(mine) == 1:
             runs = runs[:1]
         others.append(mine)
-        found.append(Line(label, of, variant, group, runs, group.name not in apart))
+        judged = tuple(run.judged for run in group.runs if run.name not in silent)
+        found.append(Line(label, of, variant, group, runs, group.name not in apart, judged))
 
     for group in groups:
         add(START, START, "plain", group, lambda run: picked(run.start, "plain", name))
@@ -165,9 +178,22 @@ def rewards(groups: Sequence[Group]) -> list[str]:
     return [measures.REWARD, *dict.fromkeys(names)]
 
 
+def _no_win_rates(groups: Sequence[Group]) -> Iterator[tuple[Run, str]]:
+    """The runs whose judge says nothing beside others, and why."""
+    ways = dict[str, str]()  # judge -> how the first run asks it
+    for run in (run for group in groups for run in group.runs if run.judged.wins):
+        its = run.judged
+        if its.cannot:
+            yield run, f"{its.who} {its.cannot}"
+        elif ways.setdefault(its.who, its.key) != its.key:
+            yield run, f"{its.who} is asked in another way than in the first run"
+
+
 def notes(groups: Sequence[Group]) -> Iterator[str]:
     """What must be known of the groups to read their figures."""
     for group in groups:
         own = [n.removesuffix(TRAINED) for n in group.first.measured if n.endswith(TRAINED)]
         if len(group.runs) > 1 and own:
             yield f"{group.name}: each seed has trained its own {' and its own '.join(own)}"
+    for run, why in _no_win_rates(groups):
+        yield f"{run.name}: no win rates: {why}"

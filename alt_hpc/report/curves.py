@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from alt_hpc.graph import TRAIN, VALID, Piece
+from alt_hpc.graph import JUDGE, TRAIN, VALID, Piece
+from alt_hpc.report import judged
 from alt_hpc.report.results import Reports, asked
 from alt_hpc.run.files import read_lines, replacing
 from alt_hpc.run.folder import RunFolder
@@ -48,6 +49,18 @@ def write(folder: RunFolder, iteration: int, found: Reports) -> None:
                 writer.add_scalar(name, value, k)
         for number, text in enumerate(report["samples"]):
             writer.add_text(f"samples/{number}", text, k)
+    writer.close()
+
+
+def write_win_rates(folder: RunFolder, iteration: int) -> None:
+    """The same for what the judge has said after an iteration and later ones."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter(str(folder.layout.tensorboard / JUDGE), purge_step=iteration)
+    for k, figures in judged.known(folder).items():
+        for name, value in judged.points(figures).items():
+            if k >= iteration and value is not None:
+                writer.add_scalar(name, value, k)
     writer.close()
 
 

@@ -10,11 +10,13 @@ from alt_hpc.graph import OWN
 from alt_hpc.report import intervals, measures
 from alt_hpc.report.comparison import Line
 from alt_hpc.report.effects import OVER, Effect
+from alt_hpc.report.judged import names
 from alt_hpc.report.results import Rows
 from alt_hpc.report.runs import COSTS
 from alt_hpc.report.tables import Cells, number
 
 Figures = dict[str, float | None]
+WON = "win rate over "  # begins the name of a column; the other row and the judge follow
 PUBLISHED = ("reward", "perplexity", "length")
 OF_RUNS = {"perplexity_median": "median", "length": "length", "truncated": "truncated"}
 KINDS = {"every": "", "finished": "_finished", "level": "_level"}  # attributes of an Effect
@@ -54,10 +56,24 @@ def _figures(line: Line, rewards: Sequence[str], fewest: Mapping[int, int]) -> F
     for n in (1, 2, 3):
         each = [measures.distinct(_cut(run, fewest), n) for run in line.runs if line.compared]
         found[f"distinct_{n}"] = _mean(each)
+    found |= _win_rates(line)
     runs = line.group.runs if line.of == OWN else ()
     for name in COSTS:
         found[name] = _mean([run.costs[name] for run in runs])
     return found | _published(line, found)
+
+
+def _win_rates(line: Line) -> Figures:
+    """How often the answers of a line win over those of another row, by that row and the judge."""
+    found: Figures = {}
+    pairs = [(pair, one.who) for one in line.judged for pair in one.wins]
+    for pair, who in dict.fromkeys(pairs):
+        wins = [one.wins.get(pair, {}) for one in line.judged if one.who == who]
+        here = [{at: won for at, won in by.items() if at[0] == line.set} for by in wins]
+        a, b = names(pair)
+        if a == line.row and any(here):
+            found |= spread(f"{WON}{b}, {who}", intervals.mean([by for by in here if by]))
+    return found
 
 
 def _cut(rows: Rows, fewest: Mapping[int, int]) -> list[str]:
@@ -68,7 +84,7 @@ def _cut(rows: Rows, fewest: Mapping[int, int]) -> list[str]:
 def _published(line: Line, found: Figures) -> Figures:
     about: Mapping[str, Any] = line.group.first.published or {}
     row = line.variant if line.of == OWN else line.of
-    its = about["rows"].get(row, {}) if about.get("set") == line.runs[0][0]["set"] else {}
+    its = about["rows"].get(row, {}) if about.get("set") == line.set else {}
     more: Figures = {}
     for name in (name for name in PUBLISHED if its.get(name) is not None):
         own = found[name]
@@ -95,8 +111,10 @@ def cells(lines: Sequence[Line], figures: Sequence[Figures], rewards: Sequence[s
     """The table that is read: columns that no line fills are left out."""
     published = (line.group.first.published for line in lines)
     of = next((about["of"] for about in published if about), "")
-    columns = [column for column in _columns(rewards, of) if _is_filled(column, figures)]
-    head = [f"{lines[0].runs[0][0]['set']}", *(column.head for column in columns)]
+    every = dict.fromkeys(name for its in figures for name in its if name.startswith(WON))
+    won = [name for name in every if f"{name}_posts_low" in every]
+    columns = [c for c in _columns(rewards, won, of) if _is_filled(c, figures)]
+    head = [lines[0].set, *(column.head for column in columns)]
     rows = [
         [line.name + ("" if line.compared else " (not compared)"), *(c.cell(its) for c in columns)]
         for line, its in zip(lines, figures, strict=True)
@@ -108,7 +126,7 @@ def _is_filled(column: Column, figures: Sequence[Figures]) -> bool:
     return {column.cell(its) for its in figures} != {"-"}
 
 
-def _columns(rewards: Sequence[str], published: str) -> list[Column]:
+def _columns(rewards: Sequence[str], won: Sequence[str], published: str) -> list[Column]:
     names = {"perplexity": "perplexity", **OF_RUNS}
     digits = {"perplexity": 2, "perplexity_median": 2, "length": 1}
     found = [_whole("seeds"), _whole("posts"), *map(_rewarded, rewards)]
@@ -116,6 +134,7 @@ def _columns(rewards: Sequence[str], published: str) -> list[Column]:
         found.append(_share(name) if name == "truncated" else _number(name, head, digits[name]))
     found += [_number(f"distinct_{n}", f"distinct-{n}", 3) for n in (1, 2, 3)]
     found += [_number(name, f"ROUGE-{name.removeprefix('rouge')}", 3) for name in measures.ROUGES]
+    found += map(_rewarded, won)
     heads = ("# train", "tokens sampled", "scored", "trained")
     found += [_whole(name, head) for name, head in zip(COSTS, heads, strict=True)]
     for name in PUBLISHED:
@@ -154,7 +173,7 @@ def _rewarded(name: str) -> Column:
 
 def within(its: Figures, name: str, signed: bool = False) -> str:
     """`16.633 ±0.448 ±0.770`: a mean, half its interval over posts, and that over seeds."""
-    mean = its[name]
+    mean = its.get(name)
     if mean is None:
         return "-"
     said = [f"{mean:+.3f}" if signed else f"{mean:.3f}"]

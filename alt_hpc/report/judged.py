@@ -1,14 +1,30 @@
 """What judges said, read from the pieces of a run: win rates and accuracy, as figures and words."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from alt_hpc.graph import ASKED, BEST, COMPARISONS, JUDGE, OVER, OWN, START, WIN_RATES, Piece
+from alt_hpc.errors import blaming
+from alt_hpc.graph import ASKED, BEST, COMPARISONS, JUDGE, OVER, OWN, START, WIN_RATES
+from alt_hpc.judges import compare
 from alt_hpc.report import winrates
+from alt_hpc.run import code
 from alt_hpc.run import rows as rows_of
 from alt_hpc.run.folder import RunFolder
+from alt_hpc.settings import digest
 
 Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a report over several runs wants to know of a run's judge."""
+
+    who: str = ""  # the judge's model
+    key: str = ""  # the same for judges that are asked alike
+    cannot: str = ""  # why it cannot judge
+    # Pair -> (set, row) of a post -> 1 where the first one wins, 0 where it loses, else one half.
+    wins: Mapping[str, Mapping[tuple[str, int], float]] = field(default_factory=dict)
 
 
 def names(pair: str) -> tuple[str, str]:
@@ -24,6 +40,21 @@ def row_of(run: RunFolder, name: str, k: int) -> tuple[int, str, str]:
     if name != BEST:
         return 0, name, ASKED
     return k, OWN, "best" if "best" in run.config().method.asked(k) else "plain"
+
+
+def template(run: RunFolder) -> str:
+    """What the judge is asked: a file of the user's as the run keeps it, or ours.
+
+    InputError where it is no text, or lacks a placeholder.
+    """
+    judging = run.config().judge
+    assert judging is not None
+    if judging.prompt is None:
+        return compare.PROMPT
+    with blaming(f"{JUDGE}.prompt"):
+        text = code.user_file(run, judging.prompt).text(judging.prompt)
+        compare.check(text)
+    return text
 
 
 def figures(run: RunFolder, k: int) -> dict[str, Any]:
@@ -43,12 +74,47 @@ def figures(run: RunFolder, k: int) -> dict[str, Any]:
     return found
 
 
+def known(run: RunFolder) -> dict[int, dict[str, Any]]:
+    """The figures of all iterations that were judged, in order."""
+    pieces = [
+        piece for k in sorted(run.graph().shardings) for piece in run.graph().of(k, WIN_RATES)
+    ]
+    made = {piece.iteration: run.manifests.get(piece) for piece in pieces}
+    return {k: dict(manifest.facts) for k, manifest in made.items() if manifest}
+
+
 def lines(run: RunFolder) -> list[str]:
     """The sentences of all iterations that were judged."""
-    pieces = [Piece(k, WIN_RATES) for k in sorted(run.graph().shardings)]
-    there = [piece for piece in pieces if piece in run.graph().of(piece.iteration, WIN_RATES)]
-    found = filter(None, map(run.manifests.get, there))
-    return [line for manifest in found for line in manifest.facts["lines"]]
+    return [line for found in known(run).values() for line in found["lines"]]
+
+
+def of(run: RunFolder, last: int) -> Judged:
+    """What was judged after the last iteration, and before training."""
+    judging, found, wins = run.config().judge, known(run), dict[str, dict[tuple[str, int], float]]()
+    if judging is None or not found:
+        return Judged()
+    for k in sorted({0, last} & {*found}):
+        rows = [row for row in rows_of.of_stage(run, k, JUDGE) if row["pair"] != COMPARISONS]
+        for row, verdict in zip(rows, _verdicts(rows), strict=True):
+            wins.setdefault(row["pair"], {})[row["set"], row["row"]] = verdict.outcome
+    judge = next(iter(found.values()))["judge"]
+    key = digest([judging.content, template(run)])
+    return Judged(judging.judge.model, key, _cannot(judge), wins)
+
+
+def points(figures: dict[str, Any]) -> dict[str, float | None]:
+    """The numbers of an iteration that are drawn as curves.
+
+    No win rate where the judge cannot judge. Its position bias and accuracy are always there.
+    """
+    judge, found = figures["judge"] or {}, dict[str, float | None]()
+    for name in ("judge", "length", "reward_model"):
+        if name in judge:
+            found[f"judge/accuracy_{name}"] = judge[name]["rate"]
+    for pair, its in figures["pairs"].items():
+        names = ("rate", "controlled") if not judge.get("cannot") else ()
+        found |= {f"win-rate {pair}/{n}": its[n] for n in (*names, "agreement", "bias")}
+    return found
 
 
 def _verdicts(rows: Iterable[dict[str, Any]]) -> list[winrates.Verdict]:
@@ -91,10 +157,8 @@ def _win_rate_said(
     """The sentence of a pair: no win rate where the judge is no better than the length rule."""
     after = f" after iteration {k}" if BEST in names(pair) else ""
     of = f"win rate of {pair}{after}"
-    if judge and judge["cannot"]:
-        low, high = (f"{100 * end:.1f}" for end in judge["judge"]["interval"])
-        rule = f"{judge['length']['rate']:.1%}"
-        return [f"{of}: cannot judge this (right on {low} to {high} %; the longer one {rule})"]
+    if cannot := _cannot(judge):
+        return [f"{of}: {cannot}"]
     how = [f"{it['posts']} posts"]
     if it["agreement"] is not None:
         how += [f"orders agree {it['agreement']:.2f}", f"position bias {it['bias']:+.2f}"]
@@ -104,6 +168,15 @@ def _win_rate_said(
     if it["controlled"] is not None:
         equal = f"{it['controlled']:.2f}{_within(it['controlled_interval'])} at equal length"
     return [f"{of}: {it['rate']:.2f}{_within(it['interval'])}; {equal}; {', '.join(how)}"]
+
+
+def _cannot(judge: dict[str, Any] | None) -> str:
+    """Why there is no win rate; empty where there is one."""
+    if not judge or not judge["cannot"]:
+        return ""
+    low, high = (f"{100 * end:.1f}" for end in judge["judge"]["interval"])
+    rule = f"{judge['length']['rate']:.1%}"
+    return f"cannot judge this (right on {low} to {high} %; the longer one {rule})"
 
 
 def _within(interval: Sequence[float] | None) -> str:

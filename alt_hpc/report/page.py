@@ -23,7 +23,8 @@ interval: first over posts, for these policies (percentile bootstrap; the post i
 paired in differences); then, of several runs, over seeds (Student's t). distinct-n is of equally
 many words of the same posts, and has no interval. Equal length: the intercept of the difference in
 reward regressed on the difference in length. Published figures carry no interval, so no difference
-to them does."""
+to them does. Win rate: of two answers to a post 1 where a judge, named in the head, prefers the
+first one in both orders, 0 where the other one, else one half."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from alt_hpc.config import BestOf
 from alt_hpc.data.texts import PROMPTS
 from alt_hpc.graph import DRAWN, OWN, SAMPLE, SCORE, TRAIN, Piece
 from alt_hpc.methods.method import QUANTILE
-from alt_hpc.report import results
+from alt_hpc.report import judged, results
+from alt_hpc.report.judged import Judged
 from alt_hpc.report.results import Rows
 from alt_hpc.rewards import Reward
 from alt_hpc.run import models
@@ -40,6 +41,7 @@ class Run:
     best_of: Mapping[str, str]  # policies that are chosen among answers -> how
     published: Mapping[str, Any] | None  # of `report.published`
     learned: Mapping[str, Any] | None  # the words' diagnosis
+    judged: Judged
 
     @property
     def name(self) -> str:
@@ -93,6 +95,7 @@ def read(folder: RunFolder) -> Run | None:
         best_of,
         published.model_dump(mode="json") if published else None,
         reports[last]["words"]["fixed"],
+        judged.of(folder, last),
     )
 
 

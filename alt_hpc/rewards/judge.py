@@ -92,7 +92,7 @@ class Settings(Reward):
         if self.prompt is None:
             return rate.WRITTEN if self.form == "lmu" else rate.PICKED
         with blaming(".prompt"):
-            template = _read(self.prompt, file("prompt"))
+            template = file("prompt").text(self.prompt)
             rate.check(template)
         return template
 
@@ -133,14 +133,3 @@ class Judged:
             return Question(rate.filled(self.template, post, text), seed, self.max_tokens)
 
         return fitted(self.asker, self.domain.judged(prompt), make)
-
-
-def _read(name: str, file: File) -> str:
-    """The text of a user's file, which sentences call `name`."""
-    try:
-        return file.kept.read_text(encoding="utf-8")
-    except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise InputError(f"{name}: {reason}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not UTF-8 text") from error

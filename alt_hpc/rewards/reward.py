@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from alt_hpc.domains import Domain
+from alt_hpc.errors import InputError
 from alt_hpc.judges import Asker, Judge
 from alt_hpc.settings import Settings
 
@@ -55,6 +56,16 @@ class File(NamedTuple):
 
     kept: Path
     original: Path
+
+    def text(self, name: str) -> str:
+        """What it says; InputError where it is no text. Sentences call it `name`."""
+        try:
+            return self.kept.read_text(encoding="utf-8")
+        except OSError as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+            raise InputError(f"{name}: {reason}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{name}: not UTF-8 text") from error
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from alt_hpc.graph import COMPARISONS, Shard
 from alt_hpc.judges import Answer, Asker, Question, answers, compare, fitted
 from alt_hpc.report import judged
 from alt_hpc.rewards import Answers, model
-from alt_hpc.run import code
 from alt_hpc.run import rows as rows_of
 from alt_hpc.settings import digest
-from alt_hpc.stages.work import Work, finite, scorer
+from alt_hpc.stages.work import Work, finite, scorer, unload
 
 Row = dict[str, Any]
 AT = "judge.judge"  # the key where the judge stands
@@ -39,6 +38,7 @@ def run(work: Work) -> None:
     starts = range(len(posts) + 1)
     last, rewards = (0, 1), list[Row]()
     if shard.policy == COMPARISONS:
+        unload()  # the judge, that of another shard
         rate = functools.partial(_rewards, work, posts)
         rewards, last = work.attempt.resumable(starts, rate, "posts", part=(0, 2)), (1, 2)
         gc.collect()  # the reward model, before the judge comes
@@ -111,7 +111,7 @@ def _rewards(work: Work, posts: Sequence[Row], indices: Iterator[int]) -> Iterat
 def _judged(
     work: Work, judging: Judging, posts: Sequence[Row], indices: Iterator[int]
 ) -> Iterator[list[Row]]:
-    asker, template = work.asker(judging.judge, AT), _template(work, judging)
+    asker, template = work.asker(judging.judge, AT), judged.template(work.run)
     starts = _chunks(len(posts))
     for chunk in indices:
         some = posts[starts[chunk] : starts[chunk + 1]]
@@ -125,13 +125,6 @@ def _judged(
             _row(post, found[2 * i : 2 * i + 2], any(shortened[2 * i : 2 * i + 2]))
             for i, post in enumerate(some)
         ]
-
-
-def _template(work: Work, judging: Judging) -> str:
-    """The user's prompt as the run keeps it, or ours."""
-    if judging.prompt is None:
-        return compare.PROMPT
-    return code.user_file(work.run, judging.prompt).kept.read_text(encoding="utf-8")
 
 
 def _question(

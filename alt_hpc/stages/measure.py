@@ -19,7 +19,7 @@ from alt_hpc.lm.tokens import continuation_ids
 from alt_hpc.report.measures import ROUGES
 from alt_hpc.rewards import Answers, Reward, Scored
 from alt_hpc.run import rows as rows_of
-from alt_hpc.stages.work import Work, finite
+from alt_hpc.stages.work import Work, finite, unload
 
 Rows = list[dict[str, Any]]
 
@@ -44,6 +44,7 @@ def run(work: Work) -> None:
         make, starts = functools.partial(measure, work, asked), range(len(asked) + 1)
         part = (number, len(passes))
         made.append(work.attempt.resumable(starts, make, "prompts", part=part))
+        unload()
         gc.collect()  # the model of this pass
     rows, names = [], [*work.config.measure.further]
     for answers, *found in zip(asked, *made, strict=True):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alt_hpc.config import Config
-from alt_hpc.engines import Decoding, Generator, Model
+from alt_hpc.engines import Decoding, Engine, Generator, Model
 from alt_hpc.graph import SCORE, STAGES, Piece
 from alt_hpc.judges import Asker, Judge
 from alt_hpc.judges import Given as JudgeGiven
@@ -151,7 +151,8 @@ class Work:
     def generator(self, policy: Policy) -> Generator:
         """The engine that the config names, with the policy loaded, once per task."""
         dtype, ends = self.config.policy.dtype, policy.ends
-        return _generator(self.run, Model(policy.place, dtype, ends, policy.context, self.device))
+        model = Model(policy.place, dtype, ends, policy.context, self.device)
+        return _generator(self.config.engine, model)
 
     def asker(self, judge: Judge, at: str) -> Asker:
         """A judge, loaded; `at` is the key where it stands. Its replies are kept with the piece."""
@@ -165,7 +166,8 @@ class Work:
             name, whole = named[key]
             return models.place(self.run, name, whole=whole)
 
-        given = JudgeGiven(place, lambda: self.device, replies.known, replies.keep, ledger, tasks)
+        kept = replies.known, replies.keep
+        given = JudgeGiven(place, lambda: self.device, *kept, ledger, tasks, _generator)
         return judge.load(given)
 
     def scorer(self, reward: Reward, at: str) -> Scorer:
@@ -195,12 +197,12 @@ class Work:
 
 
 @functools.lru_cache(maxsize=1)  # a task may make several shards
-def _generator(run: RunFolder, model: Model) -> Generator:
-    return run.config().engine.load(model)
+def _generator(engine: Engine, model: Model) -> Generator:
+    return engine.load(model)
 
 
 def unload() -> None:
-    """Let go of the policy that `generator` holds: another model needs the memory."""
+    """Let go of the model that an engine holds: another one needs the memory."""
     _generator.cache_clear()
 
 

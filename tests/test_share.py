@@ -459,3 +459,21 @@ def ended(*places: Path) -> list[RunFolder]:
         assert time.monotonic() < deadline, "\n".join([*map(str, queue()), *logs])
         time.sleep(0.3)
     return [RunFolder(place) for place in places]
+
+
+def test_runs_that_wait_for_their_turn_are_in_use(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So `alt-hpc status` does not say that nothing runs them; one that has ended is free."""
+    used = list[list[bool]]()
+    both = [configs.load(tiny_config, [f"run={tmp_path}/{name}"]) for name in "ab"]
+    folders = [RunFolder(tmp_path / name) for name in "ab"]
+
+    def turn(folder: RunFolder, accept_packages: bool) -> int:
+        used.append([one.in_use() for one in folders])
+        return 0
+
+    monkeypatch.setattr(start, "_run", turn)
+    assert start.run(*both) == 0
+    assert used == [[True, True], [False, True]]
+    assert not any(folder.in_use() for folder in folders)

@@ -42,6 +42,7 @@ from alt_hpc.rewards import Answers
 from alt_hpc.rewards.judge import Judged
 from alt_hpc.run import rows as rows_of
 from alt_hpc.run.folder import RunFolder
+from alt_hpc.run.journal import Submitted
 from alt_hpc.task import StageTask
 
 Written = METHODS["written"].Settings
@@ -563,10 +564,8 @@ def test_a_run_on_slurm_whose_scoring_is_killed_ends_with_the_same_bytes(
     killed, first = list[int](), list[int]()
 
     def say(text: str, number: int) -> Any:
-        tasks = [
-            pid for pid, line in processes() if f"{tmp_path}/slurm" in line and "score" in line
-        ]
-        first.extend([number] if tasks and (tmp_path / "slurm/iterations/2").exists() else [])
+        tasks = processes(RunFolder(tmp_path / "slurm"), "2:score:1")
+        first.extend([number] if tasks else [])
         if len(first) == 11 and not killed:
             killed.extend(tasks)
             for pid in tasks:
@@ -596,11 +595,17 @@ def test_a_run_on_slurm_whose_scoring_is_killed_ends_with_the_same_bytes(
         assert policies[0] == policies[1]
 
 
-def processes() -> Iterator[tuple[int, str]]:
-    """Ids and command lines of all processes of this machine."""
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
+def processes(run: RunFolder, key: str) -> list[int]:
+    """Ids of the processes of a run's job on this machine."""
+    jobs = [e.job for e in run.journal.of(Submitted) if e.key == key] if run.exists() else []
+    found = list[int]()
+    for place in Path("/proc").glob("[0-9]*") if jobs else ():
         with contextlib.suppress(OSError):
-            yield int(place.parent.name), place.read_bytes().replace(b"\0", b" ").decode()
+            variables = (place / "environ").read_bytes().split(b"\0")
+            own = str(run.path).encode() in (place / "cmdline").read_bytes()
+            if own and f"SLURM_JOB_ID={jobs[0]}".encode() in variables:
+                found.append(int(place.name))
+    return found
 
 
 def test_a_run_with_categories_that_a_model_in_the_task_picks(

@@ -1,5 +1,6 @@
 """Start a run: check a config, freeze it, then hand over to a controller or run it here."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -236,12 +237,17 @@ def run(*configs: Config, accept_packages: bool = False) -> int:
     """Run everything on this machine, one run after the other; the worst exit status."""
     ends, folders = [0], prepare_all(configs, "local")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    for folder in folders:
-        if len(configs) > 1:
-            print(f"run {folder.path}", flush=True)
-        ends.append(_run(folder, accept_packages))
-        if max(ends) == INTERRUPTED:
-            break
+    turns = {folder: contextlib.ExitStack() for folder in folders}
+    with contextlib.ExitStack() as ours:
+        for folder, turn in turns.items():  # those whose turn comes later are in use too
+            ours.enter_context(turn).enter_context(folder.only_one())
+        for folder, turn in turns.items():
+            if len(configs) > 1:
+                print(f"run {folder.path}", flush=True)
+            with turn:
+                ends.append(_run(folder, accept_packages))
+            if max(ends) == INTERRUPTED:
+                break
     return max(ends)
 
 
@@ -249,22 +255,21 @@ def _run(folder: RunFolder, accept_packages: bool) -> int:
     """Run all of a run here, with progress and the final table on stdout; its exit status."""
     local = Local(folder.config().cluster.slots)
     screen = status.Screen(folder, local)
-    with folder.only_one():
-        try:
-            _begin(folder, accept_packages)
-            if why := _without_start(folder):
-                return _stopped(folder, why)
-            while not ((todo := step(folder, local).plan).finished or todo.stop):
-                screen.tell(local.turn(screen.tick))
-        except KeyboardInterrupt:
-            words = f"stopped; run the same command again to go on ({folder.path})"
-            print(f"\n{words}", file=sys.stderr)
-            return INTERRUPTED
-        finally:
-            local.end_all()
-        if todo.stop:
-            return _stopped(folder, f"{todo.stop}; logs are in {folder.layout.jobs}")
-        folder.end("FINISHED", finish(todo))
+    try:
+        _begin(folder, accept_packages)
+        if why := _without_start(folder):
+            return _stopped(folder, why)
+        while not ((todo := step(folder, local).plan).finished or todo.stop):
+            screen.tell(local.turn(screen.tick))
+    except KeyboardInterrupt:
+        words = f"stopped; run the same command again to go on ({folder.path})"
+        print(f"\n{words}", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        local.end_all()
+    if todo.stop:
+        return _stopped(folder, f"{todo.stop}; logs are in {folder.layout.jobs}")
+    folder.end("FINISHED", finish(todo))
     print("\n" + results.last_words(folder), flush=True)
     for why in todo.given_up.values():
         print(why, file=sys.stderr)

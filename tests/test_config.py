@@ -34,8 +34,9 @@ OPTIONS = {
     "": "run start_from policy data seed iterations threads keep domain method reward engine sft"
     " reward_model sample train evaluate measure judge report cluster",
     "policy": "model base tokenizer dtype max_length dropout",
-    "data": "prompts comparisons",
-    "data.prompts": "path name train valid test columns limit valid_limit",
+    "data": "prompts sft comparisons",
+    "data.prompts": "path name train columns longest half without limit valid test valid_limit",
+    "data.sft": "path name train columns longest half without limit",
     "domain": "kind template",
     "method": "kind quantiles remainder pool history per_quantile only_finished trained append_eos"
     " texts",

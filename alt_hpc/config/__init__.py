@@ -8,6 +8,7 @@ from alt_hpc.config.schema import (
     External,
     HeldOut,
     Judging,
+    Learned,
     Source,
     StageCluster,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "External",
     "HeldOut",
     "Judging",
+    "Learned",
     "Source",
     "StageCluster",
     "from_json",

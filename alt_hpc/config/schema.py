@@ -31,6 +31,15 @@ from alt_hpc.training.settings import PolicyTraining, RewardModelTraining, Sft
 _SIDE = (graph.EVALUATE, graph.MEASURE, graph.JUDGE, graph.REPORT)
 FREE = ("run", "start_from", "iterations", "keep", "cluster", *_SIDE)
 SbatchValue = str | int | bool
+Split = Literal[
+    "prompts-train",
+    "prompts-valid",
+    "prompts-test",
+    "sft-train",
+    "comparisons-train",
+    "comparisons-valid",
+    "comparisons-test",
+]
 
 if not TYPE_CHECKING:  # what pydantic reads: a section is one of its kinds
     Domain, Method = one_of(DOMAINS, "tldr"), one_of(METHODS, "words")
@@ -49,16 +58,24 @@ class Policy(Settings):
     dropout: BelowOne = key(0.0, "While training.")
 
 
-class Source(Settings):
+class Learned(Settings):
     """Rows of text: a hub data set, or a folder of JSONL/Parquet files named after the splits."""
 
     path: str
     name: str | None = key(None, "The data set's configuration, where it has several.")
     train: str = "train"
+    columns: dict[str, str] = key({}, "Our name -> the data set's.")
+    longest: Count | None = key(None, "Characters of a prompt; rows with longer ones are left out.")
+    half: Literal["a", "b"] | None = key(None, "Half of the train split's posts, by their hash.")
+    without: list[Split] = key([], "Splits, whole, whose posts the train split does without.")
+    limit: Count | None = key(None, "Rows kept of the train split.")
+
+
+class Source(Learned):
+    """Rows of text with held-out splits beside those that are learned from."""
+
     valid: str = "valid"
     test: str | None = None
-    columns: dict[str, str] = key({}, "Our name -> the data set's.")
-    limit: Count | None = key(None, "Rows kept of the train split.")
     valid_limit: Count | None = key(None, "Rows kept of the valid split.")
 
 
@@ -69,6 +86,7 @@ class Data(Settings):
     """
 
     prompts: Source
+    sft: Learned | None = key(None, "Prompts and labels for SFT; none: the train split of prompts.")
     comparisons: Source | None = None
 
 

@@ -95,9 +95,9 @@ def _data(config: Config) -> Problems:
         for number, name in enumerate(source.without if source else ()):
             field = f"data.{section}.without[{number}]"
             if name == f"{section}-train":
-                yield field, "is this split itself"
+                yield field, f"{name} is this split itself"
             elif name not in there:
-                yield field, f"no such split (there are: {', '.join(there)})"
+                yield field, f"no such split as {name} (there are: {', '.join(there)})"
 
 
 def _evaluation(config: Config) -> Problems:

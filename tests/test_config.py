@@ -311,7 +311,7 @@ def changed(value: Any, name: str) -> Any:
         int: lambda: child + 1,
         float: lambda: child / 2 + 0.01,
         str: lambda: child + "x",
-        list: lambda: [*child[1:], child[0]],
+        list: lambda: [*child[1:], *(child[:1] or ["x"])],
         dict: lambda: {**child, "x": "y"},
         type(None): lambda: "x",
     }

@@ -6,12 +6,10 @@ from alt_hpc.config.schema import (
     Cluster,
     Config,
     External,
-    HeldOut,
     Judging,
-    Learned,
-    Source,
     StageCluster,
 )
+from alt_hpc.config.sources import HeldOut, Learned, Source
 
 __all__ = [
     "BestOf",

@@ -83,8 +83,8 @@ def _models(config: Config) -> Problems:
 
 def _data(config: Config) -> Problems:
     """Splits whose posts are left out are there, and others."""
-    sources = {"prompts": config.data.prompts, "sft": config.data.sft}
-    sources["comparisons"] = config.data.comparisons
+    data = config.data
+    sources = {"prompts": data.prompts, graph.SFT: data.sft, graph.COMPARISONS: data.comparisons}
     there = [
         f"{section}-{split}"
         for section, source in sources.items()

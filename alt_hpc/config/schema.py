@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, create_model, model_validator
 
 from alt_hpc import graph
+from alt_hpc.config.sources import Data, HeldOut
 from alt_hpc.domains import DOMAINS, Domain
 from alt_hpc.engines import ENGINES, Engine
 from alt_hpc.judges import AnyJudge, Judge
@@ -31,15 +32,6 @@ from alt_hpc.training.settings import PolicyTraining, RewardModelTraining, Sft
 _SIDE = (graph.EVALUATE, graph.MEASURE, graph.JUDGE, graph.REPORT)
 FREE = ("run", "start_from", "iterations", "keep", "cluster", *_SIDE)
 SbatchValue = str | int | bool
-Split = Literal[
-    "prompts-train",
-    "prompts-valid",
-    "prompts-test",
-    "sft-train",
-    "comparisons-train",
-    "comparisons-valid",
-    "comparisons-test",
-]
 
 if not TYPE_CHECKING:  # what pydantic reads: a section is one of its kinds
     Domain, Method = one_of(DOMAINS, "tldr"), one_of(METHODS, "words")
@@ -56,38 +48,6 @@ class Policy(Settings):
     max_length: Count | None = None
     """Tokens of prompt + generation; default: the model's context."""
     dropout: BelowOne = key(0.0, "While training.")
-
-
-class Learned(Settings):
-    """Rows of text: a hub data set, or a folder of JSONL/Parquet files named after the splits."""
-
-    path: str
-    name: str | None = key(None, "The data set's configuration, where it has several.")
-    train: str = "train"
-    columns: dict[str, str] = key({}, "Our name -> the data set's.")
-    longest: Count | None = key(None, "Characters of a prompt; rows with longer ones are left out.")
-    half: Literal["a", "b"] | None = key(None, "Half of the train split's posts, by their hash.")
-    without: list[Split] = key([], "Splits, whole, whose posts the train split does without.")
-    limit: Count | None = key(None, "Rows kept of the train split.")
-
-
-class Source(Learned):
-    """Rows of text with held-out splits beside those that are learned from."""
-
-    valid: str = "valid"
-    test: str | None = None
-    valid_limit: Count | None = key(None, "Rows kept of the valid split.")
-
-
-class Data(Settings):
-    """`prompts` has columns prompt and label (for SFT); `comparisons` prompt, chosen, rejected.
-
-    Further columns of prompts are kept for rewards of kind `function`.
-    """
-
-    prompts: Source
-    sft: Learned | None = key(None, "Prompts and labels for SFT; none: the train split of prompts.")
-    comparisons: Source | None = None
 
 
 class Sample(Settings):
@@ -122,18 +82,6 @@ def _sort(value: Any) -> str:
     """What tells the two sorts of policies apart that a run did not make."""
     given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
     return KIND + ("best_of" if "best_of" in given else "model")
-
-
-class HeldOut(Settings):
-    """A further set of prompts: evaluated at iteration 0 and at the end."""
-
-    path: str
-    name: str | None = key(None, "The data set's configuration, where it has several.")
-    split: str = "test"
-    columns: dict[str, str] = key({}, "Our name -> the data set's.")
-    prompts: Count | None = key(None, "So many rows; none: all.")
-    seed: Natural | None = key(None, "Draws them; none: the first ones.")
-    template: str = key("{prompt}", "What is made of a row's prompt.")
 
 
 class Drawn(Settings):

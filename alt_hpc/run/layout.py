@@ -6,10 +6,10 @@ No file is opened here.
 
 from pathlib import Path
 
-from alt_hpc.graph import REPORT, REWARD_MODEL, STAGES, Piece
+from alt_hpc.graph import COMPARISONS, REPORT, REWARD_MODEL, SFT, STAGES, Piece
 from alt_hpc.settings import digest
 
-_KINDS = ("prompts", "sft", "comparisons", "set")
+_KINDS = ("prompts", SFT, COMPARISONS, "set")
 DATA = tuple(f"{kind}-" for kind in _KINDS)  # NAME-SPLIT of frozen rows
 POLICY_FOLDER = "policy"  # within an attempt: an exported checkpoint
 MODEL_FOLDER = "model"

@@ -2,10 +2,12 @@
 # The whole experiment: bash configs/experiments/tldr_smollm2/run.sh DATA RUNS [--slurm] [--set KEY=VALUE ...]
 # DATA: the folder with tldr/, prompts/, comparisons/ and cnn_dailymail/. RUNS: where its runs lie.
 # Give the same command again to go on. What is set is set in all arms.
-# ALT_HPC_SMOLLM2: a folder with SmolLM2-135M-Instruct; SEEDS: 1,2,3; PYTHON: an interpreter.
+# ALT_HPC_SMOLLM2: a folder with SmolLM2-135M-Instruct (none: the hub's). SEEDS: 1,2,3. PYTHON: an
+# interpreter, as an absolute path (none: .venv's, or python3).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-[ $# -ge 2 ] || { sed -n 2,5p "${BASH_SOURCE[0]}" >&2; exit 2; }
+root=$(cd "$here/../../.." && pwd)
+[ $# -ge 2 ] || { sed -n 2,6p "${BASH_SOURCE[0]}" >&2; exit 2; }
 data=$(cd "$1" && pwd)
 mkdir -p "$2"
 cd "$2"   # the configs name runs, models and data from here
@@ -16,11 +18,13 @@ if [ "${1:-}" = --slurm ]; then
     shift
 fi
 ln -sfn "$data" data
-export PYTHONPATH=$(cd "$here/../../.." && pwd)${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+python=${PYTHON:-$root/.venv/bin/python}
+[ -x "$python" ] || python=python3
 
-alt_hpc() { "${PYTHON:-python3}" -m alt_hpc "$@"; }
+alt_hpc() { "$python" -m alt_hpc "$@"; }
 
-arms() {   # arms SEEDS NAME ... [--set KEY=VALUE ...]: one run of each and each seed
+arms() {   # arms SEEDS NAME ...: one run of each with each seed
     local seeds=$1 name configs=()
     shift
     for name in "$@"; do configs+=("$here/$name.yaml"); done

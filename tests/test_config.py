@@ -34,8 +34,9 @@ OPTIONS = {
     "": "run start_from policy data seed iterations threads keep domain method reward engine sft"
     " reward_model sample train evaluate measure judge report cluster",
     "policy": "model base tokenizer dtype max_length dropout",
-    "data": "prompts comparisons",
-    "data.prompts": "path name train valid test columns limit valid_limit",
+    "data": "prompts sft comparisons",
+    "data.prompts": "path name train columns longest half without limit valid test valid_limit",
+    "data.sft": "path name train columns longest half without limit",
     "domain": "kind template",
     "method": "kind quantiles remainder pool history per_quantile only_finished trained append_eos"
     " texts",
@@ -310,7 +311,7 @@ def changed(value: Any, name: str) -> Any:
         int: lambda: child + 1,
         float: lambda: child / 2 + 0.01,
         str: lambda: child + "x",
-        list: lambda: [*child[1:], child[0]],
+        list: lambda: [*child[1:], *(child[:1] or ["x"])],
         dict: lambda: {**child, "x": "y"},
         type(None): lambda: "x",
     }

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alt_hpc.config.schema import Cluster, Config, Data, Policy, Source
+from alt_hpc.config.schema import Cluster, Config, Data, Policy
+from alt_hpc.config.sources import Source
 from alt_hpc.graph import OWN, VALID, Graph, Piece, Shard, Sharding, cut
 from alt_hpc.plan import (
     UNBEGUN,

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alt_hpc import process
-from alt_hpc.config.schema import Config, Data, Policy, Sample, Source
+from alt_hpc.config.schema import Config, Data, Policy, Sample
+from alt_hpc.config.sources import Source
 from alt_hpc.data import draws, texts
 from alt_hpc.domains import tldr
 from alt_hpc.errors import InputError

@@ -6,11 +6,10 @@ from alt_hpc.config.schema import (
     Cluster,
     Config,
     External,
-    HeldOut,
     Judging,
-    Source,
     StageCluster,
 )
+from alt_hpc.config.sources import HeldOut, Learned, Source
 
 __all__ = [
     "BestOf",
@@ -19,6 +18,7 @@ __all__ = [
     "External",
     "HeldOut",
     "Judging",
+    "Learned",
     "Source",
     "StageCluster",
     "from_json",

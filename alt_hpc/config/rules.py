@@ -29,7 +29,7 @@ def check(config: Config) -> None:
     if config.judge is not None:
         with blaming(f"{graph.JUDGE}.judge"):
             config.judge.judge.check_keys()
-    for problems in (_models, _evaluation, _judging, _cluster, _trainings):
+    for problems in (_models, _data, _evaluation, _judging, _cluster, _trainings):
         for field, problem in problems(config):
             raise InputError(problem, field)
 
@@ -81,10 +81,30 @@ def _models(config: Config) -> Problems:
         yield "evaluate.max_new_tokens", problem
 
 
+def _data(config: Config) -> Problems:
+    """Splits whose posts are left out are there, and others."""
+    data = config.data
+    sources = {"prompts": data.prompts, graph.SFT: data.sft, graph.COMPARISONS: data.comparisons}
+    there = [
+        f"{section}-{split}"
+        for section, source in sources.items()
+        for split in ("train", "valid", "test")
+        if getattr(source, split, None)
+    ]
+    for section, source in sources.items():
+        for number, name in enumerate(source.without if source else ()):
+            field = f"data.{section}.without[{number}]"
+            if name == f"{section}-train":
+                yield field, f"{name} is this split itself"
+            elif name not in there:
+                yield field, f"no such split as {name} (there are: {', '.join(there)})"
+
+
 def _evaluation(config: Config) -> Problems:
     evaluate, prompts, pair = config.evaluate, ("prompt", "label"), ("prompt", "chosen", "rejected")
     sources = [
         ("data.prompts", config.data.prompts, prompts),
+        ("data.sft", config.data.sft, prompts),
         ("data.comparisons", config.data.comparisons, pair),
         *((f"evaluate.sets.{name}", held_out, prompts) for name, held_out in evaluate.sets.items()),
     ]

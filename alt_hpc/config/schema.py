@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, create_model, model_validator
 
 from alt_hpc import graph
+from alt_hpc.config.sources import Data, HeldOut
 from alt_hpc.domains import DOMAINS, Domain
 from alt_hpc.engines import ENGINES, Engine
 from alt_hpc.judges import AnyJudge, Judge
@@ -49,29 +50,6 @@ class Policy(Settings):
     dropout: BelowOne = key(0.0, "While training.")
 
 
-class Source(Settings):
-    """Rows of text: a hub data set, or a folder of JSONL/Parquet files named after the splits."""
-
-    path: str
-    name: str | None = key(None, "The data set's configuration, where it has several.")
-    train: str = "train"
-    valid: str = "valid"
-    test: str | None = None
-    columns: dict[str, str] = key({}, "Our name -> the data set's.")
-    limit: Count | None = key(None, "Rows kept of the train split.")
-    valid_limit: Count | None = key(None, "Rows kept of the valid split.")
-
-
-class Data(Settings):
-    """`prompts` has columns prompt and label (for SFT); `comparisons` prompt, chosen, rejected.
-
-    Further columns of prompts are kept for rewards of kind `function`.
-    """
-
-    prompts: Source
-    comparisons: Source | None = None
-
-
 class Sample(Settings):
     """Drawing prompts and sampling generations (paper, section 4 and its model card)."""
 
@@ -104,18 +82,6 @@ def _sort(value: Any) -> str:
     """What tells the two sorts of policies apart that a run did not make."""
     given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
     return KIND + ("best_of" if "best_of" in given else "model")
-
-
-class HeldOut(Settings):
-    """A further set of prompts: evaluated at iteration 0 and at the end."""
-
-    path: str
-    name: str | None = key(None, "The data set's configuration, where it has several.")
-    split: str = "test"
-    columns: dict[str, str] = key({}, "Our name -> the data set's.")
-    prompts: Count | None = key(None, "So many rows; none: all.")
-    seed: Natural | None = key(None, "Draws them; none: the first ones.")
-    template: str = key("{prompt}", "What is made of a row's prompt.")
 
 
 class Drawn(Settings):

@@ -36,7 +36,7 @@ from alt_hpc.graph import (
 from alt_hpc.plan import Done, State, is_whole
 from alt_hpc.run import attempt, code, files, models, rows
 from alt_hpc.run.folder import RunFolder, flat
-from alt_hpc.run.layout import POLICY_FOLDER
+from alt_hpc.run.layout import MODEL_FOLDER, POLICY_FOLDER
 from alt_hpc.run.manifests import Manifest, PieceDamaged
 from alt_hpc.settings import digest
 
@@ -206,6 +206,8 @@ def take(run: RunFolder, start: Start) -> None:
         taken[piece].write(run.layout.manifest(piece))
         if piece == start.graph.policy(0):
             files.link(run.layout.policy(0), made.folder / POLICY_FOLDER)
+        if piece == start.graph.reward_model():
+            files.link(run.layout.reward_model, made.folder / MODEL_FOLDER)
     for k in sorted(start.draws, reverse=True):  # what says that the run has begun comes last
         run.begin(k, start.draws[k], start.graph.shardings[k])
     print(start, flush=True)
@@ -286,7 +288,8 @@ def _rows(graph: Graph, piece: Piece) -> list[str]:
     if shard := graph.shard(piece):
         return [texts.of_set(graph.config, shard.set)]
     pairs = [one.name for one in texts.wanted(graph.config) if one.field == "data.comparisons"]
-    return pairs if piece.stage == REWARD_MODEL else [texts.PROMPTS]
+    learned = {REWARD_MODEL: pairs, SFT: [texts.labelled(graph.config)]}
+    return learned.get(piece.stage, [texts.PROMPTS])
 
 
 def _same_rows(run: RunFolder, other: RunFolder) -> set[str]:

@@ -15,7 +15,7 @@ from alt_hpc.clusters.cluster import QueueUnknown
 from alt_hpc.clusters.local import Local
 from alt_hpc.clusters.slurm import Slurm
 from alt_hpc.config import Config
-from alt_hpc.control import chain, checks, costs, share, status
+from alt_hpc.control import chain, checks, costs, overlaps, share, status
 from alt_hpc.control.step import finish, looked, request, scripts, step
 from alt_hpc.data import texts
 from alt_hpc.errors import InputError, of_config
@@ -124,6 +124,7 @@ def prepare_all(configs: Sequence[Config], backend: str = "") -> list[RunFolder]
         raise
     for folder, config, deepspeed in zip(folders, asked, found, strict=True):
         folder.freeze(config, deepspeed)
+    print(*overlaps.told(folders), sep="\n", flush=True)
     for number, folder in enumerate(folders):
         with of_config(number):
             if (start := share.offered(folder)) and not start.needed:

@@ -142,7 +142,7 @@ def posts(run: RunFolder, name: str) -> int:
     if asked:  # only a plan is asked for, before anything has been frozen
         return asked
     (one,) = [one for one in texts.wanted(config) if one.name == place]
-    return sum(1 for _ in texts.chosen(one))
+    return sum(1 for _ in texts.chosen(one, config.domain))
 
 
 def frozen(run: RunFolder, piece: Piece) -> list[dict[str, Any]]:

@@ -4,8 +4,10 @@ import contextlib
 import datetime
 import decimal
 import gzip
+import hashlib
 import json
 import os
+import re
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from alt_hpc.config import Config, HeldOut, Source
+from alt_hpc.config import Config, HeldOut, Learned
+from alt_hpc.domains import Domain
 from alt_hpc.domains.domain import around
 from alt_hpc.errors import InputError, blaming, one_line
 from alt_hpc.graph import COMPARISONS
@@ -24,6 +27,8 @@ from alt_hpc.run.folder import RunFolder
 from alt_hpc.settings import digest
 
 PROMPTS = "prompts-train"  # the rows that iterations are drawn from
+LABELLED = "sft-train"  # the rows that SFT learns from, where they are not those
+WORD = re.compile(r"\w+")
 Numbered = Iterator[tuple[int, dict[str, Any]]]  # (line, row)
 PLAIN = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)  # as text
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
@@ -33,19 +38,26 @@ class Wanted(NamedTuple):
     """Rows that a run uses: what they are called in its folder, and where they come from."""
 
     name: str
-    source: Source | HeldOut
+    source: Learned | HeldOut
     split: str  # the key of the source that names it
     columns: tuple[str, ...]
     field: str  # of the config
     limit: int | None = None
+    without: tuple["Wanted", ...] = ()  # splits whose posts it does without
 
 
 def wanted(config: Config) -> Iterator[Wanted]:
     """All rows of text that a config uses."""
     prompts, pairs, field = config.data.prompts, config.data.comparisons, "data.prompts"
     one, pair = ("prompt",), ("prompt", "chosen", "rejected")
-    label = ("label",) if config.sft is not None and config.policy.model is None else ()
-    yield Wanted(PROMPTS, prompts, "train", (*one, *label), field, prompts.limit)
+    learns = config.sft is not None and config.policy.model is None
+    label = ("label",) if learns and labelled(config) == PROMPTS else ()
+    without = _without(config, prompts)
+    yield Wanted(PROMPTS, prompts, "train", (*one, *label), field, prompts.limit, without)
+    if learns and (sft := config.data.sft):
+        without = _without(config, sft)
+        columns = (*one, "label")
+        yield Wanted(LABELLED, sft, "train", columns, "data.sft", sft.limit, without)
     held = (*one, *(("label",) if config.evaluate.references else ()))
     yield Wanted("prompts-valid", prompts, "valid", held, field, prompts.valid_limit)
     if config.evaluate.test_prompts:
@@ -53,10 +65,26 @@ def wanted(config: Config) -> Iterator[Wanted]:
     if pairs is not None and (config.reward.trained or config.judges_humans):
         limits = {"train": pairs.limit, "valid": pairs.valid_limit}
         for split, limit in limits.items() if config.reward.trained else [*limits.items()][1:]:
-            yield Wanted(f"comparisons-{split}", pairs, split, pair, "data.comparisons", limit)
+            without = _without(config, pairs) if split == "train" else ()
+            name = f"comparisons-{split}"
+            yield Wanted(name, pairs, split, pair, "data.comparisons", limit, without)
     for key, held_out in config.evaluate.sets.items():
         name, field = of_set(config, key), f"evaluate.sets.{key}"
         yield Wanted(name, held_out, "split", held, field, held_out.prompts)
+
+
+def labelled(config: Config) -> str:
+    """What the rows are called that SFT learns from."""
+    return PROMPTS if config.data.sft is None else LABELLED
+
+
+def _without(config: Config, source: Learned) -> tuple[Wanted, ...]:
+    """The splits, whole, whose posts a source's train split does without."""
+    named = [(name, *name.split("-")) for name in source.without]
+    return tuple(
+        Wanted(name, getattr(config.data, section), split, ("prompt",), f"data.{section}")
+        for name, section, split in named
+    )
 
 
 def of_set(config: Config, name: str) -> str:
@@ -93,7 +121,7 @@ def freeze(config: Config, run: RunFolder, other: RunFolder | None = None) -> No
             if config.method.adds_tokens:
                 list(_plain_text(iter(rows.frozen(run, one.name)), config, one))
         else:
-            kept = map(config.domain.example, chosen(one))
+            kept = chosen(one, config.domain)
             rows.freeze(run, one.name, _plain_text(kept, config, one))
     asked, count = config.sample.prompts, rows.count(run, PROMPTS)
     if not config.sample.replacement and count < asked:
@@ -101,19 +129,54 @@ def freeze(config: Config, run: RunFolder, other: RunFolder | None = None) -> No
         raise InputError(problem, "sample.prompts")
 
 
-def chosen(one: Wanted) -> Iterator[dict[str, Any]]:
-    """The rows that are used of those there: the first ones, or as many drawn, in their order."""
+def chosen(one: Wanted, domain: Domain) -> Iterator[dict[str, Any]]:
+    """The rows that are used of those there: the first ones, or as many drawn, in their order.
+
+    Each is an example of the domain. InputError where what the source leaves out leaves none.
+    """
     found, of = read(one.source, one.split, one.columns, one.field), one.source
-    if not isinstance(of, HeldOut):
-        yield from islice(found, one.limit)
+    if isinstance(of, HeldOut):
+        yield from map(domain.example, _held_out(of, found))
         return
+    kept = islice(_left(one, of, map(domain.example, found), domain), one.limit)
+    if (first := next(kept, None)) is None:
+        given = ", ".join(name for name in ("longest", "half", "without") if getattr(of, name))
+        raise InputError(f"{of.path} ({getattr(of, one.split)}): {given} leaves no row", one.field)
+    yield from chain([first], kept)
+
+
+def _left(
+    one: Wanted, source: Learned, found: Iterable[dict[str, Any]], domain: Domain
+) -> Iterator[dict[str, Any]]:
+    """The rows that a source does not leave out; half and other splits count for training alone."""
+    others = {
+        post(domain, domain.example(row)["prompt"])
+        for other in one.without
+        for row in read(other.source, other.split, other.columns, other.field)
+    }
+    half = source.half if one.split == "train" else None
+    for row in found:
+        its = post(domain, row["prompt"]) if half or others else b""
+        short = source.longest is None or len(row["prompt"]) <= source.longest
+        if short and its not in others and (half is None or half == "ab"[its[-1] % 2]):
+            yield row
+
+
+def post(domain: Domain, prompt: str) -> bytes:
+    """sha256 of a prompt's post, as words in lower case: the same post has the same."""
+    words = WORD.findall(domain.post(prompt).casefold())
+    return hashlib.sha256(" ".join(words).encode()).digest()
+
+
+def _held_out(of: HeldOut, found: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The first rows of a set, or as many drawn, in its template."""
     if of.seed is not None and of.prompts is not None:
         there = list(found)
         count = min(of.prompts, len(there))
         drawn = np.random.default_rng(of.seed).choice(len(there), count, replace=False)
         found = (there[row] for row in sorted(drawn))
     it = around(of.template)
-    for row in islice(found, one.limit):
+    for row in islice(found, of.prompts):
         yield {**row, "prompt": it.front + row["prompt"] + it.behind}
 
 
@@ -141,7 +204,7 @@ def _plain_text(
 
 
 def read(
-    source: Source | HeldOut, split: str, columns: tuple[str, ...], field: str
+    source: Learned | HeldOut, split: str, columns: tuple[str, ...], field: str
 ) -> Iterator[dict[str, Any]]:
     """The rows of a split with our column names, as a stream, each checked when its turn comes.
 

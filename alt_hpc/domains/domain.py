@@ -114,6 +114,10 @@ class Domain(Settings):
         """A prompt as a judge reads it, with what is said of it."""
         return prompt
 
+    def post(self, prompt: str) -> str:
+        """What of a prompt makes it the same as another: all of it."""
+        return prompt
+
     def split(self, prompt: str) -> tuple[str, str, str]:
         """A prompt's body, which gives way where it is too long, its last line, what parts them."""
         return prompt, "", ""

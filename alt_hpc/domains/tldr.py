@@ -33,6 +33,11 @@ class Settings(Domain):
         """Without the last `TL;DR:`, which asks for a summary."""
         return prompt.rstrip().removesuffix(TLDR).rstrip()
 
+    def post(self, prompt: str) -> str:
+        """Without subreddit, title and last line: the same post may be given other ones."""
+        body, _, _ = self.split(prompt)
+        return body.removeprefix(self.kept(body)) or prompt
+
     def split(self, prompt: str) -> tuple[str, str, str]:
         body, newline, last = prompt.rpartition("\n")
         return (body, newline, last) if newline else (prompt, "", "")

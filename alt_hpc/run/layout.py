@@ -6,10 +6,11 @@ No file is opened here.
 
 from pathlib import Path
 
-from alt_hpc.graph import REPORT, STAGES, Piece
+from alt_hpc.graph import COMPARISONS, REPORT, REWARD_MODEL, SFT, STAGES, Piece
 from alt_hpc.settings import digest
 
-DATA = tuple(f"{kind}-" for kind in ("prompts", "comparisons", "set"))  # NAME-SPLIT of frozen rows
+_KINDS = ("prompts", SFT, COMPARISONS, "set")
+DATA = tuple(f"{kind}-" for kind in _KINDS)  # NAME-SPLIT of frozen rows
 POLICY_FOLDER = "policy"  # within an attempt: an exported checkpoint
 MODEL_FOLDER = "model"
 MOMENTS_FILE = "moments.safetensors"  # of Adam, for the next iteration's training
@@ -41,6 +42,7 @@ class Layout:  # the names below one run's folder
         self.controller_log = self.jobs / "controller" / "%j.log"  # Slurm fills in the job's id
         self.tensorboard = path / "tensorboard"  # events, a folder for each kind of curves
         self.table = path / PAGE_FILE
+        self.reward_model = path / REWARD_MODEL  # a link to the one that the run has trained
         self.report = path / REPORT  # tables and pictures of `alt-hpc report`
         self.curves = path / "curves.png"
         self.ends = {how: path / how for how in ("FINISHED", "STOPPED")}  # one sentence each

@@ -13,6 +13,7 @@ from alt_hpc.lm import check, load, save
 from alt_hpc.rewards import Answers, heads, model
 from alt_hpc.rewards.heads import Text
 from alt_hpc.run import models, rows
+from alt_hpc.run.files import link
 from alt_hpc.run.layout import MODEL_FOLDER
 from alt_hpc.stages import optimise
 from alt_hpc.stages.work import Work, scorer
@@ -47,6 +48,7 @@ def run(work: Work) -> None:
     del made  # it is loaded again
     check.weights(folder)
     facts = _held_out(work, folder)
+    link(work.run.layout.reward_model, folder)
     print(
         f"reward model: {facts['accuracy']:.1%} of {facts['pairs']} held-out comparisons right"
         f" (the longer summary is the better one in {facts['longer_is_better']:.1%})"

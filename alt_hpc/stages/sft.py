@@ -2,7 +2,7 @@
 
 import torch
 
-from alt_hpc.data.texts import PROMPTS
+from alt_hpc.data import texts
 from alt_hpc.errors import InputError
 from alt_hpc.lm import load, tokens
 from alt_hpc.run import rows
@@ -29,7 +29,7 @@ def run(work: Work) -> None:
     tokenizer, examples, shortened = base.tokenizer, [], 0
     if tokenizer.eos_token_id is None:
         raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token")
-    for row in rows.frozen(work.run, PROMPTS):
+    for row in rows.frozen(work.run, texts.labelled(work.config)):
         label = tokens.continuation_ids(tokenizer, domain.answer(row["label"]))
         answer = [*label[: longest // 2], tokenizer.eos_token_id]
         prompt, lost = domain.fit(tokenizer, row["prompt"], longest - len(answer))

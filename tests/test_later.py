@@ -209,4 +209,4 @@ def test_a_run_of_another_format_is_refused_in_one_sentence(
     for words in (command(tiny_config, run.path), ["status", place], ["report", place]):
         assert main(words) == 2
         (said,) = capsys.readouterr().err.splitlines()
-        assert "run.json: of format 1, but this version reads format 6" in said
+        assert "run.json: of format 1, but this version reads format 7" in said

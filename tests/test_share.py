@@ -240,7 +240,7 @@ def copied(place: Path, run: RunFolder) -> RunFolder:
 
 WRONG: list[tuple[Callable[[Path, RunFolder], list[str]], str]] = [
     (not_a_run, "not a run folder (run.json is missing)"),
-    (another_format, "other/run.json: of format 5, but this version reads format 6"),
+    (another_format, "other/run.json: of format 5, but this version reads format 7"),
     (not_whole, "other: score 1 shard 2 is not whole there: submit again when it is"),
     (damaged, "sample 1 shard 1 is not whole there: "),
     (itself, "is this run itself"),

@@ -22,7 +22,7 @@ from alt_hpc.run.layout import DATA, Layout
 from alt_hpc.run.manifests import Manifests
 from alt_hpc.settings import digest
 
-FORMAT = 6  # of a run folder: another one is read by no other version
+FORMAT = 7  # of a run folder: another one is read by no other version
 
 
 class RunFolder:

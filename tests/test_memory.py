@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ import transformers as tf
 from alt_hpc import config as configs
 from alt_hpc import process
 from alt_hpc.control import memory as told
-from alt_hpc.control import preview, start
-from alt_hpc.control.needs import BUDGETS, Needs
+from alt_hpc.control.needs import BUDGETS
 from alt_hpc.errors import InputError
-from alt_hpc.graph import EVALUATE, REPORT, SAMPLE, TRAIN
 from alt_hpc.lm import decode, load, memory, sizes
 from alt_hpc.lm.blocks import train_top
 from alt_hpc.lm.sizes import BYTES, Sizes
@@ -183,68 +180,12 @@ def test_a_reference_checkpoints_and_zero_3_hold_what_they_should() -> None:
     assert steps({"stage": 1}).gradients > plain.gradients
 
 
-# --- a run --------------------------------------------------------------------------------------
-
-LARGER: dict[str, Any] = {
-    "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8,
-    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 512,
-    "vocab_size": 40_000, "tie_word_embeddings": True, "eos_token_id": tiny.EOS,
-}  # fmt: skip
+# --- the table ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def run(tiny_place: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """One iteration of a model of 31 million weights; the reward needs no model."""
-    place = tmp_path_factory.mktemp("memory")
-    torch.manual_seed(0)
-    tf.AutoModelForCausalLM.from_config(tf.LlamaConfig(**LARGER)).save_pretrained(place / "policy")
-    tiny.tokenizer().save_pretrained(place / "policy")
-    (place / "rewards.py").write_text(
-        "def longer(prompt, answers, row):\n    return [*map(len, answers)]\n"
-    )
-    given = f"""
-run: {place}/run
-iterations: 1
-policy: {{model: {place}/policy}}
-reward: {{kind: function, function: {place}/rewards.py:longer}}
-data: {{prompts: {{path: {tiny_place}/data, valid_limit: 2}}}}
-sample: {{prompts: 4, generations: 24, max_new_tokens: 12, group: 4}}
-train: {{epochs: 1, global_batch: 20, micro_batch: 10, trained_blocks: 1, train_embeddings: false}}
-evaluate: {{drawn: {{posts: 0}}}}
-"""
-    (place / "config.yaml").write_text(given)
-    assert start.run(configs.load(place / "config.yaml")) == 0
-    return RunFolder(place / "run")
-
-
-def test_an_estimate_is_near_what_a_run_has_taken(run: RunFolder) -> None:
-    """Above what a process has that loads no model, within a factor of 1.7."""
-    bare, _ = told.seen(run, REPORT)
-    needs = Needs(run.config(), run)
-    assert bare is not None
-    for stage in (SAMPLE, TRAIN, EVALUATE):
-        (row,) = told.estimate(needs, stage)
-        assert row.of == "host"
-        assert row.seen is not None
-        assert 1 / 1.7 < row.held.all / (row.seen - bare) < 1.7, (stage, row, bare)
-
-
-def test_the_plan_shows_estimate_seen_and_given(run: RunFolder) -> None:
-    shown = preview.preview(run.config())
-    assert "nothing to submit" in shown
-    lines = {line.split()[0]: line.split() for line in shown.splitlines() if " host " in line}
-    assert {"sample", "train", "evaluate", "measure"} <= lines.keys()
-    for stage in ("sample", "train"):
-        seen, _ = told.seen(run, stage)
-        assert lines[stage][-2:] == [f"{(seen or 0) / 2**30:.2f}", "-"]
-
-
-def test_too_little_memory_is_warned_of(
-    run: RunFolder, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_too_little_memory_is_warned_of(tiny_config: Path, tmp_path: Path) -> None:
     """Slurm gives memory per node, and each of its tasks needs as much."""
-    chosen = [f"run={tmp_path}/run", f"policy.model={run.config().policy.model}"]
-    chosen += ["cluster.train={nodes: 1, tasks_per_node: 2, mem_gb: 1.5}"]
+    chosen = [f"run={tmp_path}/run", "cluster.train={nodes: 1, tasks_per_node: 2, mem_gb: 1.5}"]
     config = configs.load(tiny_config, chosen)
     lines = told.table(config, RunFolder.preview(config))
     (warning,) = [line for line in lines if line.startswith("warning")]
@@ -273,11 +214,3 @@ def test_a_process_knows_its_peak() -> None:
 
 def test_bytes_are_torchs() -> None:
     assert {n: torch.empty(1, dtype=getattr(torch, n)).element_size() for n in BYTES} == BYTES
-
-
-def test_an_older_runs_manifests_say_nothing(run: RunFolder) -> None:
-    for file in run.path.glob("iterations/001/sample/*/manifest.json"):
-        known = json.loads(file.read_text())
-        known["facts"].pop("memory")
-        file.write_text(json.dumps(known))
-    assert told.seen(RunFolder(run.path), SAMPLE) == (None, None)

@@ -17,7 +17,8 @@ CHUNK = 512  # as `examples.CHUNK`, which imports torch
 # Bytes that a block keeps of a token for the backward pass, in numbers of the precision: norms,
 # projections and attention, and of the widest layer (counted: tests/test_memory.py).
 _OF_HIDDEN, _OF_INNER = 12, 4
-_LOGITS = 8  # float32 tensors of a chunk's logits that are alive in its backward pass
+# Float32 tensors of a chunk's logits that are alive in its backward pass; of the reference's.
+_LOGITS, _THEIRS = 8, 3
 
 
 @dataclass(frozen=True)
@@ -98,5 +99,5 @@ class Task:
         if settings.checkpoint_activations:
             kept = depth * each * tokens * sizes.hidden + block
         mask = self.rows * self.width**2 * each
-        chunk = min(CHUNK, self.learned)
-        return kept + mask + chunk * sizes.vocabulary * (4 * _LOGITS + each)
+        logits = 4 * (_LOGITS + (_THEIRS if self.reference else 0)) + each
+        return kept + mask + min(CHUNK, self.learned) * sizes.vocabulary * logits

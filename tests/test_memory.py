@@ -93,12 +93,14 @@ def _sizes(model: Any) -> Sizes:
     return sizes.counted(load.shapes(model), None, 0, Path())
 
 
+@pytest.mark.parametrize("share", [1.0, 0.34])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_activations_are_those_that_autograd_keeps(name: str, dtype: str) -> None:
-    """Within a factor of 1.65 on every architecture: fused activations keep less."""
+def test_activations_are_those_that_autograd_keeps(name: str, dtype: str, share: float) -> None:
+    """Within a factor of 1.65; GPT-NeoX, whose activation is fused, keeps down to half of it."""
     model = tf.AutoModelForCausalLM.from_config(SHAPES[name], dtype=getattr(torch, dtype)).train()
     set_dropout(model, 0.0)
+    train_top(model, share, embeddings=True)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -110,10 +112,11 @@ def test_activations_are_those_that_autograd_keeps(name: str, dtype: str) -> Non
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.base_model(input_ids=torch.ones(2, 96, dtype=torch.long), use_cache=False)
     seen = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    settings = Training(trained_blocks=1.0, precision=dtype)  # type: ignore[arg-type]
+    settings = Training(trained_blocks=share, precision=dtype)  # type: ignore[arg-type]
     about = {"world": 1, "on_gpu": False, "rows": 2, "width": 96, "learned": 0}
     task = of_training.Task(_sizes(model), settings, ZERO, **about)  # type: ignore[arg-type]
-    assert 1 / 1.65 < seen / task._activations < 1.65
+    least = 1 / 2 if name == "neox" else 1 / 1.65
+    assert least < seen / task._activations < 1.65
 
 
 @pytest.mark.parametrize("offload", [False, True])
@@ -203,7 +206,7 @@ def test_a_gpus_memory_stands_apart_and_a_model_that_is_elsewhere_is_named(
     of = [line.split()[1] for line in lines if line.startswith("sample ")]
     assert of == ["gpu", "host"]
     (unknown,) = [line for line in lines if "not known" in line]
-    assert unknown.startswith("score: not known: someone/else is not on this machine yet")
+    assert unknown.startswith("score, measure: not known: someone/else is not on this machine yet")
 
 
 def test_a_process_knows_its_peak() -> None:

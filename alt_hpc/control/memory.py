@@ -35,12 +35,12 @@ class Row(NamedTuple):
 def table(config: Config, run: RunFolder) -> list[str]:
     """Lines: a row a stage, then what exceeds what the config gives, and what is not known."""
     needs = Needs(config, run)
-    found, unknown = list[Row](), dict[str, str]()
+    found, unknown = list[Row](), dict[str, list[str]]()
     for name in _stages(config):
         try:
             found += estimate(needs, name)
         except InputError as error:
-            unknown.setdefault(str(error), name)
+            unknown.setdefault(str(error), []).append(name)
     lines = [f"memory of a task, GiB (estimated for texts of up to {needs.longest_told} tokens)"]
     heads = ["stage", "of", "process", *COLUMNS, "all", "seen", "given"]
     lines.append(_line(heads))
@@ -50,7 +50,7 @@ def table(config: Config, run: RunFolder) -> list[str]:
         seen = f"{row.seen / GIB:.2f}" if row.seen else "-"
         given = _given(config, row.stage) if row.of == "host" else None
         lines.append(_line([row.stage, row.of, *cells, seen, f"{given:.2f}" if given else "-"]))
-    lines += [f"{name}: not known: {why}" for why, name in unknown.items()]
+    lines += [f"{', '.join(names)}: not known: {why}" for why, names in unknown.items()]
     return lines + list(_warnings(config, found))
 
 

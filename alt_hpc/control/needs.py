@@ -84,7 +84,7 @@ class Needs:
         room = min(filter(None, (most, self.policy.context)), default=most or 2048) - new
         words = max((len(text.encode()) for text in self.config.method.widest), default=0)
         asked = self._longest("prompt")
-        return min(room, asked + words // A_TOKEN) if asked else room
+        return max(1, min(room, asked + words // A_TOKEN) if asked else room)
 
     @property
     def longest_told(self) -> int:
@@ -110,6 +110,8 @@ class Needs:
         return greedy + start
 
     def _answers(self, stage: str, prompts: int, answers: int, new: int) -> list[Moment]:
+        if self.config.engine.kind == "vllm":
+            raise InputError("vLLM takes most of its GPU, whatever the model")
         its, dtype, on_gpu = self.policy, self.config.policy.dtype, self.on_gpu(stage)
         prompt = self.prompt(new)
         made = memory.answering(its, dtype, prompts, answers, prompt, new, on_gpu)
@@ -157,6 +159,8 @@ class Needs:
     def _task(self, stage: str, model: Sizes, settings: Training, **about: Any) -> Task:
         its = self.config.cluster.stage(stage)
         zero = self._deepspeed(settings).get("zero_optimization", {})
+        if not isinstance(zero, dict):
+            raise InputError(f"{settings.deepspeed}: 'zero_optimization' must be an object")
         world = its.nodes * its.tasks_per_node
         about["rows"] = max(1, min(about["rows"], settings.global_batch // world))
         return Task(model, settings, zero, world, self.on_gpu(stage), **about)

@@ -17,6 +17,7 @@ CHUNK = 512  # as `examples.CHUNK`, which imports torch
 # Bytes that a block keeps of a token for the backward pass, in numbers of the precision: norms,
 # projections and attention, and of the widest layer (counted: tests/test_memory.py).
 _OF_HIDDEN, _OF_INNER = 12, 4
+_PASSED = 0.75  # of that where a block is not trained, and gradients only pass through it
 # Float32 tensors of a chunk's logits that are alive in its backward pass; of the reference's.
 _LOGITS, _THEIRS = 8, 3
 
@@ -63,14 +64,19 @@ class Task:
 
     @property
     def _stage(self) -> int:
-        return int(self.zero.get("stage", 1)) or 1
+        return self._given("stage", 1) or 1
+
+    def _given(self, key: str, default: int) -> int:
+        """A number of the JSON; what it leaves to DeepSpeed ("auto") is DeepSpeed's default."""
+        value = self.zero.get(key, default)
+        return int(value) if isinstance(value, int | float) else default
 
     @property
     def _model(self) -> float:
         """Bytes of the model as it is computed with, on one rank."""
         each, whole = BYTES[self._dtype], self.sizes.weights
         if self._stage == 3 and self.world > 1:
-            live = min(whole, int(self.zero.get("stage3_max_live_parameters", 10**9)))
+            live = min(whole, self._given("stage3_max_live_parameters", 10**9))
             return each * (whole / self.world + live)
         return each * whole
 
@@ -78,7 +84,7 @@ class Task:
         """Masters and moments, and gradients; `trained`: bytes of what is trained, in float32."""
         mine, each = trained / self.world, BYTES[self._dtype]
         states, summed = Held(optimiser=3 * mine), Held(gradients=2 * mine)
-        bucket = min(trained / 4, int(self.zero.get("reduce_bucket_size", 5 * 10**8))) * each
+        bucket = min(trained / 4, self._given("reduce_bucket_size", 5 * 10**8)) * each
         made = Held(gradients=bucket)  # those of a bucket are divided among the ranks at once
         if self._stage == 1:  # each rank sums up all
             summed, made = Held(gradients=trained + mine), Held(gradients=trained / 4 * each)
@@ -91,13 +97,13 @@ class Task:
         """Of a micro-batch, the logits of a chunk and the mask among them."""
         sizes, settings, tokens = self.sizes, self.settings, self.rows * self.width
         each = BYTES[self._dtype]
-        # Gradients of the input embeddings come through every block.
-        depth = sizes.top(settings.trained_blocks)
-        depth = len(sizes.blocks) if settings.trains_embeddings else depth
-        block = each * tokens * (_OF_HIDDEN * sizes.hidden + _OF_INNER * sizes.inner)
-        kept = depth * block
+        numbers = _OF_HIDDEN * sizes.hidden + _OF_INNER * sizes.inner
+        top, block = sizes.top(settings.trained_blocks), each * tokens * numbers
+        # Gradients of the input embeddings come through the blocks that are not trained.
+        lower = len(sizes.blocks) - top if settings.trains_embeddings else 0
+        kept = (top + _PASSED * lower) * block
         if settings.checkpoint_activations:
-            kept = depth * each * tokens * sizes.hidden + block
+            kept = (top + lower) * each * tokens * sizes.hidden + block
         mask = self.rows * self.width**2 * each
         logits = 4 * (_LOGITS + (_THEIRS if self.reference else 0)) + each
         return kept + mask + min(CHUNK, self.learned) * sizes.vocabulary * logits

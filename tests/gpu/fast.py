@@ -229,23 +229,21 @@ def _shared(exact: Any, model: Any) -> Iterator[tuple[str, Both]]:
     yield from zip(names, zip(true, plain, ours, strict=True), strict=True)
 
 
-def report(device: torch.device, names: list[str]) -> tuple[str, bool]:
-    """A table in Markdown, the worst model of each path; whether all is good."""
+def report(device: torch.device, names: list[str], write: Callable[[str], None]) -> bool:
+    """A table in Markdown, of each path the worst model; whether all is good."""
     found = list(compared(device, names))
     worst: dict[tuple[str, str], Compared] = {}
     for one in found:
         key = one.path, one.dtype
         if key not in worst or one.badness > worst[key].badness:
             worst[key] = one
-    lines = [
+    write(
         f"{len(found)} comparisons over {', '.join(names)}. Errors are relative to float32; of each"
-        " path the model is shown on which ours is worst beside plain.",
-        "",
-        "| path | dtype | model | plain | ours | |",
-        "|---|---|---|---|---|---|",
-    ]
+        " path the model is shown on which ours is worst beside plain.\n\n"
+        "| path | dtype | model | plain | ours | |\n|---|---|---|---|---|---|"
+    )
     for one in worst.values():
         verdict = "good" if one.badness <= 1 else "BAD"
         cells = (one.path, one.dtype, one.model, f"{one.plain:.1e}", f"{one.ours:.1e}", verdict)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines), all(one.badness <= 1 for one in found)
+        write(f"| {' | '.join(cells)} |")
+    return all(one.badness <= 1 for one in found)

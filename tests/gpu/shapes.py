@@ -22,9 +22,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         **{"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28},
         **{"num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 128256},
     },
-    "31M": {  # of the tests' run: above what a process has without a model
-        **{"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8},
-        **{"num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 40000},
+    "30M": {  # of the tests' run: above what a process has without a model
+        **{"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8},
+        **{"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 12000},
     },
     "tiny": {
         **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3},

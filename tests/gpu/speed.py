@@ -65,21 +65,24 @@ class Bench:
     deadline: float
     aims: list[str] = field(default_factory=list)
 
-    def report(self) -> str:
-        """Tables in Markdown, one a shape."""
-        rate = self._product()
-        lines = [
-            f"A product of {self.sizes.product}² bfloat16 matrices: {rate / 1e12:.3g} TFLOP/s."
-        ]
+    def lines(self) -> Iterator[str]:
+        """Tables in Markdown, one a shape, line by line as they are measured; last the aims."""
+        rate, size = self._product(), self.sizes.product
+        yield f"A product of {size}² bfloat16 matrices: {rate / 1e12:.3g} TFLOP/s."
         for shape in self.sizes.trained:
-            lines += ["", f"### {shape}", "", "| what | settings | figure | peak, MiB |"]
-            lines += ["|---|---|---|---|"]
+            yield f"\n### {shape}\n\n| what | settings | figure | peak, MiB |\n|---|---|---|---|"
             for part in (self._sampling, self._scoring, self._training):
                 if time.time() > self.deadline:
-                    lines.append(f"| {part.__name__.strip('_')} | | no time was left | |")
+                    yield f"| {part.__name__.strip('_')} | | no time was left | |"
                     continue
-                lines += [f"| {' | '.join(row)} |" for row in self._tried(part, shape, rate)]
-        return "\n".join([*lines, "", *_vllm()])
+                for row in self._tried(part, shape, rate):
+                    yield f"| {' | '.join(row)} |"
+        yield "\nvLLM was not compared: " + (
+            "`python tests/benchmarks/run.py vllm` does."
+            if importlib.util.find_spec("vllm")
+            else "it is not installed here."
+        )
+        yield "\nAims:\n\n" + "\n".join(f"- {one}" for one in self.aims)
 
     def _tried(
         self, part: Callable[..., Any], shape: str, rate: float
@@ -271,9 +274,3 @@ def _operations(model: Any, s: Sizes) -> float:
     head = config.vocab_size * config.hidden_size
     tied = 4 if not model.get_output_embeddings().weight.requires_grad else 6
     return total + tied * head * s.learned / s.width
-
-
-def _vllm() -> list[str]:
-    if importlib.util.find_spec("vllm") is None:
-        return ["vLLM is not installed here: not compared."]
-    return ["vLLM is installed here: `python tests/benchmarks/run.py vllm` compares."]

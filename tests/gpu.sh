@@ -9,8 +9,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 WHEELS=tests/gpu/wheels
 # What Python 3.12 with torch, transformers, tensorboard, pandas, pyarrow and matplotlib still lacks.
-READY=(annotated-types datasets defusedxml dill hjson multiprocess nltk pydantic pydantic-core
-    submitit typing-inspection)
+READY=(annotated-types defusedxml hjson nltk pydantic pydantic-core submitit typing-extensions
+    typing-inspection)
 BUILT=(deepspeed rouge-score)  # these have no wheel in the index
 
 locked() {  # NAME==VERSION of tests/lock.txt

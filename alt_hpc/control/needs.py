@@ -102,7 +102,8 @@ class Needs:
     def _evaluate(self) -> list[Moment]:
         config, evaluate = self.config, self.config.evaluate
         group, drawn, new = evaluate.group, evaluate.drawn, config.evaluated_tokens
-        ways = max(len(config.method.asked(k)) for k in (0, 1))
+        between = len(config.method.between(1)) if evaluate.every_word else 0
+        ways = max(len(config.method.asked(k)) for k in (0, 1)) + between
         greedy = self._answers(EVALUATE, group * ways, 1, new)
         if not drawn.posts:
             return greedy

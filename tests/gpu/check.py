@@ -51,7 +51,7 @@ def main() -> int:
     if small:
         torch.set_num_threads(1)
         cpu.quicken()
-    names = ["llama", "gptj"] if small else sorted(prefix.SIDE_BY_SIDE)
+    names = ["llama", "gptj"] if small else [*sorted(prefix.SIDE_BY_SIDE), "135M"]
     bench = speed.Bench(device, speed.TINY if small else speed.Sizes(), began + WITHIN_S - 60)
 
     def measured(write: Write) -> bool:

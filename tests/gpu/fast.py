@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
+import shapes
 import test_losses
 import tiny
 import torch
@@ -46,6 +47,13 @@ class Compared(NamedTuple):
         return self.ours / max(step / 4, WORSE * self.plain)
 
 
+def _model(name: str, device: torch.device) -> Any:
+    """A tiny model of an architecture, or a random one of a real shape."""
+    if name in shapes.SHAPES:
+        return shapes.model(name, torch.float32, device).requires_grad_(True)
+    return tiny.model(name).to(device)
+
+
 Both = tuple[Tensor, Tensor, Tensor]  # in float32, plainly in the dtype, by us in the dtype
 
 
@@ -57,7 +65,7 @@ def compared(device: torch.device, names: list[str]) -> Iterator[Compared]:
         "losses": losses,
     }
     for name in names:
-        exact = tiny.model(name).to(device)
+        exact = _model(name, device)
         for dtype in DTYPES:
             model = copy.deepcopy(exact).to(dtype)
             for path in paths.values():
@@ -201,11 +209,11 @@ def _compared_losses(
 def _moved(model: Any) -> Any:
     """A policy that has gone some way from the reference, which is the model: KL is not 0."""
     policy = copy.deepcopy(model)
-    noise = torch.Generator().manual_seed(5)
+    noise = torch.Generator(model.device).manual_seed(5)
     with torch.no_grad():
         for parameter in policy.parameters():
-            step = torch.randn(parameter.shape, generator=noise) * 0.05
-            parameter.add_((step * parameter.abs().mean().cpu()).to(parameter))
+            step = torch.randn(parameter.shape, generator=noise, device=model.device) * 0.05
+            parameter.add_((step * parameter.abs().mean()).to(parameter))
     return policy
 
 

@@ -1,6 +1,10 @@
 """This process as whatever started it sees it: the only module that reads SLURM_* variables."""
 
+import contextlib
 import os
+import re
+import resource
+import sys
 import zlib
 from collections.abc import Collection
 from pathlib import Path
@@ -55,6 +59,19 @@ def has_gpu() -> bool:
     """Whether a GPU may be seen from here, without waking its driver."""
     there = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
     return there and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+
+
+def peak_memory() -> dict[str, int]:
+    """The most bytes that this process has had: of the host's memory, and of its GPU (torch's)."""
+    found = {"host": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    with contextlib.suppress(OSError):  # getrusage counts what has started this process too
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        if peak := re.search(r"VmHWM:\s*(\d+) kB", status):
+            found["host"] = 1024 * int(peak[1])
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        found["gpu"] = int(torch.cuda.max_memory_allocated())
+    return found
 
 
 def for_a_task(rank: int, world: int, local: int, start: str, code: Path | None) -> dict[str, str]:

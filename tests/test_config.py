@@ -14,9 +14,9 @@ import yaml
 
 from alt_hpc import config as configs
 from alt_hpc.config import Config
-from alt_hpc.control import start
 from alt_hpc.errors import InputError
 from alt_hpc.settings import Settings
+from alt_hpc.training.settings import ZERO2
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALLEST = """\
@@ -361,4 +361,4 @@ def test_a_config_comes_back_from_the_run_folder_as_it_was(tmp_path: Path, text:
 
 
 def test_the_default_deepspeed_settings_are_those_of_the_json() -> None:
-    assert json.loads((ROOT / "configs/deepspeed/zero2.json").read_text()) == start.ZERO2
+    assert json.loads((ROOT / "configs/deepspeed/zero2.json").read_text()) == ZERO2

@@ -77,7 +77,11 @@ def test_only_the_graph_spells_out_which_stages_there_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["control.chain", "control.start", "control.preview", "graph", "plan", "stages.work"]
+    "module",
+    [
+        *("control.chain", "control.start", "control.preview", "control.memory"),
+        *("graph", "plan", "stages.work"),
+    ],
 )
 def test_what_plans_and_starts_imports_no_torch(module: str) -> None:
     code = f"import sys, alt_hpc.{module}; sys.exit('torch' in sys.modules)"

@@ -1,4 +1,4 @@
-"""`alt-hpc plan`: every job of the iteration that is up next, as it would be submitted."""
+"""`alt-hpc plan`: every job that is up next, as it would be submitted, and its tasks' memory."""
 
 import shlex
 from dataclasses import replace
@@ -14,13 +14,21 @@ from alt_hpc.run.folder import RunFolder
 
 
 def preview(config: Config) -> str:
-    """The plan as text: jobs, dependencies, resources and scripts. Writes and submits nothing.
+    """The plan as text: jobs, dependencies, resources, memory, scripts. Writes and submits nothing.
 
     It is what the next controller submits, read from the same state by the same function. A script
     is byte for byte what sbatch would get, but for ids not yet given (`{ITERATION:STAGE:ATTEMPT}`).
     InputError where no partition has what is asked for; QueueUnknown where Slurm does not answer.
     """
+    from alt_hpc.control import memory  # a controller has no use for it
+
     folder = RunFolder.preview(config)
+    jobs, started = _planned(folder, config)
+    return "\n".join([*jobs, "", *memory.table(config, folder), *started])
+
+
+def _planned(folder: RunFolder, config: Config) -> tuple[list[str], list[str]]:
+    """A line a job, or why there is none; and what each job is started with."""
     cluster = Cluster()
     if config.cluster.backend == "slurm" and available():
         cluster = Slurm()
@@ -29,7 +37,7 @@ def preview(config: Config) -> str:
     state = read_state(folder, cluster)
     if start := share.offered(folder):
         if start.missing and folder.exists():
-            return f"{folder.path}: waits for what {start.of.path} makes of their start"
+            return [f"{folder.path}: waits for what {start.of.path} makes of their start"], []
         share.require(start)
         state = replace(state, graph=start.graph, done=start.done())
     chained = isinstance(cluster, Slurm) and bool(cluster.controllers(scripts(folder)))
@@ -37,13 +45,15 @@ def preview(config: Config) -> str:
         state = replace(state, counted_from=len(state.submissions))
     todo = plan(state, cluster.limits(config.cluster, scripts(folder)))
     if todo.finished:
-        return f"{folder.path}: {finish(todo)}: nothing to submit"
+        return [f"{folder.path}: {finish(todo)}: nothing to submit"], []
     if todo.stop:
-        return f"{folder.path}: {todo.stop}"
-    return "\n".join(_lines(folder, config, todo, cluster))
+        return [f"{folder.path}: {todo.stop}"], []
+    return _lines(folder, config, todo, cluster)
 
 
-def _lines(folder: RunFolder, config: Config, todo: Plan, cluster: Cluster) -> list[str]:
+def _lines(
+    folder: RunFolder, config: Config, todo: Plan, cluster: Cluster
+) -> tuple[list[str], list[str]]:
     """A line a job and the controllers', then what each job is started with."""
     backend, shown = config.cluster.backend, {job.key: f"{{{job.key}}}" for job in todo.jobs}
     lines, started = [f"run {folder.path} on {backend}: {len(todo.jobs)} jobs"], []
@@ -62,4 +72,4 @@ def _lines(folder: RunFolder, config: Config, todo: Plan, cluster: Cluster) -> l
     if backend == "slurm":
         options = script.controller_options(folder.path.name, folder.run_id, config.cluster)
         lines.append(f"every controller  sbatch {shlex.join(options)}")
-    return lines + started
+    return lines, started

@@ -25,15 +25,9 @@ from alt_hpc.report import results
 from alt_hpc.run import code, models
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.journal import Submit
+from alt_hpc.training.settings import ZERO2
 
 INTERRUPTED = 130  # an exit status
-ZERO2: dict[str, Any] = {  # configs/deepspeed/zero2.json, which an installation has not
-    "zero_optimization": {
-        **{"stage": 2, "overlap_comm": True, "contiguous_gradients": True},
-        **{"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000},
-    },
-    "data_types": {"grad_accum_dtype": "fp32"},
-}
 
 
 def submit(*configs: Config, wait: bool = False, accept_packages: bool = False) -> int:

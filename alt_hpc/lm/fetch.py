@@ -21,12 +21,8 @@ def fetch(name: str, *, whole: bool = True) -> Path:
     Hugging Face cache, then on the hub. Not `whole`: configuration and tokenizer are enough.
     InputError where the folder holds no weights, or the model can be had nowhere.
     """
-    if Path(name).is_dir():
-        return _checked(name, whole)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"{name}: no such model folder")
-    with contextlib.suppress(LocalEntryNotFoundError, InputError):
-        return _checked(snapshot_download(name, local_files_only=True), whole)
+    if found := here(name, whole=whole):
+        return found
     if (why := unreachable()) is None:
         wanted = ["*.json", "*.txt", "*.model", "*.jinja"]
         try:
@@ -43,6 +39,17 @@ def fetch(name: str, *, whole: bool = True) -> Path:
         f"{name}: no such folder, and neither in the local Hugging Face cache nor on the hub"
         f" ({why})"
     )
+
+
+def here(name: str, *, whole: bool = True) -> Path | None:
+    """As `fetch`, of a model that is on this machine; None where it would have to be downloaded."""
+    if Path(name).is_dir():
+        return _checked(name, whole)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise InputError(f"{name}: no such model folder")
+    with contextlib.suppress(LocalEntryNotFoundError, InputError):
+        return _checked(snapshot_download(name, local_files_only=True), whole)
+    return None
 
 
 def _checked(place: str, whole: bool) -> Path:

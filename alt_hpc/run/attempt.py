@@ -119,6 +119,7 @@ class Attempt:
         paths = {name: self.folder / name for name in sorted(names)}
         made = {n: {"size": p.stat().st_size, "sha256": files.sha256(p)} for n, p in paths.items()}
         when = {"started": self.started, "seconds": time.time() - self.started}
+        used = {"node": process.node(), "memory": process.peak_memory()}
         manifest = Manifest(
             attempt=self.number,
             folder=self.folder.name,
@@ -126,7 +127,7 @@ class Attempt:
             files=made,
             fingerprint=self.run.manifests.fingerprint(self.piece),
             inputs=self.inputs,
-            facts={**when, **code.facts(), "node": process.node(), **facts},
+            facts={**when, **code.facts(), **used, **facts},
         )
         manifest.write(self.run.layout.manifest(self.piece))
 

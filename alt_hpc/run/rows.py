@@ -13,12 +13,16 @@ from alt_hpc.run.folder import RunFolder
 def freeze(run: RunFolder, name: str, texts: Iterable[Mapping[str, Any]]) -> int:
     """Write rows of text under a name; returns how many."""
     run.layout.data.mkdir(exist_ok=True)
-    (path, about), count = run.layout.frozen(name), 0
+    (path, about), count, longest = run.layout.frozen(name), 0, dict[str, int]()
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in texts:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
-    write_atomically(about, json.dumps({"rows": count, "sha256": sha256(path)}))
+            for column, text in row.items():
+                if isinstance(text, str):
+                    longest[column] = max(longest.get(column, 0), len(text.encode()))
+    known = {"rows": count, "sha256": sha256(path), "longest": longest}
+    write_atomically(about, json.dumps(known))
     return count
 
 
@@ -38,6 +42,12 @@ def checksum(run: RunFolder, name: str) -> str:
 
 def is_frozen(run: RunFolder, name: str) -> bool:
     return run.layout.frozen(name)[1].exists()
+
+
+def longest(run: RunFolder, name: str) -> dict[str, int]:
+    """Bytes of the longest text of each column of frozen rows; empty where they are not there."""
+    about = run.layout.frozen(name)[1]
+    return dict(json.loads(about.read_text()).get("longest", {})) if about.exists() else {}
 
 
 def count(run: RunFolder, name: str) -> int:

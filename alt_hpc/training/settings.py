@@ -1,9 +1,19 @@
 """How a model is optimised: what all trainings have, and the keys of each."""
 
+from typing import Any
+
 from pydantic import Field
 
 from alt_hpc.errors import InputError
 from alt_hpc.settings import BelowOne, Count, Dtype, NotNegative, Part, Positive, Settings, Share
+
+ZERO2: dict[str, Any] = {  # configs/deepspeed/zero2.json, which an installation has not
+    "zero_optimization": {
+        **{"stage": 2, "overlap_comm": True, "contiguous_gradients": True},
+        **{"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000},
+    },
+    "data_types": {"grad_accum_dtype": "fp32"},
+}
 
 
 class Training(Settings):

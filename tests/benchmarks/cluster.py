@@ -27,6 +27,7 @@ from alt_hpc.clusters.slurm import Slurm  # noqa: E402
 from alt_hpc.config import Cluster, StageCluster  # noqa: E402
 from alt_hpc.control.step import step  # noqa: E402
 from alt_hpc.plan import Dependency, Kind  # noqa: E402
+from alt_hpc.process import peak_memory  # noqa: E402
 from alt_hpc.run.folder import RunFolder  # noqa: E402
 from alt_hpc.run.journal import Submitted  # noqa: E402
 
@@ -211,9 +212,8 @@ def _submit(place: Path, shards: int) -> dict[str, float]:
 
 
 def peak() -> float:
-    """The most memory that this program has had, in MiB (`getrusage` counts its parent's too)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    """The most memory that this program has had, in MiB."""
+    return peak_memory()["host"] / 2**20
 
 
 def _controller(folder: RunFolder) -> dict[str, float]:

@@ -33,7 +33,8 @@ if [ "$name" = switch ]; then
     exec env DEVCLUSTER_HOST="$name" sleep infinity
 fi
 hostname "$name"
-mount --bind "$home/etc-hosts" /etc/hosts
+{ echo "127.0.1.1 $name"; cat "$home/etc-hosts"; } > "$home/etc-hosts-$name"  # as Debian has it
+mount --bind "$home/etc-hosts-$name" /etc/hosts
 if [ "$name" != login ]; then
     new=$home/tmp-$name
     mount -t tmpfs -o size=256m,nr_inodes=20k,mode=1777 none "$new"

@@ -453,12 +453,18 @@ def test_each_pass_over_the_rows_keeps_its_own(run: RunFolder) -> None:
     assert (told["done"], told["total"]) == (8, 8)
 
 
-def test_a_shard_far_behind_the_others_is_told_with_its_node(run: RunFolder) -> None:
+def test_a_shard_far_behind_the_others_is_told_with_its_node(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for shard in (0, 2):
         commit(run, Piece(1, "sample", shard))
     attempt.begin(run, SAMPLE, 1)
     attempt.show(run, SAMPLE, 3, 8, "samples", started=time.time() - 5)
-    assert attempt.laggards(run, 1, "sample") == []
+    with monkeypatch.context() as patch:
+        now = time.time()
+        for apart in (-90.0, 0.0, 90.0):  # the reader's clock, from that of the shard's host
+            patch.setattr(attempt.time, "time", lambda apart=apart: now + apart)
+            assert attempt.laggards(run, 1, "sample") == []
     attempt.show(run, SAMPLE, 3, 8, "samples", started=time.time() - 600)
     (line,) = attempt.laggards(run, 1, "sample")
     assert line.startswith(f"sample 1 shard 1 lags on {process.node()}: 600 s so far, 3/8")

@@ -60,20 +60,22 @@ exec nsenter --target "$pid" {entered} --wdns="$PWD" {real} "$@"
 """
 
 
-def problem(cached: Sequence[Path]) -> str:
-    """Why there can be no such hosts here, in one sentence; empty where there can."""
+def problem(cached: Sequence[Path], path: str) -> str:
+    """Why there can be no such hosts here, in one sentence; empty where there can. `path`: PATH."""
     if os.getuid():
         return "--hosts needs root: it makes network and mount namespaces"
-    if lacking := [name for name in ("ip", "nsenter", "unshare") if not shutil.which(name)]:
+    lacking = [name for name in ("ip", "nsenter", "unshare") if not shutil.which(name, path=path)]
+    if lacking:
         return f"--hosts needs {lacking[0]}: apt-get install iproute2 util-linux"
-    if cached and not shutil.which("bindfs"):
+    if cached and not shutil.which("bindfs", path=path):
         return "--cached needs bindfs: apt-get install bindfs"
     if cached and not Path("/dev/fuse").exists():
         return "--cached needs /dev/fuse, which is not here"
     links = "ip link add br0 type bridge && ip link add v0 type veth peer name v1"
     tried = f"{links} && mount -t tmpfs none /dev/shm"
     command = ["unshare", *ENTERED.split(), "sh", "-c", tried]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    env = {**os.environ, "PATH": path}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace")
     words = (done.stderr.strip().splitlines() or ["no message"])[-1]
     return f"--hosts cannot be had here: {words}" if done.returncode else ""
 

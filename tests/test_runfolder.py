@@ -442,6 +442,19 @@ def test_rows_made_from_other_inputs_are_not_taken(run: RunFolder) -> None:
     assert made == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("hidden", ["the manifest", "the folder"])
+def test_what_another_host_has_made_is_waited_for(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    """A host that has looked before keeps for a while that there was nothing of the name."""
+    commit(run)
+    place = run.layout.manifest(SAMPLE) if "manifest" in hidden else run.layout.piece(SAMPLE)
+    away = place.rename(run.path / "away")
+    monkeypatch.setattr(manifests, "VISIBLE_WITHIN_S", 60.0)
+    monkeypatch.setattr(manifests.time, "sleep", lambda _: away.rename(place))
+    assert run.manifests.wait(SAMPLE).attempt == 1
+
+
 def test_each_pass_over_the_rows_keeps_its_own(run: RunFolder) -> None:
     work = attempt.begin(run, SAMPLE, 1)
     for number in range(2):

@@ -113,11 +113,13 @@ class Manifests:  # of a run's pieces
     def wait(self, piece: Piece) -> Manifest:
         """The manifest of a piece that should be whole; else PieceDamaged.
 
-        The parent is listed and the read tried again: an attribute cache may hide what is there.
+        The parent is listed and the read tried again: caches may hide what is there, and the
+        piece's folder with it, where this host has looked before another made them.
         """
         deadline = time.monotonic() + VISIBLE_WITHIN_S
         while (manifest := self.get(piece)) is None:
-            if time.monotonic() > deadline or not self.layout.attempts(piece):
+            self.layout.attempts(piece)
+            if time.monotonic() > deadline:
                 where = self.layout.piece(piece)
                 raise PieceDamaged(f"{where}: {piece} is not whole: no good manifest")
             time.sleep(1.0)

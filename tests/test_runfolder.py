@@ -442,17 +442,34 @@ def test_rows_made_from_other_inputs_are_not_taken(run: RunFolder) -> None:
     assert made == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("hidden", ["the manifest", "the folder"])
+@pytest.mark.parametrize("hidden", ["the manifest", "the attempt", "the folder"])
 def test_what_another_host_has_made_is_waited_for(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, hidden: str
 ) -> None:
     """A host that has looked before keeps for a while that there was nothing of the name."""
     commit(run)
-    place = run.layout.manifest(SAMPLE) if "manifest" in hidden else run.layout.piece(SAMPLE)
+    place = {
+        "the manifest": run.layout.manifest(SAMPLE),
+        "the attempt": run.layout.attempt(SAMPLE, 1),
+        "the folder": run.layout.piece(SAMPLE),
+    }[hidden]
     away = place.rename(run.path / "away")
     monkeypatch.setattr(manifests, "VISIBLE_WITHIN_S", 60.0)
     monkeypatch.setattr(manifests.time, "sleep", lambda _: away.rename(place))
     assert run.manifests.wait(SAMPLE).attempt == 1
+    place.rename(away)
+    assert run.manifests.done([SAMPLE]) == {}
+    assert run.manifests.look_again([SAMPLE]).keys() == {SAMPLE}
+
+
+def test_what_was_withdrawn_is_not_waited_for(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(run)
+    run.manifests.withdraw(SAMPLE)
+    monkeypatch.setattr(manifests, "VISIBLE_WITHIN_S", 60.0)
+    monkeypatch.setattr(manifests.time, "sleep", lambda _: pytest.fail("it waits"))
+    assert run.manifests.look_again([SAMPLE]) == {}
 
 
 def test_each_pass_over_the_rows_keeps_its_own(run: RunFolder) -> None:

@@ -19,6 +19,7 @@ import throwaway
 from test_faults import Site, client, interpreter, queue, running, settings
 
 from alt_hpc import config as configs
+from alt_hpc import process
 from alt_hpc.control import start
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.training import ranks
@@ -206,6 +207,14 @@ def test_a_full_tmp_and_clocks_apart_change_nothing(site: Site) -> None:
     assert all(name.endswith("-1") for name in tried), tried
     client("srun", "--nodelist=n2", "rm", "-r", "/tmp/full", "/tmp/d")
     site.tell("hosts: /tmp full on one, clocks 90 s apart", "as if nothing was", site.began)
+
+
+def test_torchs_folder_of_one_host_is_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing transformers puts it into the environment of who submits."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/tmp/torchinductor_me")
+    assert "TORCHINDUCTOR_CACHE_DIR" not in process.for_slurm()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/scratch/mine")
+    assert process.for_slurm()["TORCHINDUCTOR_CACHE_DIR"] == "/scratch/mine"
 
 
 def test_gloo_gets_the_interface_that_leads_to_the_others() -> None:

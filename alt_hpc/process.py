@@ -13,6 +13,7 @@ RANKS = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SL
 LOOPBACK = "127.0.0.1"
 OF_THE_JOB = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
 OF_THE_USER = ("SLURM_CONF", "SLURM_CLUSTERS")
+OF_TORCH = "TORCHINDUCTOR_CACHE_DIR"
 FILTERS = ("SQUEUE_", "SINFO_", "SCONTROL_", "SACCT_", "SACCTMGR_")
 WISHES = ("account", "partition", "qos", "reservation", "constraint", "clusters", "wckey")
 
@@ -94,10 +95,12 @@ def for_slurm(decided: Collection[str] = ()) -> dict[str, str]:
     The job's variables have made jobs resubmit their own controller and halve their GPUs; without
     SLURM_CONF (which submitit's clean_env removes) the cluster is lost. What filters or formats
     answers goes. Wishes stay, as plain sbatch obeys them, but for options that are `decided` (such
-    as `partition`): sbatch would let the variable win over the script.
+    as `partition`): sbatch would let the variable win over the script. Where torch
+    keeps compiled code it has itself put into our environment: a folder in the /tmp of this host.
     """
     kept = {*OF_THE_USER, *(f"SBATCH_{w.upper()}" for w in WISHES if w not in decided)}
-    dropped = (*OF_THE_JOB, *FILTERS)
+    ours = Path(os.environ.get(OF_TORCH, "")).name.startswith("torchinductor_")
+    dropped = (*OF_THE_JOB, *FILTERS, *([OF_TORCH] if ours else []))
     return {k: v for k, v in os.environ.items() if (k in kept and v) or not k.startswith(dropped)}
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Sets everything up and passes the tests: bash tests/run.sh [--newest] [pytest arguments]
 # --newest: with the newest versions of everything instead of those of tests/lock.txt.
-# Debian's Slurm is installed where it is missing and root or `sudo -n` is there.
+# Debian's Slurm, and what the tests over hosts of their own take (as root), are installed where they
+# are missing and root or `sudo -n` is there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source slurm/setup.sh
@@ -13,6 +14,14 @@ command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || {
 if ! command -v slurmdbd >/dev/null && ! [ -x /usr/sbin/slurmdbd ]; then
     say "installing slurmdbd and mariadb-server"
     apt_install slurmdbd mariadb-server || say "cannot install slurmdbd: tests that need it will fail"
+fi
+missing=()
+command -v ip >/dev/null || [ -x /usr/sbin/ip ] || missing+=(iproute2)
+command -v bindfs >/dev/null || missing+=(bindfs)
+compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
+if [ ${#missing[@]} -gt 0 ]; then
+    say "installing ${missing[*]}"
+    apt_install "${missing[@]}" || say "cannot install ${missing[*]}: tests that need it will fail"
 fi
 if [ "${1:-}" = --newest ]; then
     shift

@@ -443,6 +443,36 @@ def test_rows_made_from_other_inputs_are_not_taken(run: RunFolder) -> None:
     assert made == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("hidden", ["the manifest", "the attempt", "the folder"])
+def test_what_another_host_has_made_is_waited_for(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    """A host that has looked before keeps for a while that there was nothing of the name."""
+    commit(run)
+    place = {
+        "the manifest": run.layout.manifest(SAMPLE),
+        "the attempt": run.layout.attempt(SAMPLE, 1),
+        "the folder": run.layout.piece(SAMPLE),
+    }[hidden]
+    away = place.rename(run.path / "away")
+    monkeypatch.setattr(manifests, "VISIBLE_WITHIN_S", 60.0)
+    monkeypatch.setattr(manifests.time, "sleep", lambda _: away.rename(place))
+    assert run.manifests.wait(SAMPLE).attempt == 1
+    place.rename(away)
+    assert run.manifests.done([SAMPLE]) == {}
+    assert run.manifests.look_again([SAMPLE]).keys() == {SAMPLE}
+
+
+def test_what_was_withdrawn_is_not_waited_for(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(run)
+    run.manifests.withdraw(SAMPLE)
+    monkeypatch.setattr(manifests, "VISIBLE_WITHIN_S", 60.0)
+    monkeypatch.setattr(manifests.time, "sleep", lambda _: pytest.fail("it waits"))
+    assert run.manifests.look_again([SAMPLE]) == {}
+
+
 def test_each_pass_over_the_rows_keeps_its_own(run: RunFolder) -> None:
     work = attempt.begin(run, SAMPLE, 1)
     for number in range(2):
@@ -454,12 +484,18 @@ def test_each_pass_over_the_rows_keeps_its_own(run: RunFolder) -> None:
     assert (told["done"], told["total"]) == (8, 8)
 
 
-def test_a_shard_far_behind_the_others_is_told_with_its_node(run: RunFolder) -> None:
+def test_a_shard_far_behind_the_others_is_told_with_its_node(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for shard in (0, 2):
         commit(run, Piece(1, "sample", shard))
     attempt.begin(run, SAMPLE, 1)
     attempt.show(run, SAMPLE, 3, 8, "samples", started=time.time() - 5)
-    assert attempt.laggards(run, 1, "sample") == []
+    with monkeypatch.context() as patch:
+        now = time.time()
+        for apart in (-90.0, 0.0, 90.0):  # the reader's clock, from that of the shard's host
+            patch.setattr(attempt.time, "time", lambda apart=apart: now + apart)
+            assert attempt.laggards(run, 1, "sample") == []
     attempt.show(run, SAMPLE, 3, 8, "samples", started=time.time() - 600)
     (line,) = attempt.laggards(run, 1, "sample")
     assert line.startswith(f"sample 1 shard 1 lags on {process.node()}: 600 s so far, 3/8")

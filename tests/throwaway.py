@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
-SCRIPT = str(Path(__file__).resolve().parent.parent / "slurm" / "devcluster")
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = str(ROOT / "slurm" / "devcluster")
+SEEN = {str(ROOT), sys.prefix, sys.base_prefix}  # jobs run this checkout and this Python
 
 
 def start(place: Path, *options: str) -> tuple[str, str]:
@@ -28,3 +34,19 @@ def stop(place: Path) -> None:
     """Stop it and remove its folder."""
     subprocess.run([SCRIPT, "stop", "--dir", str(place)], timeout=120, capture_output=True)
     shutil.rmtree(place, ignore_errors=True)
+
+
+def start_hosts(place: Path, *options: str) -> dict[str, str]:
+    """Start a cluster of hosts of their own; returns the variables that lead to it.
+
+    They see what tests and jobs read, also where that lies in /tmp. An ordinary user cannot have
+    such hosts: visibly skipped, a failure in CI.
+    """
+    seen = [option for folder in SEEN for option in ("--shared", folder)]
+    command = [SCRIPT, "start", "--hosts", "--dir", str(place), *seen, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if "--hosts needs root" in done.stderr and os.environ.get("CI") != "true":
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"^export (\w+)=(.*)$", done.stdout, re.MULTILINE)
+    return {name: os.path.expandvars(value.replace('"', "")) for name, value in found}

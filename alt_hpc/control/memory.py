@@ -9,7 +9,7 @@ from typing import NamedTuple
 from alt_hpc.config import Config
 from alt_hpc.control.needs import Needs
 from alt_hpc.errors import InputError
-from alt_hpc.graph import STAGES
+from alt_hpc.graph import STAGES, Graph
 from alt_hpc.lm.memory import Held
 from alt_hpc.run.folder import RunFolder
 
@@ -41,16 +41,18 @@ def table(config: Config, run: RunFolder) -> list[str]:
             found += estimate(needs, name)
         except InputError as error:
             unknown.setdefault(str(error), []).append(name)
-    lines = [f"memory of a task, GiB (estimated for texts of up to {needs.longest_told} tokens)"]
-    heads = ["stage", "of", "process", *COLUMNS, "all", "seen", "given"]
-    lines.append(_line(heads))
+    lines = list[str]()
+    if found:
+        told = f"estimated for texts of up to {needs.longest_told} tokens"
+        heads = ["stage", "of", "process", *COLUMNS, "all", "seen", "given"]
+        lines += [f"memory of a task, GiB ({told})", _line(heads)]
     for row in found:
         values = [PROCESS[row.of], *(getattr(row.held, name) for name in COLUMNS), row.all]
         cells = [f"{value / GIB:.2f}" if value else "-" for value in values]
         seen = f"{row.seen / GIB:.2f}" if row.seen else "-"
         given = _given(config, row.stage) if row.of == "host" else None
         lines.append(_line([row.stage, row.of, *cells, seen, f"{given:.2f}" if given else "-"]))
-    lines += [f"{', '.join(names)}: not known: {why}" for why, names in unknown.items()]
+    lines += [f"memory of {', '.join(names)}: not known: {why}" for why, names in unknown.items()]
     return lines + list(_warnings(config, found))
 
 
@@ -82,8 +84,8 @@ def _largest(held: Iterable[Held]) -> Held:
 
 def _stages(config: Config) -> list[str]:
     """The stages that a run has, in an order of making."""
-    last = max(1, config.iterations)
-    return [name for name, row in STAGES.items() if any(row.made(config, k) for k in (0, 1, last))]
+    graph, last = Graph(config, {}), max(1, config.iterations)
+    return [name for name, row in STAGES.items() if any(row.made(graph, k) for k in (0, 1, last))]
 
 
 def _line(cells: list[str]) -> str:

@@ -104,7 +104,9 @@ def read_state(folder: RunFolder, cluster: Cluster) -> State:
     state, found = _look(folder, cluster)
     # What has ended by now may have become whole after we looked for manifests.
     ended = [p for *_, pieces, now in found if now is UNSEEN or now.ended for p in pieces]
-    state = replace(state, done={**state.done, **folder.manifests.done(ended)})
+    well = [p for *_, pieces, now in found if now.state == "COMPLETED" for p in pieces]
+    done = {**folder.manifests.done(ended), **folder.manifests.look_again(well)}
+    state = replace(state, done={**state.done, **done})
     in_flight: dict[Piece, str] = {}
     outcomes, seen = dict(state.outcomes), []
     for tried, pieces, now in found:

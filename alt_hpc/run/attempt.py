@@ -78,8 +78,8 @@ def laggards(run: RunFolder, iteration: int, stage: str) -> list[str]:
         return []
     usual, lines = took[len(took) // 2], []
     for piece in [piece for piece, manifest in found.items() if not manifest]:
-        now = shown(run, piece) or {"started": time.time()}
-        so_far = time.time() - now["started"]
+        now = shown(run, piece) or {"started": 0.0, "at": 0.0}
+        so_far = now["at"] - now["started"]  # by the clock of its own host
         if so_far > LAGS * max(usual, LAGS):
             lines.append(
                 f"{piece} lags on {now['node']}: {so_far:.0f} s so far,"

@@ -77,6 +77,10 @@ class Layout:  # the names below one run's folder
     def manifest(self, piece: Piece) -> Path:
         return self.piece(piece) / MANIFEST_FILE
 
+    def withdrawn(self, piece: Piece) -> list[Path]:
+        """Manifests of it that no longer count."""
+        return sorted(self.piece(piece).glob(WITHDRAWN.format("*")))
+
     def attempt(self, piece: Piece, number: int, again: int = 0) -> Path:
         """Slurm may start one attempt twice: `again` counts."""
         return self.piece(piece) / (f"attempt-{number}" + (f".{again}" if again else ""))

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
@@ -113,15 +114,35 @@ class Manifests:  # of a run's pieces
     def wait(self, piece: Piece) -> Manifest:
         """The manifest of a piece that should be whole; else PieceDamaged.
 
-        The parent is listed and the read tried again: an attribute cache may hide what is there.
+        The parent is listed and the read tried again: caches may hide what is there, and the
+        piece's folder with it, where this host has looked before another made them.
         """
         deadline = time.monotonic() + VISIBLE_WITHIN_S
         while (manifest := self.get(piece)) is None:
-            if time.monotonic() > deadline or not self.layout.attempts(piece):
+            self.layout.attempts(piece)
+            if time.monotonic() > deadline:
                 where = self.layout.piece(piece)
                 raise PieceDamaged(f"{where}: {piece} is not whole: no good manifest")
             time.sleep(1.0)
         return manifest
+
+    def look_again(self, pieces: Iterable[Piece]) -> dict[Piece, Done]:
+        """As `done`, of pieces whose jobs have ended well: what caches may hide is waited for."""
+        pieces, deadline = list(pieces), time.monotonic() + VISIBLE_WITHIN_S
+        if hidden := [piece for piece in pieces if self._hidden(piece)]:
+            names = ", ".join(map(str, hidden))
+            print(f"{names}: made, but not seen from here yet", file=sys.stderr, flush=True)
+        while any(map(self._hidden, hidden)) and time.monotonic() < deadline:
+            time.sleep(1.0)
+        return self.done(pieces)
+
+    def _hidden(self, piece: Piece) -> bool:
+        """Whether no manifest is seen, or a file of it is not, and none was withdrawn."""
+        manifest = Manifest.read(self.layout.manifest(piece))
+        if manifest is None:
+            return not self.layout.withdrawn(piece)
+        folder = self.layout.piece(piece) / manifest.folder
+        return not (manifest.removed or all((folder / name).exists() for name in manifest.files))
 
     def withdraw(self, piece: Piece) -> None:
         """Take a manifest back: the piece no longer counts."""

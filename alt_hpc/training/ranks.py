@@ -1,8 +1,12 @@
 """This process among the ranks of a training: its number, its device, how they come together."""
 
 import atexit
+import contextlib
+import fcntl
 import os
 import shutil
+import socket
+import struct
 import tempfile
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +18,7 @@ from alt_hpc.process import LOOPBACK
 if TYPE_CHECKING:
     import torch
 
+SIOCGIFADDR = 0x8915  # of Linux: an interface's address (netdevice(7))
 WAIT = timedelta(minutes=30)  # for the slowest rank: starting, loading, saving
 
 
@@ -59,14 +64,30 @@ def from_environment() -> Ranks:
     return Ranks(rank, world, local)
 
 
+def leading_to(address: str) -> str:
+    """The network interface by which this host reaches an IPv4 address; empty where none does."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))  # sends nothing
+            mine = socket.inet_aton(probe.getsockname()[0])
+            for _, name in socket.if_nameindex():
+                with contextlib.suppress(OSError):  # one without an address
+                    found = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()))
+                    if found[20:24] == mine:
+                        return name
+    except OSError:
+        pass
+    return ""
+
+
 def connect(ranks: Ranks) -> None:
     """Join all ranks in one process group (nccl on GPUs, gloo on CPUs), ready for DeepSpeed.
 
     They come together at MASTER_ADDR and MASTER_PORT, which whoever starts the processes sets
     (`env://` of torch.distributed). A port that is taken ends the attempt: the next one has
-    another. Gloo across several hosts binds to what the hostname resolves to; where that is wrong
-    set GLOO_SOCKET_IFNAME. Sets what DeepSpeed reads from the environment; it must not be
-    imported before.
+    another. Gloo would bind to what the hostname resolves to, on Debian an address of loopback: it
+    gets the interface that leads to MASTER_ADDR, unless GLOO_SOCKET_IFNAME is set. Sets what
+    DeepSpeed reads from the environment; it must not be imported before.
     """
     import torch
 
@@ -77,8 +98,8 @@ def connect(ranks: Ranks) -> None:
     os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
     if ranks.world == 1:  # it meets nobody, and any port will do
         os.environ.update(MASTER_ADDR=LOOPBACK, MASTER_PORT="0")
-    if os.environ["MASTER_ADDR"] == LOOPBACK:  # all on one host, whose name may resolve nowhere
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if interface := leading_to(os.environ["MASTER_ADDR"]):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     # Compiled operators are shared under ~/.cache by default, and a build that was killed leaves
     # a lock there for which every later process waits for ever.
     os.environ["TORCH_EXTENSIONS_DIR"] = folder = tempfile.mkdtemp(prefix="alt-hpc-extensions-")

@@ -206,7 +206,9 @@ def test_a_gpus_memory_stands_apart_and_a_model_that_is_elsewhere_is_named(
     of = [line.split()[1] for line in lines if line.startswith("sample ")]
     assert of == ["gpu", "host"]
     (unknown,) = [line for line in lines if "not known" in line]
-    assert unknown.startswith("score, measure: not known: someone/else is not on this machine yet")
+    assert unknown.startswith(
+        "memory of score, measure: not known: someone/else is not on this machine yet"
+    )
 
 
 def test_a_process_knows_its_peak() -> None:

@@ -455,6 +455,10 @@ def test_what_another_host_has_made_is_waited_for(
         "the folder": run.layout.piece(SAMPLE),
     }[hidden]
     away = place.rename(run.path / "away")
+    if hidden == "the folder":  # outside a job it means that there is none
+        with pytest.raises(manifests.PieceDamaged, match="is not whole"):
+            run.manifests.wait(SAMPLE)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setattr(manifests, "VISIBLE_WITHIN_S", 60.0)
     monkeypatch.setattr(manifests.time, "sleep", lambda _: away.rename(place))
     assert run.manifests.wait(SAMPLE).attempt == 1

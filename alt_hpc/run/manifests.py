@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from alt_hpc import process
 from alt_hpc.graph import Graph, Piece
 from alt_hpc.plan import Done
 from alt_hpc.run import files, layout
@@ -115,12 +116,12 @@ class Manifests:  # of a run's pieces
         """The manifest of a piece that should be whole; else PieceDamaged.
 
         The parent is listed and the read tried again: caches may hide what is there, and the
-        piece's folder with it, where this host has looked before another made them.
+        piece's folder with it, where a job's host has looked before another made them.
         """
         deadline = time.monotonic() + VISIBLE_WITHIN_S
         while (manifest := self.get(piece)) is None:
-            self.layout.attempts(piece)
-            if time.monotonic() > deadline:
+            begun = bool(self.layout.attempts(piece)) or process.job()
+            if time.monotonic() > deadline or not begun:
                 where = self.layout.piece(piece)
                 raise PieceDamaged(f"{where}: {piece} is not whole: no good manifest")
             time.sleep(1.0)

@@ -94,8 +94,8 @@ def _killed(tiny_config: Path, place: Path, name: str, how: str) -> RunFolder:
     return run
 
 
-@pytest.mark.parametrize("name", [n if n == "quark" else
-                                  pytest.param(n, marks=FULL) for n in RUNS])  # fmt: skip
+@FULL  # the gate kills training and all else in test_faults, test_trainer and test_hosts
+@pytest.mark.parametrize("name", RUNS)
 def test_a_killed_local_run_ends_with_the_same_bytes(
     name: str, made: Made, tiny_config: Path, tmp_path: Path
 ) -> None:

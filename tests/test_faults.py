@@ -341,6 +341,7 @@ def test_preempted_tasks_go_on(site: Site) -> None:
 # ------------------------------------------------------------------ training, real DeepSpeed
 
 
+@FULL  # the gate cuts a host off in the midst of training (test_hosts)
 @pytest.mark.parametrize(
     ("fault", "action", "more"),
     [
@@ -349,13 +350,12 @@ def test_preempted_tasks_go_on(site: Site) -> None:
             "step3-rank1 kill",
             ["train.checkpoint_minutes=0"],
         ),
-        pytest.param(
+        (
             "training: killed while a checkpoint is written",
             "checkpoint3 kill",
             ["train.checkpoint_minutes=0"],
-            marks=FULL,
         ),
-        pytest.param("training: killed while the export is written", "export kill", [], marks=FULL),
+        ("training: killed while the export is written", "export kill", []),
     ],
 )
 def test_real_training_is_killed(real: Site, fault: str, action: str, more: list[str]) -> None:

@@ -13,8 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,8 @@ import tiny
 
 from alt_hpc import config as configs
 from alt_hpc.__main__ import main
-from alt_hpc.clusters.cluster import Request
 from alt_hpc.clusters.local import Element
 from alt_hpc.control import start
-from alt_hpc.graph import TRAININGS
-from alt_hpc.plan import Dependency
 from alt_hpc.run.folder import flat
 
 FOLDER = Path(__file__).parent.parent / "configs/experiments/tldr_smollm2"
@@ -113,28 +109,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Inline(here.Here):
-    """This process in place of the local backend: no task starts an interpreter.
-
-    DeepSpeed trains once in a process: a training is a child that has all imported.
-    """
+    """This process in place of the local backend: no task starts an interpreter."""
 
     def __init__(self, slots: int) -> None:
         super().__init__()
         self.elements = ()  # that are told of
-
-    def submit(self, request: Request, after: Sequence[Dependency]) -> str:
-        if request.tasks[0].stage not in [stage.name for stage in TRAININGS.values()]:
-            return super().submit(request, after)
-        if (child := os.fork()) == 0:
-            try:
-                super().submit(request, after)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0, request.key
-        self.made.append(request.key)
-        return str(len(self.made))
 
     def turn(self, tick: object) -> list[Element]:
         return []

@@ -13,26 +13,17 @@ import transformers as tf
 from alt_hpc import config as configs
 from alt_hpc import process
 from alt_hpc.control import memory as told
-from alt_hpc.control.needs import BUDGETS
 from alt_hpc.errors import InputError
 from alt_hpc.lm import decode, load, memory, sizes
 from alt_hpc.lm.blocks import train_top
 from alt_hpc.lm.sizes import BYTES, Sizes
-from alt_hpc.rewards import heads
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.stages.optimise import set_dropout
-from alt_hpc.training import examples
 from alt_hpc.training import memory as of_training
 from alt_hpc.training.settings import ZERO2, PolicyTraining, Training
 
 NAMES = sorted(tiny._CONFIGS)
 ZERO = ZERO2["zero_optimization"]
-
-
-def test_what_it_repeats_without_torch_is_so() -> None:
-    assert memory.ABREAST == decode.ABREAST
-    assert of_training.CHUNK == examples.CHUNK
-    assert {False: heads._BUDGET["cpu"], True: heads._BUDGET["cuda"]} == BUDGETS
 
 
 # --- sizes --------------------------------------------------------------------------------------
@@ -209,6 +200,14 @@ def test_a_gpus_memory_stands_apart_and_a_model_that_is_elsewhere_is_named(
     assert unknown.startswith(
         "memory of score, measure: not known: someone/else is not on this machine yet"
     )
+
+
+def test_what_vllm_takes_is_not_known_of_a_judge_too(tiny_config: Path, tmp_path: Path) -> None:
+    judge = "{kind: model, model: someone/else, engine: {kind: vllm}}"
+    chosen = [f"run={tmp_path}/run", "engine={kind: vllm}", f"judge={{judge: {judge}}}"]
+    config = configs.load(tiny_config, chosen)
+    (line,) = [one for one in told.table(config, RunFolder.preview(config)) if "not known" in one]
+    assert line.startswith("memory of sample, evaluate, judge: not known: engine.kind: vllm takes")
 
 
 def test_a_process_knows_its_peak() -> None:

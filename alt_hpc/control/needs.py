@@ -13,6 +13,7 @@ from typing import Any
 from alt_hpc import process
 from alt_hpc.config import Config
 from alt_hpc.data import texts
+from alt_hpc.engines import Engine
 from alt_hpc.errors import InputError
 from alt_hpc.graph import EVALUATE, JUDGE, MEASURE, REWARD_MODEL, SAMPLE, SCORE, SFT, TRAIN
 from alt_hpc.judges import Judge
@@ -29,7 +30,6 @@ from alt_hpc.training.memory import Task
 from alt_hpc.training.settings import ZERO2, Training
 
 A_TOKEN = 3  # bytes of text, or more: a text has a third of its bytes as tokens, or fewer
-BUDGETS = {False: 640, True: 16384}  # as `rewards/heads`, which imports torch: on a GPU or not
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,7 @@ class Needs:
         return greedy + start
 
     def _answers(self, stage: str, prompts: int, answers: int, new: int) -> list[Moment]:
-        if self.config.engine.kind == "vllm":
-            raise InputError("vLLM takes most of its GPU, whatever the model")
+        _check_engine(self.config.engine)
         its, dtype, on_gpu = self.policy, self.config.policy.dtype, self.on_gpu(stage)
         prompt = self.prompt(new)
         made = memory.answering(its, dtype, prompts, answers, prompt, new, on_gpu)
@@ -142,13 +141,14 @@ class Needs:
     def _reads(self, one: reward_model.Settings, its: Sizes, answers: int, stage: str) -> Moment:
         new, on_gpu = self.config.sample.max_new_tokens, self.on_gpu(stage)
         prompt = min(one.max_length - new, self._longest("prompt") or one.max_length)
-        budget = min(BUDGETS[on_gpu], answers * new)
+        budget = min(reward_model.AT_ONCE["cuda" if on_gpu else "cpu"], answers * new)
         return memory.reading(its, one.dtype, prompt, new, budget, on_gpu, False)
 
     def _judge(self, judge: Judge | None, stage: str = JUDGE) -> list[Moment]:
         """A judge within the task; one behind an endpoint takes no memory here."""
         if not isinstance(judge, judge_model.Settings):
             return []
+        _check_engine(judge.engine)
         its = self._sizes(judge.model)
         most = min(filter(None, (judge.max_length, its.context)), default=2048)
         asked = (judge.group, 1, most, 0, self.on_gpu(stage))
@@ -217,3 +217,9 @@ class Needs:
             return [*self._task(REWARD_MODEL, its, settings, **about).moments(), held_out]
         whole = Moment(host=Held(weights=8 * its.weights))  # loaded in float32; checked on disk
         return [memory.loading(its, one.dtype), held_out, whole]
+
+
+def _check_engine(engine: Engine) -> None:
+    """Raise InputError where the model does not decide what an engine takes."""
+    if engine.fills_memory:
+        raise InputError(f"engine.kind: {engine.kind} takes most of its GPU, whatever the model")

@@ -97,13 +97,9 @@ def _kept(begun: Iterable[Shard], asked: Mapping[Shard, None]) -> tuple[Shard | 
 
 def judged(run: RunFolder, iteration: int) -> list[tuple[str, str]]:
     """The pairs that are compared after an iteration; at what was the end, they stay compared."""
-    config, due = run.config(), list[tuple[str, str]]()
-    before = {(s.policy, s.set) for s in _asked_before(run, iteration)}
-    now = config.judged(iteration)
-    for pair in config.pairs:
-        if pair in now or (OVER.join(pair), config.judged_set) in before:
-            due.append(pair)
-    return due
+    config, before = run.config(), {(s.policy, s.set) for s in _asked_before(run, iteration)}
+    stay = [pair for pair in config.pairs if (OVER.join(pair), config.judged_set) in before]
+    return [pair for pair in config.pairs if pair in (*config.judged(iteration), *stay)]
 
 
 def _asked_before(run: RunFolder, iteration: int) -> list[Shard]:

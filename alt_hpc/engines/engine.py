@@ -57,6 +57,11 @@ class Engine(Settings):
 
     kind: str
 
+    @property
+    def fills_memory(self) -> bool:
+        """Whether it takes most of its GPU's memory, whatever the model."""
+        return False
+
     def check(self, place: Path) -> None:
         """Raise InputError where it cannot generate from a policy, before anything is queued."""
 

@@ -31,6 +31,10 @@ class Settings(Engine):
 
     kind: Literal["vllm"] = "vllm"
 
+    @property
+    def fills_memory(self) -> bool:
+        return True
+
     def load(self, model: Model) -> Generator:
         return Generator(False, _Loaded(model).sample)
 

@@ -82,7 +82,7 @@ class Given:
     purse: Purse
     tasks: int = 1  # that ask it at once, at most
     # How an engine loads a model: a task that makes several shards does so once.
-    run: "Callable[[Engine, Model], Generator]" = lambda engine, model: engine.load(model)
+    generator: "Callable[[Engine, Model], Generator]" = lambda engine, model: engine.load(model)
 
 
 class Judge(Settings):

@@ -54,7 +54,7 @@ class Settings(Judge):
         context = tokens.context_length(load.config(folder), unknown=self.max_length)
         context, ends = min(context, self.max_length or context), tokens.all_ends(folder, words)
         model = Model(folder, self.dtype, ends, context, given.device())
-        loaded = given.run(self.engine, model)
+        loaded = given.generator(self.engine, model)
         return _Loaded(loaded, words, ends, context, self.group, given.keep)
 
 

@@ -1,11 +1,11 @@
 """The transformer blocks of a model, and which of them are trained."""
 
-import math
 from typing import Any
 
 from torch import nn
 
 from alt_hpc.errors import InputError
+from alt_hpc.lm import sizes
 
 
 def blocks(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
@@ -26,7 +26,7 @@ def train_top(model: nn.Module, share: float, embeddings: bool) -> None:
     head) only with `embeddings`. InputError where the blocks are not found.
     """
     trunk, layers = blocks(model)
-    trained = max(1, math.floor(share * len(layers) + 1e-9))  # 0.29 * 100 is 28.999...
+    trained = sizes.top(len(layers), share)
     model.requires_grad_(True)
     layers[: len(layers) - trained].requires_grad_(False)
     for name, child in trunk.named_children():

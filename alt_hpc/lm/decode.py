@@ -17,11 +17,10 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from alt_hpc.errors import InputError
+from alt_hpc.lm.memory import ABREAST
 from alt_hpc.lm.prefix import ALL, NOBODY, Slots, padded, passing, prefill, side_by_side, sight
 from alt_hpc.lm.tokens import Generation
 
-# Generations in one sequence: more of them share more, and step over more of each other's tokens.
-ABREAST = 16
 _TOP = 1024  # tokens that nearly always hold the top-p set; sorting a whole vocabulary is slow
 
 

@@ -5,7 +5,8 @@ from typing import Self
 
 from alt_hpc.lm.sizes import BYTES, Sizes
 
-ABREAST = 16  # as `decode.ABREAST`, which imports torch
+# Generations in one sequence: more of them share more, and step over more of each other's tokens.
+ABREAST = 16
 READ = 512  # tokens whose logits `prefix.continuation_logprobs` has at once
 _PICKING = 40  # bytes of a logit as a token is picked: in float32 thrice; whole rows sorted
 _HEAD = 64  # the usual size of an attention head

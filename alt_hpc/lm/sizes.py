@@ -38,7 +38,7 @@ class Sizes:
 
     def top(self, share: float) -> int:
         """How many blocks are trained (see `blocks.train_top`)."""
-        return max(1, math.floor(share * len(self.blocks) + 1e-9))
+        return top(len(self.blocks), share)
 
     def trained(self, share: float, embeddings: bool) -> int:
         """How many weights `blocks.train_top` has trained."""
@@ -48,6 +48,11 @@ class Sizes:
     def kept(self, dtype: str) -> int:
         """Bytes of keys and values that all blocks keep of a token."""
         return len(self.blocks) * self.cached * BYTES[dtype]
+
+
+def top(blocks: int, share: float) -> int:
+    """max(1, floor(share * blocks)): how many are trained."""
+    return max(1, math.floor(share * blocks + 1e-9))  # 0.29 * 100 is 28.999...
 
 
 def of(folder: Path) -> Sizes:

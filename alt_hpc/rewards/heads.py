@@ -14,14 +14,13 @@ from alt_hpc.domains.domain import Around
 from alt_hpc.errors import InputError
 from alt_hpc.lm import check as lm_check
 from alt_hpc.lm import load, prefix, tokens
-from alt_hpc.rewards.model import Settings
+from alt_hpc.rewards.model import AT_ONCE, Settings
 from alt_hpc.rewards.reward import Answers, Scored
 
 CLASSIFIER = transformers.AutoModelForSequenceClassification
 PLAIN_TEMPLATE = "{prompt} {summary}"
 _HEAD, _TRUNK = "v_head.weight", "transformer."
 _IGNORED = (".attn.bias", ".attn.masked_bias")  # causal masks that old GPT-J files carry
-_BUDGET = {"cpu": 640, "cuda": 16384}  # tokens read at once, behind the prompt; measured on CPUs
 
 
 class Text:
@@ -85,7 +84,7 @@ class Trunk:
         if texts:
             common = tokens.common(texts)
             rests = [ids[common:] for ids in texts]
-            budget = _BUDGET.get(self.model.device.type, 1024)
+            budget = AT_ONCE.get(self.model.device.type, 1024)
             for i, states in prefix.outputs(self.model, texts[0][:common], rests, budget):
                 hidden[i] = states[-1].float()
         return hidden, shortened

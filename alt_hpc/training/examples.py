@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from alt_hpc.lm.prefix import ALL, NOBODY, padded
-
-CHUNK = 512  # positions whose logits [CHUNK, vocabulary] are alive at once
+from alt_hpc.training.memory import CHUNK
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from alt_hpc.lm.memory import Held, Moment
 from alt_hpc.lm.sizes import BYTES, Sizes
 from alt_hpc.training.settings import Training
 
-CHUNK = 512  # as `examples.CHUNK`, which imports torch
+CHUNK = 512  # positions whose logits [CHUNK, vocabulary] are alive at once
 # Bytes that a block keeps of a token for the backward pass, in numbers of the precision: norms,
 # projections and attention, and of the widest layer (counted: tests/test_memory.py).
 _OF_HIDDEN, _OF_INNER = 12, 4

@@ -2,6 +2,7 @@
 # Checks and measures everything on one GPU within 9 minutes, without a network: bash tests/gpu.sh
 #   bash tests/gpu.sh pack          first, where there is an index: the wheels that the other machine lacks
 #   bash tests/gpu.sh --tiny        the same on the CPU at tiny sizes, as the tests do
+#   bash tests/gpu.sh --only checks the checks alone; --only speed: the rest
 #   bash tests/gpu.sh --to FOLDER   where results.md and the run are written (default: runs/gpu)
 # PYTHON names an interpreter with torch and transformers (default: python3).
 set -euo pipefail

@@ -14,7 +14,7 @@ from alt_hpc import config as configs
 from alt_hpc.config import Config
 from alt_hpc.control import checks
 from alt_hpc.errors import InputError
-from alt_hpc.lm import check, decode, load, prefix, save, tokens
+from alt_hpc.lm import check, decode, load, reading, save, tokens
 from alt_hpc.training import losses
 from alt_hpc.training.examples import Example
 
@@ -110,7 +110,7 @@ def test_the_same_numbers_as_plain_transformers(
     )
     assert [one.ids for (one,) in answers] == [_greedy(plain, prompt) for prompt in PROMPTS]
 
-    found = prefix.continuation_logprobs(model, PROMPTS[0], [[1, 2, 3], [4]])
+    found = reading.continuation_logprobs(model, PROMPTS[0], [[1, 2, 3], [4]])
     for answer, ours in zip([[1, 2, 3], [4]], found, strict=True):
         assert ours == pytest.approx(_logprobs(plain, PROMPTS[0], answer), abs=1e-4)
 

@@ -122,13 +122,21 @@ class Inline(here.Here):
         pass
 
 
-def command(data: Path, runs: Path, model: Path, python: str) -> str:
+def command(
+    data: Path,
+    runs: Path,
+    model: Path,
+    python: str,
+    options: tuple[str, ...] = (),
+    seeds: str = "1",
+) -> str:
     """What `run.sh` says where a line of bash is its interpreter."""
     settings = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    settings = [*options] or settings
     program = runs.parent / "python"
     program.write_text(f"#!/bin/bash\n{python}\n")
     program.chmod(0o755)
-    own = {"ALT_HPC_SMOLLM2": str(model), "SEEDS": "1", "PYTHON": str(program)}
+    own = {"ALT_HPC_SMOLLM2": str(model), "SEEDS": seeds, "PYTHON": str(program)}
     done = subprocess.run(
         ["bash", str(FOLDER / "run.sh"), str(data), str(runs), *settings],
         env=os.environ | own,
@@ -243,6 +251,28 @@ def test_all_are_in_the_results(said: str, runs: Path) -> None:
         assert {*found} == titles | {"best_of_16 (best of 16 by the reward)"}
         assert all(line["second"] for line in found.values())
     assert "is not compared" not in said
+
+
+def test_small_is_the_same_experiment_in_less(data: Path, model: Path, tmp_path: Path) -> None:
+    """All arms are there, each a config that can be run, and alike but for what they are for."""
+    say = "line=$(printf '%q ' \"$@\"); echo \"$line\""  # at once: two commands run at a time
+    told = command(data, tmp_path / "runs", model, say, ("--small",), "1,2,3")
+    given = [shlex.split(line)[2:] for line in told.splitlines()]
+    made = dict[str, dict[str, Any]]()
+    for words in (words for words in given if words[0] == "run"):
+        sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+        seeds = words[words.index("--seeds") + 1] if "--seeds" in words else "0"
+        for name in (word for word in words if word.endswith(".yaml")):
+            config = configs.load(name, sets)
+            made |= {f"{config.run} {seed}": flat(config.frozen()) for seed in seeds.split(",")}
+    primary = ("behind", "best", "none", "shuffled")
+    assert {*made} == {"start 0", "second 0", *(f"{arm} 1" for arm in ARMS)} | {
+        f"{arm} {seed}" for arm in primary for seed in (2, 3)
+    }
+    for name in ("sample.prompts", "iterations", "train.lr", "data.prompts.longest"):
+        assert len({str(made[one].get(name)) for one in made if one[-1] != "0"}) == 1, name
+    assert made["start 0"]["reward_model.head_only"] == "true"
+    assert made["behind 1"]["sample.prompts"] == "48"
 
 
 @pytest.mark.faults

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import tiny
@@ -9,9 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from alt_hpc.errors import InputError
-from alt_hpc.lm import decode, prefix
+from alt_hpc.lm import decode, prefix, reading
 from alt_hpc.lm.decode import Generation, generate
-from alt_hpc.lm.prefix import answers_logprobs, continuation_logprobs
+from alt_hpc.lm.reading import answers_logprobs, continuation_logprobs, logprobs, read
 
 SHARED = sorted(prefix.SIDE_BY_SIDE)
 PLAIN = ["sliding", "bloom"]
@@ -219,9 +221,60 @@ def test_answers_are_as_probable_behind_each_prompt_as_alone(shared: int) -> Non
     )
     prompts = [[*post[:shared], 7, 8], [*post[:shared], 9]]
     answers = [[20, 21, 22], [], [23]]
-    found = answers_logprobs(model, prompts, answers)
+    (found,) = answers_logprobs(model, [(prompts, answers)])
     for prompt, mine in zip(prompts, found, strict=True):
         for answer, value in zip(answers, mine, strict=True):
             logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
             log_p = logits.log_softmax(-1)[range(len(answer)), answer].sum()
             assert value == pytest.approx(log_p.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gptj"])
+def test_prompts_that_are_read_together_are_read_as_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: prompts of other lengths, an empty one, empty answers, one that is too wide."""
+    model = tiny.model(name)
+    texts = [
+        ([5, 6, 7], [[8, 9], [10]]),
+        ([11], [[12, 13, 14]]),
+        ([15] * 20, [[16], [17, 18]]),
+        ([19, 20], [[21]]),
+    ]
+    alone = [[states.tolist() for states in one] for one in read(model.base_model, texts, 64)]
+    asked = [*texts, ([22, 23], [[], [24]])]
+    each = list(logprobs(model, asked))
+    both = [([[1, 2], [3]], [[4, 5], []]), ([], []), ([[6]], [[7]])]
+    sums = list(answers_logprobs(model, both))
+    assert [len(one) for one in sums] == [2, 0, 1]
+    monkeypatch.setattr(reading, "_several", lambda model: True)
+    monkeypatch.setattr(reading, "WIDE", 22)
+    sizes, real = list[int](), reading._together
+    monkeypatch.setattr(
+        reading, "_together", lambda trunk, some: sizes.append(len(some)) or real(trunk, some)
+    )
+    with torch.no_grad():
+        together = [[one.tolist() for one in some] for some in read(model.base_model, texts, 64)]
+    assert sizes == [2, 1]  # the third is too wide: it is read by itself
+    for mine, theirs in zip(together, alone, strict=True):
+        for one, other in zip(mine, theirs, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4)
+    for mine, theirs in zip(logprobs(model, asked), each, strict=True):
+        assert [len(one) for one in mine] == [len(one) for one in theirs]
+        np.testing.assert_allclose([*chain(*mine)], [*chain(*theirs)], atol=1e-4)
+    for mine, theirs in zip(answers_logprobs(model, both), sums, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "sizes"),
+    [("TOGETHER", 9, [2, 1]), ("SEEN", 33, [2, 1]), ("TOGETHER", 7, [1, 1, 1])],
+)
+def test_no_more_is_read_together_than_the_memory_holds(
+    limit: str, value: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of 4, 4 and 5 tokens: at most 9 or 7 (padding too), or 33 pairs of tokens."""
+    monkeypatch.setattr(reading, "_several", lambda model: True)
+    monkeypatch.setattr(reading, limit, value)
+    texts = [([1, 2, 3], [[4]]), ([1, 2], [[3], [4]]), ([1, 2, 3, 4], [[5]])]
+    assert [len(some) for some in reading._rows(tiny.model("llama"), texts)] == sizes

@@ -257,7 +257,7 @@ def test_carperai_needs_a_base(tmp_path: Path) -> None:
 def test_head_on_a_frozen_trunk(name: str, padding: int | None, tmp_path: Path) -> None:
     policy = tiny.folder(tmp_path / "policy", name, pad_token_id=padding)
     trunk = _trunk(policy)
-    hidden, _ = trunk.hidden(PROMPT, SUMMARIES)
+    ((hidden, _),) = trunk.hidden([(PROMPT, SUMMARIES)])
     assert hidden.shape == (5, 32)
     assert hidden.dtype == torch.float32
     head = torch.randn(1, 32, generator=torch.Generator().manual_seed(3))
@@ -272,7 +272,7 @@ def test_head_on_a_frozen_trunk(name: str, padding: int | None, tmp_path: Path) 
 
 def test_features_can_train_a_head(tmp_path: Path) -> None:
     trunk = _trunk(tiny.folder(tmp_path, "llama"))
-    hidden, _ = trunk.hidden(PROMPT, SUMMARIES)
+    ((hidden, _),) = trunk.hidden([(PROMPT, SUMMARIES)])
     head = torch.zeros(32, requires_grad=True)
     (hidden @ head).sum().backward()
     assert head.grad is not None

@@ -9,13 +9,15 @@ from typing import NamedTuple
 from alt_hpc.config import Config
 from alt_hpc.control.needs import Needs
 from alt_hpc.errors import InputError
-from alt_hpc.graph import STAGES, Graph
+from alt_hpc.graph import STAGES, TRAININGS, Graph
 from alt_hpc.lm.memory import Held
 from alt_hpc.run.folder import RunFolder
 
 GIB = 2**30
-# Of a process that has imported torch, transformers and DeepSpeed; of a GPU's context (not seen).
-PROCESS = {"host": 0.8 * GIB, "gpu": 0.6 * GIB}
+# Bytes of a process without a model. On its host: it has imported torch, transformers and
+# DeepSpeed; CUDA's libraries too; what a training loads beside these (NCCL). On its GPU: the
+# context, which no figure of torch has. (Host: seen on two CPUs, and with torch 2.11 on an H100.)
+IMPORTS, WITH_CUDA, TO_TRAIN, CONTEXT = 0.8 * GIB, 1.5 * GIB, 0.9 * GIB, 0.6 * GIB
 COLUMNS = ("weights", "optimiser", "gradients", "activations", "cache")
 
 
@@ -26,10 +28,11 @@ class Row(NamedTuple):
     of: str
     held: Held
     seen: int | None  # the most that a task has taken
+    process: float  # without a model
 
     @property
     def all(self) -> float:
-        return PROCESS[self.of] + self.held.all
+        return self.process + self.held.all
 
 
 def table(config: Config, run: RunFolder) -> list[str]:
@@ -47,7 +50,7 @@ def table(config: Config, run: RunFolder) -> list[str]:
         heads = ["stage", "of", "process", *COLUMNS, "all", "seen", "given"]
         lines += [f"memory of a task, GiB ({told})", _line(heads)]
     for row in found:
-        values = [PROCESS[row.of], *(getattr(row.held, name) for name in COLUMNS), row.all]
+        values = [row.process, *(getattr(row.held, name) for name in COLUMNS), row.all]
         cells = [f"{value / GIB:.2f}" if value else "-" for value in values]
         seen = f"{row.seen / GIB:.2f}" if row.seen else "-"
         given = _given(config, row.stage) if row.of == "host" else None
@@ -63,9 +66,10 @@ def estimate(needs: Needs, stage: str) -> list[Row]:
         return []
     host, gpu = seen(needs.run, stage)
     if not needs.on_gpu(stage):
-        return [Row(stage, "host", _largest(m.device + m.host for m in moments), host)]
+        return [Row(stage, "host", _largest(m.device + m.host for m in moments), host, IMPORTS)]
     device, beside = _largest(m.device for m in moments), _largest(m.host for m in moments)
-    return [Row(stage, "gpu", device, gpu), Row(stage, "host", beside, host)]
+    process = WITH_CUDA + (TO_TRAIN if STAGES[stage].key in TRAININGS else 0)
+    return [Row(stage, "gpu", device, gpu, CONTEXT), Row(stage, "host", beside, host, process)]
 
 
 def seen(run: RunFolder, stage: str) -> tuple[int | None, int | None]:

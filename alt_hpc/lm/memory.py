@@ -7,7 +7,10 @@ from alt_hpc.lm.sizes import BYTES, Sizes
 
 # Generations in one sequence: more of them share more, and step over more of each other's tokens.
 ABREAST = 16
-READ = 512  # tokens whose logits `prefix.continuation_logprobs` has at once
+READ = 512  # tokens whose logits `reading.continuation_logprobs` has at once
+TOGETHER = 16384  # on a GPU: tokens of several prompts, and what stands behind them, read at once
+WIDE = 4096  # of one prompt with all that stands behind it
+SEEN = 2**25  # pairs of tokens in all rows: some architectures hold a score of each
 _PICKING = 40  # bytes of a logit as a token is picked: in float32 thrice; whole rows sorted
 _HEAD = 64  # the usual size of an attention head
 
@@ -70,7 +73,7 @@ def answering(
 def reading(
     sizes: Sizes, dtype: str, prompt: int, rest: int, budget: int, on_gpu: bool, logits: bool
 ) -> Moment:
-    """Texts of `rest` tokens behind a prompt, up to `budget` tokens at once (`prefix.outputs`)."""
+    """Texts of `rest` tokens behind a prompt, up to `budget` tokens at once (`reading.outputs`)."""
     each = BYTES[dtype]
     rows = max(1, budget // max(1, rest))
     fork = 2 * rows * (prompt + rest) * sizes.cached * each  # a block at a time, old and new

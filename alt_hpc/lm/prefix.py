@@ -1,11 +1,12 @@
-"""What a model says behind a prompt that is computed once: masks, and all we know of its cache.
+"""A prompt that is computed once: masks, rows, and all we know of its cache.
 
 The layers of transformers' caches are no public interface: `tests/test_private_names.py` says
 which release broke them.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def strange(cache: Cache | None) -> str | None:
     return f"states ({kinds.pop().__name__})" if kinds else None
 
 
-class _Fork(DynamicLayer):
+class Fork(DynamicLayer):
     """A prompt's layer that any number of rows go on from, once; nothing they add is kept."""
 
     def __init__(self, prompt: Any) -> None:
@@ -104,6 +105,23 @@ def sight(owners: Tensor, slots: Tensor, dtype: torch.dtype, *, causal: bool = F
     return scores.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
 
+def laid(texts: Sequence[tuple[list[int], list[list[int]]]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts with what stands behind each, side by side: ids, owners and positions [rows, width].
+
+    Each of a prompt's continuations counts its positions from the prompt's end.
+    """
+    ids = padded([[*prompt, *itertools.chain(*parts)] for prompt, parts in texts])
+    owners, places = torch.full_like(ids, NOBODY), torch.zeros_like(ids)
+    for i, (prompt, parts) in enumerate(texts):
+        at = start = len(prompt)
+        owners[i, :start], places[i, :start] = ALL, torch.arange(start)
+        for number, part in enumerate(parts):
+            end = at + len(part)
+            owners[i, at:end], places[i, at:end] = number, start + torch.arange(end - at)
+            at = end
+    return ids, owners, places
+
+
 def padded(rows: Sequence[list[int]], device: torch.device | None = None) -> Tensor:
     """Rows of token ids as one tensor, padded on the right with 0."""
     width = max(map(len, rows))
@@ -128,67 +146,3 @@ def prefill(
     kept = cache_of(out)
     assert kept is not None  # `check.decodable`
     return out.logits[:, -1], kept
-
-
-def outputs(
-    model: PreTrainedModel, prefix: list[int], continuations: list[list[int]], budget: int
-) -> Iterator[tuple[int, Tensor]]:
-    """The output of a causal language model, or of its trunk, behind one prefix (may be empty).
-
-    Yields which continuation (of at least one token), in an order of our choosing, and at its
-    tokens the logits [length, vocabulary], or a trunk's last hidden states [length, hidden].
-    Continuations are computed together up to `budget` tokens, those of like length, padded on the
-    right, where nothing real can see it.
-    """
-    order = sorted(range(len(continuations)), key=lambda i: len(continuations[i]))
-    kept, device = None, model.device
-    if prefix:
-        kept = cache_of(model.base_model(input_ids=padded([prefix], device), use_cache=True))
-    if prefix and not is_plain(kept):
-        for i in order:
-            ids = padded([prefix + continuations[i]], device)
-            yield i, model(input_ids=ids, use_cache=False)[0][0, len(prefix) :]
-        return
-    while order:  # by growing length: those that fit together stand first
-        most = sum(n * len(continuations[i]) <= budget for n, i in enumerate(order, 1)) or 1
-        chosen, order = order[:most], order[most:]
-        ids = padded([continuations[i] for i in chosen], device)
-        fork = None if kept is None else Cache(layers=[_Fork(layer) for layer in kept.layers])
-        out = model(input_ids=ids, **passing(model, fork))[0]
-        for row, i in enumerate(chosen):
-            yield i, out[row, : len(continuations[i])]
-
-
-def answers_logprobs(
-    model: PreTrainedModel, prompts: list[list[int]], answers: list[list[int]]
-) -> list[list[float]]:
-    """Natural log-probability of each answer behind each prompt, [prompts][answers].
-
-    What all prompts begin with is computed once, where it is long.
-    """
-    shared = tokens.common(prompts)
-    if shared < WORTH:
-        apart = (continuation_logprobs(model, prompt, answers) for prompt in prompts)
-        return [[sum(one) for one in found] for found in apart]
-    texts = [prompt[shared:] + answer for prompt in prompts for answer in answers]
-    found = continuation_logprobs(model, prompts[0][:shared], texts)
-    sums = [
-        sum(one[len(one) - len(a) :]) for one, a in zip(found, answers * len(prompts), strict=True)
-    ]
-    return [sums[i : i + len(answers)] for i in range(0, len(sums), len(answers))]
-
-
-@torch.no_grad()
-def continuation_logprobs(
-    model: PreTrainedModel, prompt: list[int], continuations: list[list[int]]
-) -> list[list[float]]:
-    """Natural log-probability of each token of each continuation; only these may be empty."""
-    found: list[list[float]] = [[] for _ in continuations]
-    asked = [i for i, continuation in enumerate(continuations) if continuation]
-    # The prompt's last token goes with the continuation: it predicts the first one.
-    inputs = [prompt[-1:] + continuations[i][:-1] for i in asked]
-    for i, logits in outputs(model, prompt[:-1], inputs, budget=512):  # logits are large
-        targets = torch.tensor(continuations[asked[i]], device=logits.device)
-        logprobs = torch.log_softmax(logits.float(), dim=-1)
-        found[asked[i]] = logprobs.gather(-1, targets[:, None])[:, 0].tolist()
-    return found

@@ -1,6 +1,7 @@
 """Reward models: a value head on a decoder, the text it reads, their folders."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from alt_hpc.domains import Domain
 from alt_hpc.domains.domain import Around
 from alt_hpc.errors import InputError
 from alt_hpc.lm import check as lm_check
-from alt_hpc.lm import load, prefix, tokens
+from alt_hpc.lm import load, reading, tokens
 from alt_hpc.rewards.model import AT_ONCE, Settings
 from alt_hpc.rewards.reward import Answers, Scored
 
@@ -52,7 +53,7 @@ class Text:
             problem = f"{self.most} tokens leave no room for a post beside the template and"
             raise InputError(f"{problem} {new} new tokens", ".max_length")
 
-    def ids(self, prompt: str, summaries: list[str]) -> tuple[list[list[int]], bool]:
+    def ids(self, prompt: str, summaries: Sequence[str]) -> tuple[list[list[int]], bool]:
         """Ids of each text (too long a summary loses its end); whether the prompt was shortened."""
         head, lost = self.domain.fit(self.tokenizer, prompt, self.room, Around(self.before))
         return [head + self._tail(s, self.most - len(head)) for s in summaries], lost > 0
@@ -64,6 +65,12 @@ class Text:
         return [*ids[: room - 1], eos] if self.scores_eos else ids[:room]
 
 
+def _shared(texts: list[list[int]]) -> reading.Text:
+    """What texts begin with, and what is left of each."""
+    common = tokens.common(texts) if texts else 0
+    return texts[0][:common] if texts else [], [ids[common:] for ids in texts]
+
+
 @dataclass(frozen=True)
 class Trunk:
     """A decoder without a head, and the text it reads."""
@@ -72,22 +79,22 @@ class Trunk:
     text: Text
 
     @torch.no_grad()
-    def hidden(self, prompt: str, summaries: list[str]) -> tuple[Tensor, bool]:
-        """The state [texts, hidden] at each last token, float32; whether the prompt was shortened.
+    def hidden(self, asked: Iterable[tuple[str, Sequence[str]]]) -> Iterator[tuple[Tensor, bool]]:
+        """Of prompts with summaries of each: the state [texts, hidden] at each last token, float32;
+        whether the prompt was shortened.
 
         The common beginning is computed once, and the rest is padded only on the right, behind the
-        token that counts: one text scored alone gives the same.
+        token that counts: one text scored alone gives the same (but for rounding on a GPU).
         """
-        texts, shortened = self.text.ids(prompt, summaries)
         width: int = self.model.config.get_text_config().hidden_size
-        hidden = torch.empty(len(texts), width, dtype=torch.float32, device=self.model.device)
-        if texts:
-            common = tokens.common(texts)
-            rests = [ids[common:] for ids in texts]
-            budget = AT_ONCE.get(self.model.device.type, 1024)
-            for i, states in prefix.outputs(self.model, texts[0][:common], rests, budget):
-                hidden[i] = states[-1].float()
-        return hidden, shortened
+        mine, again = itertools.tee(self.text.ids(prompt, texts) for prompt, texts in asked)
+        budget = AT_ONCE.get(self.model.device.type, 1024)
+        found = reading.read(self.model, map(_shared, (texts for texts, _ in again)), budget)
+        for states, (texts, shortened) in zip(found, mine, strict=True):
+            hidden = torch.empty(len(texts), width, dtype=torch.float32, device=self.model.device)
+            for i, one in enumerate(states):
+                hidden[i] = one[-1].float()
+            yield hidden, shortened
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,8 @@ class RewardModel:
     head: Tensor  # [1, hidden], float32
 
     def score(self, groups: Iterable[Answers]) -> Iterator[Scored]:
-        for answers in groups:
-            hidden, shortened = self.trunk.hidden(answers.prompt, list(answers.texts))
+        asked = ((answers.prompt, answers.texts) for answers in groups)
+        for hidden, shortened in self.trunk.hidden(asked):
             # One head product per text: a matrix product's rounding may depend on its rows.
             yield Scored((hidden * self.head).sum(-1).tolist(), shortened=shortened)
 

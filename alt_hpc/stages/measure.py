@@ -14,7 +14,7 @@ from typing import Any
 from alt_hpc.data import draws
 from alt_hpc.graph import DRAWN, OWN, REFERENCES
 from alt_hpc.lm import load
-from alt_hpc.lm.prefix import answers_logprobs, continuation_logprobs
+from alt_hpc.lm.reading import Answered, Text, answers_logprobs, logprobs
 from alt_hpc.lm.tokens import continuation_ids
 from alt_hpc.report.measures import ROUGES
 from alt_hpc.rewards import Answers, Reward, Scored
@@ -106,7 +106,9 @@ def _rouge(answer: dict[str, Any], label: Any) -> dict[str, float] | None:
 def _perplexities(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:
     policy = work.policy(0)
     model = load.policy(policy.place, work.config.policy.dtype, work.device)
-    for rows in map(asked.__getitem__, indices):
+
+    def read(rows: Rows) -> tuple[Text, list[int]]:
+        """A prompt with the answers to it that count, and the length of each answer."""
         if rows[0]["policy"] == OWN:  # as the starting policy's token ids, without the ends
             answers = [[i for i in row["ids"] if i not in policy.ends] for row in rows]
         else:
@@ -119,9 +121,13 @@ def _perplexities(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iter
         ids, _ = policy.fit(None, rows[0]["prompt"], room)
         both = zip(rows, answers, strict=True)
         wanted = [[] if row["variant"].startswith(DRAWN) else answer for row, answer in both]
-        losses = continuation_logprobs(model, ids, wanted)
-        found = [math.exp(-sum(one) / len(one)) if one else None for one in losses]
-        yield [{"perplexity": found, "length": lengths}]
+        return (ids, wanted), lengths
+
+    mine, again = itertools.tee(map(read, map(asked.__getitem__, indices)))
+    found = logprobs(model, (text for text, _ in again))
+    for losses, (_, lengths) in zip(found, mine, strict=True):
+        perplexity = [math.exp(-sum(one) / len(one)) if one else None for one in losses]
+        yield [{"perplexity": perplexity, "length": lengths}]
 
 
 def _words(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Rows]:
@@ -140,18 +146,25 @@ def _words(work: Work, asked: list[Rows], indices: Iterator[int]) -> Iterator[Ro
         return
     policy = work.policy(k)
     model = load.policy(policy.place, work.config.policy.dtype, work.device)
-    for rows in map(asked.__getitem__, indices):
-        own = [i for i, row in enumerate(rows) if k and row["variant"].startswith(DRAWN)]
-        theirs = fixed.get(rows[0]["row"], [])
-        answers = [*theirs, *(rows[i]["ids"] for i in own)]
-        found = list[float]()
-        if answers:
-            new, prompt = work.config.evaluated_tokens, rows[0]["prompt"]
-            asks = {row["variant"]: row["feedback"] for row in rows}
-            prompts = [policy.fit(asks[how], prompt, new)[0] for how in ("best", "worst")]
-            both = answers_logprobs(model, prompts, answers)
-            found = [best - worst for best, worst in zip(*both, strict=True)]
+
+    def own(rows: Rows) -> list[int]:
+        return [i for i, row in enumerate(rows) if k and row["variant"].startswith(DRAWN)]
+
+    def read(rows: Rows) -> Answered:
+        """A prompt that asks for the best and one for the worst, and the answers that are drawn."""
+        answers = [*fixed.get(rows[0]["row"], []), *(rows[i]["ids"] for i in own(rows))]
+        if not answers:
+            return [], []
+        asks = {row["variant"]: row["feedback"] for row in rows}
+        new, prompt = work.config.evaluated_tokens, rows[0]["prompt"]
+        return [policy.fit(asks[how], prompt, new)[0] for how in ("best", "worst")], answers
+
+    mine, again = itertools.tee(map(asked.__getitem__, indices))
+    found = answers_logprobs(model, map(read, again))
+    for rows, both in zip(mine, found, strict=True):
+        values = [best - worst for best, worst in zip(*both, strict=True)] if both else []
+        first = len(fixed.get(rows[0]["row"], []))
         word: list[float | None] = [None] * len(rows)
-        for i, value in zip(own, found[len(theirs) :], strict=True):
+        for i, value in zip(own(rows), values[first:], strict=True):
             word[i] = value
-        yield [{"word": word, "fixed": [found[: len(theirs)] or None, *[None] * (len(rows) - 1)]}]
+        yield [{"word": word, "fixed": [values[:first] or None, *[None] * (len(rows) - 1)]}]

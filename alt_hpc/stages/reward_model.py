@@ -67,9 +67,9 @@ def _train_head(work: Work, settings: Training, base: Path, words: Text, pairs: 
     """Train a linear head on the trunk's features, computed once."""
     reward, found, shortened, started = _to_train(work), [], 0, time.time()
     trunk = heads.Trunk(load.whole(AutoModel, base, reward.dtype, work.device), words)
-    for number, row in enumerate(pairs, start=1):
+    asked = ((row["prompt"], [row["chosen"], row["rejected"]]) for row in pairs)
+    for number, (hidden, lost) in enumerate(trunk.hidden(asked), start=1):
         interrupt.check()
-        hidden, lost = trunk.hidden(row["prompt"], [row["chosen"], row["rejected"]])
         found.append(hidden.cpu())
         shortened += lost
         if number % 10 == 0 or number == len(pairs):

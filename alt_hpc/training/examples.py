@@ -9,13 +9,12 @@ largest weight that any rank collates at this moment.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alt_hpc.lm.prefix import ALL, NOBODY, padded
+from alt_hpc.lm.prefix import NOBODY, laid, padded
 from alt_hpc.training.memory import CHUNK
 
 
@@ -80,17 +79,13 @@ class Siblings:
         first, chunks = rows[0], max(1, -(-most // CHUNK))
         if not first.together:
             rows = [alone for row in rows for alone in row.alone()] or [first]
-        ids = padded([[*row.prompt, *chain(*(t + a for t, a in row.both))] for row in rows])
-        owners, places = torch.full_like(ids, NOBODY), torch.zeros_like(ids)
+        ids, owners, places = laid([(row.prompt, [t + a for t, a in row.both]) for row in rows])
         learned = torch.zeros_like(ids, dtype=torch.bool)
         for i, row in enumerate(rows):
-            at = start = len(row.prompt)
-            owners[i, :start], places[i, :start] = ALL, torch.arange(start)
-            for number, (tail, answer) in enumerate(row.both):
-                end = at + len(tail) + len(answer)
-                owners[i, at:end], places[i, at:end] = number, start + torch.arange(end - at)
-                learned[i, at + len(tail) : end] = True
-                at = end
+            end = len(row.prompt)
+            for tail, answer in row.both:
+                start, end = end + len(tail), end + len(tail) + len(answer)
+                learned[i, start:end] = True
         mask = (owners != NOBODY).long()
         # What predicts a token stands before it; an answer's first is predicted by the prompt.
         starts = torch.tensor([[len(row.prompt)] for row in rows])

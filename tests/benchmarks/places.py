@@ -26,7 +26,7 @@ import torch
 
 from alt_hpc.domains.tldr import Settings as Tldr
 from alt_hpc.graph import Piece
-from alt_hpc.lm import load, prefix
+from alt_hpc.lm import load, reading
 from alt_hpc.lm.blocks import train_top
 from alt_hpc.lm.tokens import common
 from alt_hpc.run.files import read_lines
@@ -106,7 +106,7 @@ def heard(model: Any, prompts: list[list[int]], answers: list[list[int]]) -> tup
     fifth = [rank * 5 // len(answers) for rank in range(len(answers))]
     best = [ids for ids, q in zip(answers, fifth, strict=True) if q == 0]
     worst = [ids for ids, q in zip(answers, fifth, strict=True) if q == 4]
-    one, other = prefix.answers_logprobs(model, prompts, best + worst)
+    ((one, other),) = reading.answers_logprobs(model, [(prompts, best + worst)])
     by = np.array(one) - np.array(other)
     mine, theirs = by[: len(best)], by[len(best) :]
     return float((mine[:, None] > theirs).mean()), float(mine.mean() - theirs.mean()) / 2

@@ -185,9 +185,9 @@ def scoring(prompt_tokens: int = 400, n: int = 96, new: int = 48) -> str:
     for way, width in (("padded to 550", 550), ("exact lengths", None)):
         sides = (functools.partial(_padded, plain, prompt, summaries, width, b) for b in (8, 16))
         best[way] = min((timed(side, ours=False) for side in sides), key=_first)
-    trunk.hidden(prompt, summaries[:2])
+    list(trunk.hidden([(prompt, summaries[:2])]))
     ours, (mine, _) = min(
-        (timed(lambda: trunk.hidden(prompt, summaries)) for _ in range(4)), key=_first
+        (timed(lambda: list(trunk.hidden([(prompt, summaries)]))) for _ in range(4)), key=_first
     )
     count = sum(map(len, texts))
     far = max(float((mine - states).abs().max()) for _, states in best.values())
@@ -419,7 +419,7 @@ def iteration(prompts: int = 2, n: int = 32, new: int = 48) -> str:
         took[way].append(
             timed(
                 lambda: [
-                    trunk.hidden(t, a) if ours else _padded(plain, t, a, 550, 8)  # noqa: B023
+                    list(trunk.hidden([(t, a)])) if ours else _padded(plain, t, a, 550, 8)  # noqa: B023
                     for t, a in zip(texts, answers, strict=True)  # noqa: B023
                 ]
             )[0]
@@ -494,7 +494,7 @@ def makespan() -> str:
         sampled, made = timed(lambda: generate(model, prompts, 8, [i, i + 1], **options))  # noqa: B023
         answers = [[tokenizer.decode(one.ids) for one in group] for group in made]
         both = list(zip(mine, answers, strict=True))
-        scored, _ = timed(lambda: [trunk.hidden(t, a) for t, a in both])  # noqa: B023
+        scored, _ = timed(lambda: list(trunk.hidden(both)))  # noqa: B023
         took.append((2 * sampled, 2 * scored))
     return cluster.makespan(*zip(*took, strict=True))
 

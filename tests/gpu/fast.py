@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -19,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
-from alt_hpc.lm import decode, prefix
+from alt_hpc.lm import decode, reading
 from alt_hpc.lm.blocks import train_top
+from alt_hpc.stages import optimise
 from alt_hpc.training.examples import Example, Siblings, move
 from alt_hpc.training.losses import alt_loss
 from alt_hpc.training.reference import share_trunk
@@ -51,27 +55,28 @@ def _model(name: str, device: torch.device) -> Any:
     """A tiny model of an architecture, or a random one of a real shape."""
     if name in shapes.SHAPES:
         return shapes.model(name, torch.float32, device).requires_grad_(True)
-    return tiny.model(name).to(device)
+    made = tiny.model(name).to(device)
+    optimise.set_dropout(made, 0.0)  # as a config has it; GPT-2 drops out by itself
+    return made
 
 
 Both = tuple[Tensor, Tensor, Tensor]  # in float32, plainly in the dtype, by us in the dtype
 
 
-def compared(device: torch.device, names: list[str]) -> Iterator[Compared]:
-    """All paths of all models in all dtypes."""
+def compared(device: torch.device, name: str) -> list[Compared]:
+    """All paths of a model in all dtypes."""
     paths: dict[str, Callable[[Any, Any], Iterator[tuple[str, Both]]]] = {
         "sampling": sampled,
         "scoring": scored,
         "losses": losses,
     }
-    for name in names:
-        exact = _model(name, device)
-        for dtype in DTYPES:
-            model = copy.deepcopy(exact).to(dtype)
-            for path in paths.values():
-                for what, (true, plain, ours) in path(exact, model):
-                    kind = str(dtype).removeprefix("torch.")
-                    yield Compared(what, name, kind, _far(plain, true), _far(ours, true))
+    exact, found = _model(name, device), list[Compared]()
+    for dtype in DTYPES:
+        model, kind = copy.deepcopy(exact).to(dtype), str(dtype).removeprefix("torch.")
+        for path in paths.values():
+            for what, (true, plain, ours) in path(exact, model):
+                found.append(Compared(what, name, kind, _far(plain, true), _far(ours, true)))
+    return found
 
 
 def _far(found: Tensor, true: Tensor) -> float:
@@ -129,7 +134,7 @@ def scored(exact: Any, model: Any) -> Iterator[tuple[str, Both]]:
     prompt, rests = PROMPTS[2], [[9, 8, 7], [5], [*range(60, 90)], *[[i, 3] for i in range(20)]]
     ours = torch.empty(len(rests), model.config.hidden_size)
     with torch.no_grad():
-        for i, states in prefix.outputs(model.base_model, prompt, rests, budget=64):
+        for i, states in reading.outputs(model.base_model, prompt, rests, budget=64):
             ours[i] = states[-1].float().cpu()
         true, plain = (
             torch.stack([
@@ -141,17 +146,44 @@ def scored(exact: Any, model: Any) -> Iterator[tuple[str, Both]]:
             for of in (exact, model)
         )  # fmt: skip
     yield "scoring", (true, plain, ours)
-    found = prefix.continuation_logprobs(model, prompt, rests)
+    found = reading.continuation_logprobs(model, prompt, rests)
+    true, plain = (
+        torch.cat([_logprobs(of, prompt, rest) for rest in rests]) for of in (exact, model)
+    )
+    yield "log-probabilities", (true, plain, torch.tensor([one for some in found for one in some]))
+    yield from _together(exact, model)
+
+
+@torch.no_grad()
+def _together(exact: Any, model: Any) -> Iterator[tuple[str, Both]]:
+    """The same of several prompts at once."""
+    texts = [(PROMPTS[0], [[9, 8, 7], [5]]), ([], [[4, 3]]), (PROMPTS[2], [[*range(60, 90)]])]
+    texts += [(PROMPTS[1], [[i, 3] for i in range(20)])]
+    with mock.patch.object(reading, "_several", return_value=True):
+        read = list(reading.read(model.base_model, texts, budget=64))
+        found = list(reading.logprobs(model, texts[:1] + texts[2:]))
+    ours = torch.cat([states.float() for some in read for states in some]).cpu()
     true, plain = (
         torch.cat([
-            _plainly(of, prompt + rest)[len(prompt) - 1 : -1].log_softmax(-1).cpu()[
-                range(len(rest)), rest
-            ]
+            of.base_model(torch.tensor([prompt + rest], device=of.device), use_cache=False)[0][
+                0, len(prompt) :
+            ].float().cpu()
+            for prompt, rests in texts
             for rest in rests
         ])
         for of in (exact, model)
     )  # fmt: skip
-    yield "log-probabilities", (true, plain, torch.tensor([one for some in found for one in some]))
+    yield "scoring together", (true, plain, ours)
+    flat = [(p, rest) for p, rests in texts[:1] + texts[2:] for rest in rests]
+    true, plain = (torch.cat([_logprobs(of, prompt, rest) for prompt, rest in flat]) for of in
+                   (exact, model))  # fmt: skip
+    ours = torch.tensor([one for some in found for each in some for one in each])
+    yield "log-probabilities together", (true, plain, ours)
+
+
+def _logprobs(of: Any, prompt: list[int], rest: list[int]) -> Tensor:
+    logits = _plainly(of, prompt + rest)[len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).cpu()[range(len(rest)), rest]
 
 
 # ---------------------------------------------------------------------- losses
@@ -239,7 +271,12 @@ def _shared(exact: Any, model: Any) -> Iterator[tuple[str, Both]]:
 
 def report(device: torch.device, names: list[str], write: Callable[[str], None]) -> bool:
     """A table in Markdown, of each path the worst model; whether all is good."""
-    found = list(compared(device, names))
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        # On a GPU at once: each waits for the launching of its kernels, on a core of its own.
+        each = (pool.map if device.type == "cuda" else map)(
+            compared, itertools.repeat(device), names
+        )
+        found = list(itertools.chain.from_iterable(each))
     worst: dict[tuple[str, str], Compared] = {}
     for one in found:
         key = one.path, one.dtype

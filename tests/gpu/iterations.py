@@ -32,7 +32,7 @@ iterations: 2
 policy: {{model: {place}/policy, max_length: {most}}}
 reward: {{model: {place}/reward, dtype: bfloat16}}
 data: {{prompts: {{path: {place}/data}}}}
-sample: {{prompts: {prompts}, generations: 24, max_new_tokens: {new}, group: 4}}
+sample: {{prompts: {prompts}, generations: 24, max_new_tokens: {new}, group: 16}}
 train: {{epochs: 1, global_batch: 20, micro_batch: 10, trained_blocks: 0.5, kl: 0.05, lr: 1e-3}}
 evaluate: {{max_new_tokens: {new}, drawn: {{posts: 2, answers: 4}}}}
 cluster: {{backend: local, slots: {slots}}}

@@ -20,7 +20,7 @@ import shapes
 import torch
 
 from alt_hpc import process
-from alt_hpc.lm import decode, prefix
+from alt_hpc.lm import decode, reading
 from alt_hpc.lm.blocks import train_top
 from alt_hpc.run.manifests import Checkpoints
 from alt_hpc.training import loop, losses, ranks
@@ -37,9 +37,9 @@ class Sizes:
 
     prompt: int = 400
     answers: int = 96
-    new: int = 64
-    abreast: tuple[int, ...] = (8, 16, 32, 48, 96)
-    groups: tuple[int, ...] = (1, 4, 16)
+    new: int = 48
+    abreast: tuple[int, ...] = (8, 16, 48)
+    groups: tuple[int, ...] = (1, 16, 64)
     budgets: tuple[int, ...] = (2048, 8192, 16384, 65536)
     rows: tuple[int, ...] = (2, 4, 8, 16, 32)
     width: int = 512
@@ -47,7 +47,7 @@ class Sizes:
     steps: int = 6
     product: int = 8192
     # of each shape the share of blocks that is trained
-    trained: dict[str, float] = field(default_factory=lambda: {"135M": 1, "1.2B": 1, "3.2B": 0.5})
+    trained: dict[str, float] = field(default_factory=lambda: {"1.2B": 1, "135M": 1, "3.2B": 0.5})
 
 
 TINY = Sizes(
@@ -96,9 +96,11 @@ class Bench:
 
     # ------------------------------------------------------------------ time and memory
 
-    def _timed(self, call: Callable[[], Any], times: int = 1) -> float:
-        """Seconds of a call, the best of some, after one that warms up."""
-        call()
+    def _timed(
+        self, call: Callable[[], Any], times: int = 1, warm: Callable[[], Any] | None = None
+    ) -> float:
+        """Seconds of a call, the best of some, after one (or something shorter) that warms up."""
+        (warm or call)()
         took = []
         for _ in range(times):
             self._wait()
@@ -138,17 +140,28 @@ class Bench:
     def _sampling(self, shape: str, rate: float) -> Iterator[tuple[str, ...]]:
         """Tokens a second, by answers abreast, then by prompts in a group."""
         model, s = shapes.model(shape, torch.bfloat16, self.device), self.sizes
-        how = {"temperature": 0.9, "top_p": 0.9, "max_new_tokens": s.new, "eos": [-1]}
+        how = {"temperature": 0.9, "top_p": 0.9, "eos": [-1]}
 
         def rate_of(abreast: int, group: int) -> float:
             prompts, seeds = self._ids(group, s.prompt), list(range(group))
-            with mock.patch.object(decode, "ABREAST", abreast):
-                took = self._timed(lambda: decode.generate(model, prompts, s.answers, seeds, **how))
+
+            def generate(new: int) -> None:
+                decode.generate(model, prompts, s.answers, seeds, max_new_tokens=new, **how)
+
+            try:
+                with mock.patch.object(decode, "ABREAST", abreast):
+                    took = self._timed(lambda: generate(s.new), warm=lambda: generate(2))
+            except torch.cuda.OutOfMemoryError:
+                return 0.0
             return group * s.answers * s.new / took
 
         by = {n: rate_of(n, s.groups[1]) for n in s.abreast}
         best = max(by, key=by.__getitem__)
-        groups = {n: rate_of(best, n) for n in s.groups}
+        groups = dict[int, float]()
+        for n in s.groups:
+            if not groups or groups[max(groups)] > 0:  # there was room
+                self._free()
+                groups[n] = rate_of(best, n)
         most = max(groups, key=groups.__getitem__)
         for n, found in by.items():
             yield "sampling", f"{n} abreast, {s.groups[1]} prompts", f"{found:.0f} tokens/s", ""
@@ -170,8 +183,9 @@ class Bench:
 
         @torch.no_grad()
         def score(budget: int) -> None:
-            for _, states in prefix.outputs(model, prompt, rests, budget):
-                states[-1].float()
+            for states in reading.read(model, [(prompt, rests)], budget):
+                for one in states:
+                    one[-1].float()
 
         by = {n: self._timed(functools.partial(score, n), 3) for n in s.budgets}
         best = min(by, key=by.__getitem__)
@@ -179,10 +193,23 @@ class Bench:
         floor = self._floor(model, distinct, seen)
         for n, took in by.items():
             yield "scoring", f"budget {n}", f"{distinct / took:.0f} distinct tokens/s", ""
+        yield from self._several(model)
         share = floor / by[best]
         figure = f"{distinct / by[best]:.0f} distinct tokens/s, {share:.0%} of the floor"
         yield "scoring, chosen", f"budget {best}", figure, self._peak()
         self.aims.append(f"scoring, {shape}: {share:.0%} of the floor (aim: 40 %)")
+
+    @torch.no_grad()
+    def _several(self, model: Any) -> Iterator[tuple[str, ...]]:
+        """Many prompts with few answers each, one after the other and several at once."""
+        s = self.sizes
+        rests = self._ids(4, s.new // 2)
+        texts = [(prompt, rests) for prompt in self._ids(max(2, s.answers // 3), s.prompt)]
+        tokens = len(texts) * (s.prompt + len(rests) * len(rests[0]))
+        for what, several in (("one after the other", False), ("several at once", True)):
+            with mock.patch.object(reading, "_several", return_value=several):
+                took = self._timed(lambda: list(reading.read(model, texts, max(s.budgets))))
+            yield "scoring", f"{len(texts)} prompts, {what}", f"{tokens / took:.0f} tokens/s", ""
 
     @torch.no_grad()
     def _floor(self, model: Any, tokens: int, seen: int) -> float:

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The whole experiment: bash configs/experiments/tldr_smollm2/run.sh DATA RUNS [--slurm] [--set KEY=VALUE ...]
+# The whole experiment: bash configs/experiments/tldr_smollm2/run.sh DATA RUNS [--small] [--slurm] [--set KEY=VALUE ...]
 # DATA: the folder with tldr/, prompts/, comparisons/ and cnn_dailymail/. RUNS: where its runs lie.
-# Give the same command again to go on. What is set is set in all arms.
-# ALT_HPC_SMOLLM2: a folder with SmolLM2-135M-Instruct (none: the hub's). SEEDS: 1,2,3. PYTHON: an
-# interpreter, as an absolute path (none: .venv's, or python3).
+# --small: what two cores do in an hour and a half. Give the same command again to go on.
+# What is set is set in all arms. ALT_HPC_SMOLLM2: a folder with SmolLM2-135M-Instruct (none: the
+# hub's). SEEDS: 1,2,3. PYTHON: an interpreter, as an absolute path (none: .venv's, or python3).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../../.." && pwd)
@@ -13,6 +13,23 @@ mkdir -p "$2"
 cd "$2"   # the configs name runs, models and data from here
 shift 2
 start=(run)
+of_start=()
+of_second=()
+of_arms=()
+small=
+if [ "${1:-}" = --small ]; then
+    small=yes
+    shift
+    head='{head_only: true, epochs: 20, global_batch: 16, micro_batch: 16, lr: 2e-3, weight_decay: 0.1, precision: float32}'
+    both=(--set data.prompts.longest=1000 --set "reward_model=$head" --set cluster.reward_model={})
+    of_start=("${both[@]}" --set data.sft.longest=1000 --set data.sft.limit=800
+        --set sft.trained_blocks=0.4)
+    of_second=("${both[@]}" --set data.comparisons.limit=700 --set threads=2)
+    of_arms=(--set data.prompts.longest=1000 --set iterations=1 --set sample.prompts=48 --set train.lr=4e-4
+        --set evaluate.prompts=32 --set evaluate.test_prompts=80 --set evaluate.sets.news.prompts=12
+        --set 'evaluate.drawn={posts: 24, answers: 4}'
+        --set cluster.slots=1 --set cluster.sample={} --set cluster.train={} --set cluster.evaluate={})
+fi
 if [ "${1:-}" = --slurm ]; then
     start=(submit --wait)
     shift
@@ -28,18 +45,27 @@ arms() {   # arms SEEDS NAME ...: one run of each with each seed
     local seeds=$1 name configs=()
     shift
     for name in "$@"; do configs+=("$here/$name.yaml"); done
-    alt_hpc "${start[@]}" "${configs[@]}" --seeds "$seeds" "${set[@]}"
+    alt_hpc "${start[@]}" "${configs[@]}" --seeds "$seeds" "${of_arms[@]}" "${set[@]}"
 }
 
 set=("$@")
 seeds=${SEEDS:-1,2,3}
 first=${seeds%%,*}
+others=${seeds#"$first"}
 base=${ALT_HPC_SMOLLM2:-HuggingFaceTB/SmolLM2-135M-Instruct}
-alt_hpc "${start[@]}" "$here/start.yaml" --set "policy.base=$base" --set "reward.base=$base"
-alt_hpc "${start[@]}" "$here/second.yaml" --set "policy.model=$base" --set "reward.base=$base"
-arms "$first" behind front bos          # the place is chosen on validation posts of these
-arms "$seeds" behind best none shuffled # the primary comparisons
-arms "$first" behind unfiltered quark
+alt_hpc "${start[@]}" "$here/start.yaml" "${of_start[@]}" --set "policy.base=$base" --set "reward.base=$base"
+alt_hpc "${start[@]}" "$here/second.yaml" "${of_second[@]}" --set "policy.model=$base" \
+    --set "reward.base=$base"
+if [ "$small" ]; then   # a core for the first seed, one for the others
+    arms "$first" behind best none shuffled front bos unfiltered quark &
+    set+=(--set evaluate.policies={})   # best-of-n stands in the first seed's run alone
+    [ -z "$others" ] || arms "${others#,}" behind best none shuffled
+    wait $!
+else
+    arms "$first" behind front bos          # the place is chosen on validation posts of these
+    arms "$seeds" behind best none shuffled # the primary comparisons
+    arms "$first" behind unfiltered quark
+fi
 runs=()
 for name in behind front bos quark best none shuffled unfiltered; do runs+=("$name"-seed*); done
 alt_hpc report "${runs[@]}" --to results

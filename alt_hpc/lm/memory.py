@@ -73,17 +73,20 @@ def answering(
 def reading(
     sizes: Sizes, dtype: str, prompt: int, rest: int, budget: int, on_gpu: bool, logits: bool
 ) -> Moment:
-    """Texts of `rest` tokens behind a prompt, up to `budget` tokens at once (`reading.outputs`)."""
+    """Texts of `rest` tokens behind a prompt, up to `budget` tokens at once; on a GPU several
+    prompts with what stands behind them (see `lm/reading`).
+    """
     each = BYTES[dtype]
     rows = max(1, budget // max(1, rest))
     fork = 2 * rows * (prompt + rest) * sizes.cached * each  # a block at a time, old and new
     made = budget * sizes.vocabulary * (each + 8) if logits else 0
     once = max(budget, prompt) * _working(sizes, each)
     once += _scores(sizes, budget, prompt + rest, each, on_gpu)
+    together = TOGETHER * _working(sizes, each) + SEEN * each if on_gpu else 0  # and the mask
     return Moment(
         Held(
             weights=sizes.weights * each,
-            activations=made + once,
+            activations=made + max(once, together),
             cache=prompt * sizes.kept(dtype) + fork,
         )
     )

@@ -109,7 +109,11 @@ def _held_out(work: Work, place: Path) -> dict[str, float | int]:
     texts = [[row["chosen"], row["rejected"]] for row in pairs]
     reward = scorer(work.run, _to_train(work), work.device, made=place)
     answers = (Answers(row["prompt"], two) for row, two in zip(pairs, texts, strict=True))
-    rewards = [tuple(scored.rewards) for scored in reward.score(answers)]
+    rewards, started = list[tuple[float, ...]](), time.time()
+    for number, scored in enumerate(reward.score(answers), start=1):
+        rewards.append(tuple(scored.rewards))
+        if number % 10 == 0 or number == len(pairs):
+            work.show(number, len(pairs), "held-out comparisons", started)
     lengths = [tuple(float(len(one.split())) for one in two) for two in texts]
     accuracy, longer = (  # how often the first is the greater one; ties count half
         sum(1.0 if a > b else 0.5 * (a == b) for a, b in both) / len(pairs)

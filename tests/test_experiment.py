@@ -255,7 +255,7 @@ def test_all_are_in_the_results(said: str, runs: Path) -> None:
 
 def test_small_is_the_same_experiment_in_less(data: Path, model: Path, tmp_path: Path) -> None:
     """All arms are there, each a config that can be run, and alike but for what they are for."""
-    say = "line=$(printf '%q ' \"$@\"); echo \"$line\""  # at once: two commands run at a time
+    say = 'line=$(printf \'%q \' "$@"); echo "$line"'  # at once: two commands run at a time
     told = command(data, tmp_path / "runs", model, say, ("--small",), "1,2,3")
     given = [shlex.split(line)[2:] for line in told.splitlines()]
     made = dict[str, dict[str, Any]]()

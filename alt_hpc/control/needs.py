@@ -97,7 +97,8 @@ class Needs:
 
     def _sample(self) -> list[Moment]:
         sample = self.config.sample
-        return self._answers(SAMPLE, sample.group, sample.generations, sample.max_new_tokens)
+        group = min(sample.group, sample.prompts)
+        return self._answers(SAMPLE, group, sample.generations, sample.max_new_tokens)
 
     def _evaluate(self) -> list[Moment]:
         config, evaluate = self.config, self.config.evaluate

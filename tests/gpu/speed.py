@@ -187,15 +187,17 @@ class Bench:
                 for one in states:
                     one[-1].float()
 
-        by = {n: self._timed(functools.partial(score, n), 3) for n in s.budgets}
+        with mock.patch.object(reading, "_several", return_value=False):  # by itself
+            by = {n: self._timed(functools.partial(score, n), 3) for n in s.budgets}
         best = min(by, key=by.__getitem__)
+        took = self._timed(functools.partial(score, best), 3)  # as rewards are read
         seen = s.prompt**2 // 2 + sum(n * s.prompt + n * n // 2 for n in lengths)
         floor = self._floor(model, distinct, seen)
-        for n, took in by.items():
-            yield "scoring", f"budget {n}", f"{distinct / took:.0f} distinct tokens/s", ""
+        for n, alone in by.items():
+            yield "scoring", f"budget {n}", f"{distinct / alone:.0f} distinct tokens/s", ""
         yield from self._several(model)
-        share = floor / by[best]
-        figure = f"{distinct / by[best]:.0f} distinct tokens/s, {share:.0%} of the floor"
+        share = floor / took
+        figure = f"{distinct / took:.0f} distinct tokens/s, {share:.0%} of the floor"
         yield "scoring, chosen", f"budget {best}", figure, self._peak()
         self.aims.append(f"scoring, {shape}: {share:.0%} of the floor (aim: 40 %)")
 

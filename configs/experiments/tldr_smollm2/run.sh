@@ -57,10 +57,13 @@ alt_hpc "${start[@]}" "$here/start.yaml" "${of_start[@]}" --set "policy.base=$ba
 alt_hpc "${start[@]}" "$here/second.yaml" "${of_second[@]}" --set "policy.model=$base" \
     --set "reward.base=$base"
 if [ "$small" ]; then   # a core for the first seed, one for the others
-    arms "$first" behind best none shuffled front bos unfiltered quark &
+    trap 'kill $! 2>/dev/null || true' EXIT   # whatever ends this ends both
+    (   alt_hpc() { exec "$python" -m alt_hpc "$@"; }
+        arms "$first" behind best none shuffled front bos unfiltered quark) &
     set+=(--set evaluate.policies={})   # best-of-n stands in the first seed's run alone
     [ -z "$others" ] || arms "${others#,}" behind best none shuffled
     wait $!
+    trap - EXIT
 else
     arms "$first" behind front bos          # the place is chosen on validation posts of these
     arms "$seeds" behind best none shuffled # the primary comparisons

@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,20 @@ def test_small_is_the_same_experiment_in_less(data: Path, model: Path, tmp_path:
         assert len({str(made[one].get(name)) for one in made if one[-1] != "0"}) == 1, name
     assert made["start 0"]["reward_model.head_only"] == "true"
     assert made["behind 1"]["sample.prompts"] == "48"
+
+
+def test_small_ends_both_its_commands(data: Path, model: Path, tmp_path: Path) -> None:
+    """The one for the first seed goes on for long; the other one fails."""
+    first = f"trap 'touch {tmp_path}/ended; exit' TERM; touch {tmp_path}/begun"
+    first += "; exec &> /dev/null; for i in {1..600}; do sleep 0.1; done"
+    other = f"while [ ! -e {tmp_path}/begun ]; do sleep 0.1; done; exit 7"
+    program = f'case "$*" in *"--seeds 1 "*) {first};; *"--seeds 2 "*) {other};; esac'
+    with pytest.raises(AssertionError):
+        command(data, tmp_path / "runs", model, program, ("--small",), "1,2")
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "ended").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.faults

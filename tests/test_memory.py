@@ -13,6 +13,7 @@ import transformers as tf
 from alt_hpc import config as configs
 from alt_hpc import process
 from alt_hpc.control import memory as told
+from alt_hpc.control.needs import Needs
 from alt_hpc.errors import InputError
 from alt_hpc.lm import decode, load, memory, sizes
 from alt_hpc.lm.blocks import train_top
@@ -200,6 +201,19 @@ def test_a_gpus_memory_stands_apart_and_a_model_that_is_elsewhere_is_named(
     assert unknown.startswith(
         "memory of score, measure: not known: someone/else is not on this machine yet"
     )
+
+
+def test_no_more_prompts_are_counted_than_there_are(tiny_config: Path, tmp_path: Path) -> None:
+    def of(stage: str, *chosen: str) -> float:
+        config = configs.load(tiny_config, [f"run={tmp_path}/run", *chosen])
+        (row,) = told.estimate(Needs(config, RunFolder.preview(config)), stage)
+        return row.held.all
+
+    few = ("sample.prompts=2", "evaluate.prompts=2", "evaluate.test_prompts=2")
+    assert of("sample", *few, "sample.group=50") == of("sample", *few, "sample.group=2")
+    assert of("evaluate", *few, "evaluate.group=50") == of("evaluate", *few, "evaluate.group=2")
+    all_ = (*few[:1], *few[2:], "evaluate.group=50")  # of one split
+    assert of("evaluate", *all_) > of("evaluate", *few, "evaluate.group=2")
 
 
 def test_what_vllm_takes_is_not_known_of_a_judge_too(tiny_config: Path, tmp_path: Path) -> None:

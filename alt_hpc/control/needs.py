@@ -102,7 +102,10 @@ class Needs:
 
     def _evaluate(self) -> list[Moment]:
         config, evaluate = self.config, self.config.evaluate
-        group, drawn, new = evaluate.group, evaluate.drawn, config.evaluated_tokens
+        drawn, new = evaluate.drawn, config.evaluated_tokens
+        sets = [evaluate.prompts, *(one.prompts for one in evaluate.sets.values())]  # None: all
+        sets += [evaluate.test_prompts] if evaluate.test_prompts else []
+        group = min(evaluate.group, max(posts or evaluate.group for posts in sets))
         between = len(config.method.between(1)) if evaluate.every_word else 0
         ways = max(len(config.method.asked(k)) for k in (0, 1)) + between
         greedy = self._answers(EVALUATE, group * ways, 1, new)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from alt_hpc import process
 from alt_hpc.config.schema import Config, Data, Policy, Sample
 from alt_hpc.config.sources import Source
+from alt_hpc.control import status
 from alt_hpc.data import draws, texts
 from alt_hpc.domains import tldr
 from alt_hpc.errors import InputError
@@ -486,6 +487,24 @@ def test_each_pass_over_the_rows_keeps_its_own(run: RunFolder) -> None:
     told = attempt.shown(run, SAMPLE)
     assert told is not None
     assert (told["done"], told["total"]) == (8, 8)
+
+
+def test_time_left_counts_neither_a_pause_nor_what_was_kept(run: RunFolder) -> None:
+    """One shard was made a day ago; of another one half was kept, and a fourth is made since."""
+    now = 2e9
+
+    def show(shard: int, done: int, started: float, at: float, kept: int = 0) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attempt.time, "time", lambda: at)
+            piece = Piece(1, "sample", shard)
+            run.layout.piece(piece).mkdir(parents=True, exist_ok=True)
+            attempt.show(run, piece, done, 40, "samples", started, kept)
+
+    show(0, 40, now - 86400, now - 86390)
+    show(1, 30, now - 5, now, kept=20)
+    show(2, 0, now, now)
+    said = " ".join(status.line(run, 1, "sample").split())  # 50 of them in 15 s
+    assert said == "sample 1 shards 0/3 70/120 samples 3.33 samples/s about 0:15 left"
 
 
 def test_a_shard_far_behind_the_others_is_told_with_its_node(

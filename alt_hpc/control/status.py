@@ -4,6 +4,8 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
 
 from alt_hpc.clusters.cluster import ENDED, NEVER, QueueUnknown
 from alt_hpc.clusters.local import Element, Local
@@ -61,13 +63,22 @@ def line(folder: RunFolder, iteration: int, stage: str, silent: str = "starting"
     if not found:
         return words + ("whole" if whole == count else silent)
     unit, done = found[0]["unit"], sum(p["done"] for p in found)
-    spent = max(p["at"] for p in found) - min(p["started"] for p in found)
+    now, spent = sum(p["done"] - p.get("kept", 0) for p in found), _spent(found)
     total = round(sum(p["total"] for p in found) * count / len(found))
     words += f"{done}/{total} {unit}".ljust(22)
-    if spent <= 0 or not done:
+    if spent <= 0 or now <= 0:
         return words
-    left = max(0, round((total - done) * spent / done))
-    return f"{words}{f'{done / spent:.2f} {unit}/s':20}about {left // 60}:{left % 60:02d} left"
+    left = max(0, round((total - done) * spent / now))
+    return f"{words}{f'{now / spent:.2f} {unit}/s':20}about {left // 60}:{left % 60:02d} left"
+
+
+def _spent(found: Iterable[dict[str, Any]]) -> float:
+    """Seconds in which any of these pieces was being made: not while the run lay still."""
+    spent, end = 0.0, 0.0
+    for piece in sorted(found, key=itemgetter("started")):
+        spent += max(0.0, piece["at"] - max(piece["started"], end))
+        end = max(end, piece["at"])
+    return spent
 
 
 def status(folder: RunFolder) -> str:

@@ -48,10 +48,14 @@ def told(run: RunFolder, piece: Piece, number: int) -> tuple[str, str]:
         return "", ""
 
 
-def show(run: RunFolder, piece: Piece, done: int, total: int, unit: str, started: float) -> None:
-    """Say how far a piece is: `done` of `total` units since `started` (seconds, epoch)."""
+def show(
+    run: RunFolder, piece: Piece, done: int, total: int, unit: str, started: float, kept: int = 0
+) -> None:
+    """Say how far a piece is: `done` of `total` units, all but what was `kept` since `started`
+    (seconds, epoch).
+    """
     interrupt.beat()
-    values = {"done": done, "total": total, "unit": unit, "started": started}
+    values = {"done": done, "total": total, "unit": unit, "started": started, "kept": kept}
     values |= {"at": time.time(), "node": process.node()}
     files.write_atomically(run.layout.piece(piece) / PROGRESS_FILE, json.dumps(values))
 
@@ -98,6 +102,7 @@ class Attempt:
     folder: Path
     inputs: Mapping[str, str]
     started: float = field(default_factory=time.time)
+    kept: int = 0  # units that an earlier try has made
     _shown: float = 0.0
     _looked: float = field(default_factory=time.time)
 
@@ -107,7 +112,7 @@ class Attempt:
         if now - self._shown < 1.0 and done < total:
             return
         self._shown = now
-        show(self.run, self.piece, done, total, unit, self.started)
+        show(self.run, self.piece, done, total, unit, self.started, self.kept)
         if now - self._looked > LOOK_EVERY_S:
             self._looked = now
             for line in laggards(self.run, self.piece.iteration, self.piece.stage):
@@ -165,7 +170,8 @@ class Attempt:
         if rows:
             print(f"{self.piece}: {len(rows)} of {len(firsts)} prompt groups kept", flush=True)
         size = (starts[-1] - starts[0]) * each
-        done = size * part[0] + sum(map(len, rows.values())) * each
+        kept = sum(map(len, rows.values())) * each
+        self.kept, done = self.kept + kept, size * part[0] + kept
         self.progress(done, size * part[1], unit)
         missing = {start: group for group, start in enumerate(firsts) if start not in rows}
         groups = make(iter(missing.values()))

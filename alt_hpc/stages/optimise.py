@@ -130,6 +130,7 @@ def _curves(work: Work, file: Path) -> Generator[None, loop.StepRecord, None]:
     kept = [json.dumps(row) + "\n" for row in read_lines(file) if row["step"] < record.step]
     write_atomically(file, "".join(kept))
     writer = SummaryWriter(str(events / stage), purge_step=before + record.step)
+    first = record.step
     while True:
         append_line(file, asdict(record))
         values = {"loss": record.loss, "lr": record.lr, "grad_norm": record.grad_norm}
@@ -137,5 +138,5 @@ def _curves(work: Work, file: Path) -> Generator[None, loop.StepRecord, None]:
         for name, value in values.items():
             writer.add_scalar(f"{stage}/{name}", value, before + record.step)
         writer.flush()
-        work.show(record.step, record.steps, "steps", started)
+        work.show(record.step, record.steps, "steps", started, first - 1)
         record = yield

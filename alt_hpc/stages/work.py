@@ -117,9 +117,9 @@ class Work:
             self.say(f"exemplars to ask with: {', '.join(counts)}")
         return known
 
-    def show(self, done: int, total: int, unit: str, started: float) -> None:
-        """Say how far the piece is: `done` of `total` units since `started` (seconds, epoch)."""
-        attempt.show(self.run, self.piece, done, total, unit, started)
+    def show(self, done: int, total: int, unit: str, started: float, kept: int = 0) -> None:
+        """As `attempt.show`."""
+        attempt.show(self.run, self.piece, done, total, unit, started, kept)
 
     def say(self, words: str) -> None:
         """A line in the task's log."""

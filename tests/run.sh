@@ -41,4 +41,4 @@ say "lint, types and layers"
 say "tests"
 workers=2  # most tests wait for Slurm or use one core
 [[ " $* " == *" --faults "* ]] && workers=0  # one process writes the table of faults
-exec "$PYTHON" -m pytest --numprocesses $workers --dist worksteal "$@"
+exec "$PYTHON" -m pytest --numprocesses $workers --dist worksteal --durations 25 "$@"

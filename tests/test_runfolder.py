@@ -490,7 +490,10 @@ def test_each_pass_over_the_rows_keeps_its_own(run: RunFolder) -> None:
 
 
 def test_time_left_counts_neither_a_pause_nor_what_was_kept(run: RunFolder) -> None:
-    """One shard was made a day ago; of another one half was kept, and a fourth is made since."""
+    """One shard was made a day ago; of another one half was kept, and a fourth is made since.
+
+    The third one has not begun; then it is whole without having told anything.
+    """
     now = 2e9
 
     def show(shard: int, done: int, started: float, at: float, kept: int = 0) -> None:
@@ -502,9 +505,18 @@ def test_time_left_counts_neither_a_pause_nor_what_was_kept(run: RunFolder) -> N
 
     show(0, 40, now - 86400, now - 86390)
     show(1, 30, now - 5, now, kept=20)
-    show(2, 0, now, now)
-    said = " ".join(status.line(run, 1, "sample").split())  # 50 of them in 15 s
-    assert said == "sample 1 shards 0/3 70/120 samples 3.33 samples/s about 0:15 left"
+
+    def said() -> str:
+        return " ".join(status.line(run, 1, "sample").split())
+
+    # 50 of them in 15 s
+    assert said() == "sample 1 shards 0/3 70/120 samples 3.33 samples/s about 0:15 left"
+    commit(run, Piece(1, "sample", 2))
+    assert said() == "sample 1 shards 1/3 70/80 samples 3.33 samples/s about 0:03 left"
+    show(1, 40, now - 5, now + 2, kept=20)
+    for shard in (0, 1):
+        commit(run, Piece(1, "sample", shard))
+    assert said() == "sample 1 shards 3/3 80/80 samples 3.53 samples/s took 0:17"
 
 
 def test_a_shard_far_behind_the_others_is_told_with_its_node(

@@ -55,21 +55,29 @@ def _stages(elements: Iterable[Element]) -> set[tuple[int, str]]:
 
 
 def line(folder: RunFolder, iteration: int, stage: str, silent: str = "starting") -> str:
-    """`sample 1   shards 1/2   37/48 prompts   2.1 prompts/s   about 0:05 left`."""
+    """`sample 1   shards 1/2   37/48 prompts   2.1 prompts/s   about 0:05 left` (whole: `took`)."""
     pieces = folder.graph().of(iteration, stage)
-    count, whole = len(pieces), sum(folder.manifests.get(piece) is not None for piece in pieces)
+    left = [piece for piece in pieces if folder.manifests.get(piece) is None]
+    count, whole = len(pieces), len(pieces) - len(left)
     words = f"{stage} {iteration}".ljust(16) + f"shards {whole}/{count}".ljust(16)
-    found = [told for piece in pieces if (told := attempt.shown(folder, piece))]
+    said = {piece: told for piece in pieces if (told := attempt.shown(folder, piece))}
+    found, silence = list(said.values()), len([piece for piece in left if piece not in said])
     if not found:
         return words + ("whole" if whole == count else silent)
     unit, done = found[0]["unit"], sum(p["done"] for p in found)
     now, spent = sum(p["done"] - p.get("kept", 0) for p in found), _spent(found)
-    total = round(sum(p["total"] for p in found) * count / len(found))
+    total = round(sum(p["total"] for p in found) * (1 + silence / len(found)))
     words += f"{done}/{total} {unit}".ljust(22)
     if spent <= 0 or now <= 0:
         return words
-    left = max(0, round((total - done) * spent / now))
-    return f"{words}{f'{now / spent:.2f} {unit}/s':20}about {left // 60}:{left % 60:02d} left"
+    words += f"{now / spent:.2f} {unit}/s".ljust(20)
+    if whole == count:
+        return f"{words}took {_clock(spent)}"
+    return f"{words}about {_clock((total - done) * spent / now)} left"
+
+
+def _clock(seconds: float) -> str:
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"
 
 
 def _spent(found: Iterable[dict[str, Any]]) -> float:

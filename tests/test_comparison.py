@@ -121,6 +121,25 @@ def picked(one: Run, variant: str, name: str, policy: str = "own", k: int = 1) -
 # ---------------------------------------------------------------------- every figure
 
 
+def test_posts_that_were_added_later_set_no_run_apart(
+    undisturbed: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stand behind those of other sets; posts that are others do."""
+    first = runs.read(undisturbed)
+    assert first is not None
+    evaluated = results.evaluated
+
+    def read(change: Callable[[Rows], Rows]) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(results, "evaluated", lambda *its: change(evaluated(*its)))
+            found = runs.read(undisturbed)
+        assert found is not None
+        return found.alike
+
+    assert read(lambda rows: rows[::-1]) == first.alike
+    assert read(lambda rows: [row | {"prompt": "another"} for row in rows]) != first.alike
+
+
 def test_win_rates_are_columns_by_opponent_and_judge(tmp_path: Path, report: Report) -> None:
     """Means over posts, then over seeds; none of a judge that cannot judge, or is asked apart."""
     won = {1: [1.0, 1.0, 0.5, 0.0, 1.0], 2: [0.0, 0.5, 0.5, 1.0, 1.0]}

@@ -80,7 +80,8 @@ def read(folder: RunFolder) -> Run | None:
     }
     measured = _measured(folder)
     start = [row for row in evaluations[0] if (row["policy"], row["variant"]) == (OWN, "plain")]
-    posts = [(row["set"], row["prompt"]) for row in start]
+    # In an order of their own: posts that were added later stand behind other sets.
+    posts = sorted((row["set"], row["row"], row["prompt"]) for row in start)
     alike = [config.frozen() | {"seed": 0}, measured, last, posts]
     return Run(
         folder,

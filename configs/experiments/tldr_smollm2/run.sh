@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole experiment: bash configs/experiments/tldr_smollm2/run.sh DATA RUNS [--small] [--slurm] [--set KEY=VALUE ...]
 # DATA: the folder with tldr/, prompts/, comparisons/ and cnn_dailymail/. RUNS: where its runs lie.
-# --small: what two cores do in three hours. Give the same command again to go on.
+# --small: what two cores do in four hours. Give the same command again to go on.
 # What is set is set in all arms. ALT_HPC_SMOLLM2: a folder with SmolLM2-135M-Instruct (none: the
 # hub's). SEEDS: 1,2,3. PYTHON: an interpreter, as an absolute path (none: .venv's, or python3).
 set -euo pipefail

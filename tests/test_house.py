@@ -324,7 +324,7 @@ def _with_new_ones(place: Path) -> list[str]:
     return chosen
 
 
-@pytest.mark.parametrize("backend", ["local", "slurm"])
+@pytest.mark.parametrize("backend", ["local", pytest.param("slurm", marks=pytest.mark.faults)])
 def test_a_stage_and_a_kind_of_each_table_are_one_file_and_one_row(
     request: pytest.FixtureRequest, tiny_config: Path, tmp_path: Path, backend: str
 ) -> None:

@@ -9,11 +9,10 @@ as_root() {  # run a command as root where that is allowed, else fail
 }
 
 apt_install() {  # Debian packages, quietly; fails where not permitted
-    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
     command -v apt-get >/dev/null || return 1
-    as_root "${apt[@]}" install -y "$@" >/dev/null 2>&1 && return
-    as_root "${apt[@]}" update >/dev/null 2>&1 || return 1
-    as_root "${apt[@]}" install -y "$@" >/dev/null
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null 2>&1 && return
+    as_root apt-get update -qq >/dev/null 2>&1 || return 1
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null
 }
 
 python_311() {  # the newest python on PATH that is 3.11 or later

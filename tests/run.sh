@@ -7,27 +7,22 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source slurm/setup.sh
 
-debian() {  # what the tests take of Debian, where it is missing
-    command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || {
-        say "installing Debian's slurm-wlm"
-        apt_install slurm-wlm || say "cannot install slurm-wlm here: the tests that need Slurm will fail"
-    }
-    if ! command -v slurmdbd >/dev/null && ! [ -x /usr/sbin/slurmdbd ]; then
-        say "installing slurmdbd and mariadb-server"
-        apt_install slurmdbd mariadb-server || say "cannot install slurmdbd: tests that need it will fail"
-    fi
-    local missing=()
-    command -v ip >/dev/null || [ -x /usr/sbin/ip ] || missing+=(iproute2)
-    command -v bindfs >/dev/null || missing+=(bindfs)
-    compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
-    if [ ${#missing[@]} -gt 0 ]; then
-        say "installing ${missing[*]}"
-        apt_install "${missing[@]}" || say "cannot install ${missing[*]}: tests that need it will fail"
-    fi
+command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || {
+    say "installing Debian's slurm-wlm"
+    apt_install slurm-wlm || say "cannot install slurm-wlm here: the tests that need Slurm will fail"
 }
-
-debian &  # beside the environment
-installed=$!
+if ! command -v slurmdbd >/dev/null && ! [ -x /usr/sbin/slurmdbd ]; then
+    say "installing slurmdbd and mariadb-server"
+    apt_install slurmdbd mariadb-server || say "cannot install slurmdbd: tests that need it will fail"
+fi
+missing=()
+command -v ip >/dev/null || [ -x /usr/sbin/ip ] || missing+=(iproute2)
+command -v bindfs >/dev/null || missing+=(bindfs)
+compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
+if [ ${#missing[@]} -gt 0 ]; then
+    say "installing ${missing[*]}"
+    apt_install "${missing[@]}" || say "cannot install ${missing[*]}: tests that need it will fail"
+fi
 if [ "${1:-}" = --newest ]; then
     shift
     make_venv "${ALT_HPC_VENV:-.venv-newest}" newest test,quickstart
@@ -38,7 +33,6 @@ smollm2
 export ALT_HPC_SMOLLM2=$SMOLLM2
 export ALT_HPC_DATA=${ALT_HPC_DATA:-$(cd .. && pwd)/shared/data}
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-wait "$installed"
 say "lint, types and layers"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check --quiet .

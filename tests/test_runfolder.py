@@ -486,7 +486,14 @@ def test_each_pass_over_the_rows_keeps_its_own(run: RunFolder) -> None:
         assert [row["pass"] for row in found] == [number] * 4
     told = attempt.shown(run, SAMPLE)
     assert told is not None
-    assert (told["done"], told["total"]) == (8, 8)
+    assert (told["done"], told["total"], told["kept"]) == (8, 8, 0)
+    again = attempt.begin(run, SAMPLE, 2)
+    for number in range(2):  # two more rows: the rest was kept
+        make = lambda groups, n=number: ([{"pass": n}] for _ in groups)  # noqa: E731
+        again.resumable(range(4, 10), make, "rows", part=(number, 2))
+    told = attempt.shown(run, SAMPLE)
+    assert told is not None
+    assert (told["done"], told["total"], told["kept"]) == (10, 10, 8)
 
 
 def test_time_left_counts_neither_a_pause_nor_what_was_kept(run: RunFolder) -> None:

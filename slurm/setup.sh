@@ -1,6 +1,8 @@
 # Makes .venv with the package in it; sourced by quickstart.sh and tests/run.sh.
 # Needs Python 3.11+ and a package index. Sets PYTHON to the environment's interpreter.
 
+unset PYTHONDONTWRITEBYTECODE  # container images set it: every task would compile torch and transformers again
+
 say() { printf '== %s\n' "$*" >&2; }
 die() { printf '%s\n' "$*" >&2; exit 1; }
 

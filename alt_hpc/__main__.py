@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+from alt_hpc import process
 from alt_hpc.errors import InputError
 from alt_hpc.graph import STAGES, Piece
 
@@ -33,6 +34,7 @@ ACCEPT = "go on with other versions of packages than the run began with"
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; wrong input prints one sentence and returns 2."""
     options = _parser().parse_args(arguments)
+    process.print_anything()
     from alt_hpc import config
     from alt_hpc.clusters.cluster import QueueUnknown
     from alt_hpc.run.manifests import PieceDamaged

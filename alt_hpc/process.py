@@ -1,9 +1,12 @@
 """This process as whatever started it sees it: the only module that reads SLURM_* variables."""
 
 import contextlib
+import ctypes
+import io
 import os
 import re
 import resource
+import signal
 import sys
 import zlib
 from collections.abc import Collection
@@ -11,6 +14,8 @@ from pathlib import Path
 
 RANKS = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 LOOPBACK = "127.0.0.1"
+LIBC = ctypes.CDLL(None)  # loaded before a fork
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 OF_THE_JOB = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
 OF_THE_USER = ("SLURM_CONF", "SLURM_CLUSTERS")
 OF_TORCH = "TORCHINDUCTOR_CACHE_DIR"
@@ -34,13 +39,28 @@ def node() -> str:
     return os.environ.get("SLURMD_NODENAME", os.uname().nodename)
 
 
+def print_anything() -> None:
+    """Escape, in what is printed, characters that the terminal's or log's encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def die_with(parent: int) -> None:
+    """Have this process killed when `parent`, which has started it, dies (Linux)."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # too late: it is dead
+
+
 def first() -> bool:
     """Whether this is the first rank, which writes files and speaks for all."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def begin() -> None:
-    """Take rank and meeting place from Slurm, where it has started this process."""
+    """Take rank and meeting place from Slurm, where it has started this process; print all text."""
+    print_anything()
     given = os.environ
     given.update({name: given[slurm] for name, slurm in RANKS.items() if slurm in given})
     if job():

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets everything up and runs configs/quickstart.yaml here: bash slurm/quickstart.sh [--slurm] [--set KEY=VALUE ...]
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source slurm/setup.sh
 

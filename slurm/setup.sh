@@ -1,7 +1,7 @@
 # Makes .venv with the package in it; sourced by quickstart.sh and tests/run.sh.
 # Needs Python 3.11+ and a package index. Sets PYTHON to the environment's interpreter.
 
-unset PYTHONDONTWRITEBYTECODE  # container images set it: every task would compile torch and transformers again
+unset PYTHONDONTWRITEBYTECODE  # images set it: every task would compile torch and transformers again
 
 say() { printf '== %s\n' "$*" >&2; }
 die() { printf '%s\n' "$*" >&2; exit 1; }
@@ -35,7 +35,8 @@ room() {  # room GB: stop where the disk has less left, as tools then fail in st
 
 make_venv() {  # make_venv FOLDER LOCK|newest EXTRAS: with the versions of a lock file, or the newest
     local python
-    [ -x "$1/bin/python" ] || {
+    "$1/bin/python" -m pip --version >/dev/null 2>&1 || {  # a killed one may lack pip
+        rm -rf "$1"
         room 8  # the environment alone is 5.8 GB
         python=$(python_311) || die "Python 3.11 or later is not on PATH."
         say "making $1"

@@ -6,6 +6,7 @@
 #   bash tests/gpu.sh --to FOLDER   where results.md and the run are written (default: runs/gpu)
 # PYTHON names an interpreter with torch and transformers (default: python3).
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 WHEELS=tests/gpu/wheels

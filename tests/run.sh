@@ -4,6 +4,7 @@
 # Debian's Slurm, and what the tests over hosts of their own take (as root), are installed where they
 # are missing and root or `sudo -n` is there.
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source slurm/setup.sh
 

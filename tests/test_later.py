@@ -122,6 +122,60 @@ def test_more_posts_are_added_to_those_there_and_policies_that_are_gone_are_left
     assert "evaluate 1 shard 0 cannot be made: train 1 shard 0 was removed" in ended[1]
 
 
+@pytest.fixture(scope="module")
+def of_four(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two iterations that was evaluated on 4 of 6 posts."""
+    place = tmp_path_factory.mktemp("four") / "run"
+    here.run(tiny_config, [f"run={place}", "keep=1", "evaluate.prompts=4"])
+    return place
+
+
+def test_more_posts_with_more_iterations_train_nothing_again(
+    of_four: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    """The old policy stays until the added posts are answered with it."""
+    run = RunFolder(shutil.copytree(of_four, tmp_path / "run", symlinks=True))
+    more = ["keep=1", "iterations=3", "evaluate.prompts=6", "cluster.slots=1"]
+    made = set(here.run(tiny_config, [f"run={run.path}", *more]))
+    assert {key for key in made if ":train:" in key} == {"3:train:1"}
+    assert not list(run.path.glob("iterations/*/train/*/withdrawn-*"))
+    found = results.reports(RunFolder(run.path))
+    assert {found[k]["evaluation"]["valid"]["plain"]["rows"] for k in (0, 2, 3)} == {6}
+
+
+def test_a_report_of_what_is_there_where_a_policy_is_gone(
+    of_four: Path, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(shutil.copytree(of_four, tmp_path / "run", symlinks=True))
+    run.manifests.remove_policy(Piece(1, "train"))
+    here.run(tiny_config, [f"run={run.path}", "keep=1", "evaluate.prompts=6"])
+    assert results.whole(RunFolder(run.path)) == [0, 2]
+    capsys.readouterr()
+    assert main(["report", str(run.path), "--to", str(tmp_path / "to")]) == 0
+    shown = capsys.readouterr().out
+    assert "valid, 6 held-out posts" in shown
+    assert "1 (4 posts)" in shown
+
+
+@pytest.mark.parametrize("command", ["run", "submit"])
+def test_a_refused_command_changes_nothing(run: RunFolder, tiny_config: Path, command: str) -> None:
+    """The run is at work in another process: neither its settings nor its data change."""
+
+    def files() -> dict[str, str]:
+        found = [p for p in run.path.rglob("*") if p.is_file() and p.name != "lock"]
+        return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
+
+    before = files()
+    config = configs.load(tiny_config, [f"run={run.path}", "evaluate.prompts=5"])
+    ways = {
+        "run": lambda: start.run(config),
+        "submit": lambda: start.prepare_all([config], "slurm", start._not_here),
+    }
+    with run.only_one(), pytest.raises(InputError, match="is being run by another process"):
+        ways[command]()
+    assert files() == before
+
+
 # ---------------------------------------------------------------------- models
 
 

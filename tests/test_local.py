@@ -269,13 +269,15 @@ def test_a_parent_that_dies_over_its_imports_costs_no_task(stubs: Path) -> None:
     assert run_out(local) == {job: "COMPLETED"}
 
 
-def test_whoever_is_killed_leaves_no_forked_task_behind(stubs: Path) -> None:
-    """The controller itself dies; its parent of tasks notices that nobody is there to ask."""
+@pytest.mark.parametrize("forked", [True, False])
+def test_whoever_is_killed_leaves_no_task_behind(stubs: Path, forked: bool) -> None:
+    """The controller itself dies: its parent of tasks notices, and so do plain tasks."""
     note = f"import os, pathlib; pathlib.Path({str(stubs / 'pid')!r}).write_text(str(os.getpid()))"
     (stubs / "warm_stub.py").write_text(f"{note}\nimport time; time.sleep(60)")
     code = (
         "import pathlib; from test_local import Local, warm_request\n"
         f"asked = warm_request(pathlib.Path({str(stubs)!r}), 'a', ['0'])\n"
+        f"import dataclasses; asked = dataclasses.replace(asked, warm={forked})\n"
         "local = Local(1); local.submit(asked, ()); local.turn()"
     )
     starter = subprocess.Popen([sys.executable, "-c", code])

@@ -209,6 +209,9 @@ def test_a_removed_policy_still_counts(run: RunFolder) -> None:
     run.manifests.remove_policy(train)
     assert not (work.folder / "policy").exists()
     assert run.manifests.done()[train].checksum == before
+    with pytest.raises(PieceDamaged, match="was removed"):
+        run.manifests.open(train)
+    assert run.manifests.done()[train].checksum == before
 
 
 # ---------------------------------------------------------------------- writing
@@ -377,6 +380,30 @@ def test_abandoning_removes_only_what_freezing_wrote(tmp_path: Path) -> None:
     (mine / "data/train.jsonl").write_text("years")
     RunFolder(mine).abandon()
     assert (mine / "data/train.jsonl").read_text() == "years"
+
+
+def test_a_submission_that_was_killed_while_it_wrote_can_be_given_again(tmp_path: Path) -> None:
+    left = [".run.json.12.abcd", ".models.json.12.abcd", ".probe-abc", "lock"]
+    for name in left:
+        (tmp_path / name).touch()
+    make_run(tmp_path)
+    for name in left:
+        (tmp_path / name).unlink()
+
+
+def test_a_path_that_pythonpath_would_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="':' in its path"):
+        RunFolder.create(make_config(tmp_path / "2026-11-27T10:30"))
+
+
+def test_a_copy_of_read_only_folders_can_be_written_and_removed(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "inner").mkdir(parents=True)
+    for folder in (source / "inner", source):
+        folder.chmod(0o555)
+    files.copy_once(source, tmp_path / "copy")
+    modes = [p.stat().st_mode & 0o700 for p in (tmp_path / "copy", tmp_path / "copy" / "inner")]
+    assert modes == [0o700, 0o700]
 
 
 def test_damaged_run_json_is_one_sentence(run: RunFolder) -> None:

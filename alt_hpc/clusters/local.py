@@ -1,6 +1,7 @@
 """This machine as a cluster: what is ready runs, some processes at once; then one plans again."""
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -148,6 +149,7 @@ class Local(Cluster):
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    preexec_fn=functools.partial(process.die_with, os.getpid()),
                 )
             element.processes.append(plain)
         element.state = "RUNNING"

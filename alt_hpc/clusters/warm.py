@@ -8,7 +8,6 @@ that has begun and [PROCESS, STATUS] when it has ended; [0, 0] says that its imp
 
 import atexit
 import contextlib
-import ctypes
 import importlib
 import json
 import os
@@ -26,7 +25,6 @@ from alt_hpc import process
 from alt_hpc.graph import STAGES
 
 POLL_S = 0.05
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class Parent:
@@ -120,9 +118,7 @@ def main() -> None:
 
 def _become(parent: int, command: list[str], environment: dict[str, str], log: str) -> None:
     """Go on as `python -m MODULE ARGUMENTS` would have: own session, log, environment."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # sent when the parent is killed
-    if os.getppid() != parent:
-        sys.exit(1)  # too late: it is dead
+    process.die_with(parent)
     os.setsid()
     with open(log, "ab") as output, open(os.devnull, "rb") as nothing:
         for file, number in ((nothing, 0), (output, 1), (output, 2)):

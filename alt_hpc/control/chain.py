@@ -148,6 +148,8 @@ class Chain:
             return self._stepped(other, waits)
         done = step(folder, self.slurm)
         if done.plan.finished:
+            if RunFolder(folder.path).config() != folder.config():
+                return  # a person has asked for more meanwhile: the successor sees to it
             folder.end("FINISHED", finish(done.plan))
             return self.slurm.cancel(self.successor)
         if done.plan.stop:  # what runs keeps what it finishes, what waits would never be used

@@ -6,14 +6,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from alt_hpc.clusters import queue
 from alt_hpc.clusters.cluster import QueueUnknown
 from alt_hpc.clusters.local import Local
-from alt_hpc.clusters.slurm import Slurm
+from alt_hpc.clusters.slurm import Slurm, available
 from alt_hpc.config import Config
 from alt_hpc.control import chain, checks, costs, overlaps, share, status
 from alt_hpc.control.step import finish, looked, request, scripts, step
@@ -40,14 +40,12 @@ def submit(*configs: Config, wait: bool = False, accept_packages: bool = False) 
             if set("%\\") & set(config.run):
                 problem = f"{config.run}: Slurm reads % and \\ in paths of logs; choose another"
                 raise InputError(problem, "run")
-    folders = prepare_all(configs, "slurm")
-    for number, folder in enumerate(folders):
-        with of_config(number):
-            _ask_slurm(folder, slurm)
+    folders = prepare_all(configs, "slurm", _not_here, lambda folder: _ask_slurm(folder, slurm))
     first: dict[str | None, str] = {}  # controllers, by the run folders
     for folder in folders:
         place, waits = str(folder.path), first.get(folder.config().start_from, "")
-        if waiting := ", ".join(slurm.controllers(scripts(folder))):
+        waiting = ", ".join(slurm.controllers(scripts(folder)))
+        if waiting and not folder.ended():  # else it is about to leave the queue
             print(f"{place}: goes on already (controller {waiting} is in the queue)")
             continue
         _begin(folder, accept_packages, slurm.name())
@@ -56,6 +54,22 @@ def submit(*configs: Config, wait: bool = False, accept_packages: bool = False) 
         print(f"  alt-hpc status {place}\n  tensorboard --logdir {folder.layout.tensorboard}")
     print("  squeue --me")
     return status.follow(*folders) if wait else 0
+
+
+def _not_here(folder: RunFolder) -> None:
+    if folder.in_use():
+        raise InputError(f"{folder.path}: is being run by another process", "run")
+
+
+def _not_on_slurm(folder: RunFolder) -> None:
+    """Raise InputError where controllers of a run are in the queue of the Slurm that answers."""
+    last = folder.journal.of(Submit)[-1:]
+    if not (last and last[0].cluster) or folder.ended() or not available():
+        return
+    with contextlib.suppress(QueueUnknown):  # then nobody can tell
+        if controllers := ", ".join(Slurm().controllers(scripts(folder))):
+            problem = f"goes on on Slurm (controller {controllers}): alt-hpc cancel it first"
+            raise InputError(f"{folder.path}: {problem}", "run")
 
 
 def _ask_slurm(folder: RunFolder, slurm: Slurm) -> None:
@@ -97,11 +111,17 @@ def prepare(config: Config, backend: str = "") -> RunFolder:
     return prepare_all([config], backend)[0]
 
 
-def prepare_all(configs: Sequence[Config], backend: str = "") -> list[RunFolder]:
+def prepare_all(
+    configs: Sequence[Config],
+    backend: str = "",
+    hold: Callable[[RunFolder], None] = lambda folder: None,
+    ask: Callable[[RunFolder], None] = lambda folder: None,
+) -> list[RunFolder]:
     """Everything that can be found wrong now is (InputError); then data and settings are frozen.
 
     To a run that exists is added what is new (sets, policies). Runs that can share a start do, and
-    what is whole of it is taken. `backend`: what the command says.
+    what is whole of it is taken. `backend`: what the command says. `hold` refuses a run that is in
+    use, before anything is written; `ask` one whose jobs would be, before its settings change.
     """
     asked, folders, found = list[Config](), list[RunFolder](), list[dict[str, Any]]()
     try:
@@ -110,8 +130,10 @@ def prepare_all(configs: Sequence[Config], backend: str = "") -> list[RunFolder]
                 asked.append(_as_asked(config, backend, asked))
         for number, config in enumerate(asked := share.together(asked)):
             with of_config(number):
-                folders.append(RunFolder.create(config))
-                found.append(_gather(folders[-1], config, folders[:-1]))
+                hold(folder := RunFolder.create(config))
+                folders.append(folder)
+                found.append(_gather(folder, config, folders[:-1]))
+                ask(folder)
     except BaseException:
         for folder in folders:
             folder.abandon()
@@ -230,12 +252,18 @@ def cancel(folder: RunFolder) -> int:
 
 def run(*configs: Config, accept_packages: bool = False) -> int:
     """Run everything on this machine, one run after the other; the worst exit status."""
-    ends, folders = [0], prepare_all(configs, "local")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    turns = {folder: contextlib.ExitStack() for folder in folders}
+    ends, turns = [0], dict[RunFolder, contextlib.ExitStack]()
     with contextlib.ExitStack() as ours:
-        for folder, turn in turns.items():  # those whose turn comes later are in use too
-            ours.enter_context(turn).enter_context(folder.only_one())
+
+        def hold(folder: RunFolder) -> None:  # until its turn is over: later ones are in use too
+            _not_on_slurm(folder)
+            turns[folder] = ours.enter_context(contextlib.ExitStack())
+            turns[folder].enter_context(folder.only_one())
+
+        prepare_all(configs, "local", hold)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as with nohup
+                signal.signal(number, signal.default_int_handler)  # as Ctrl-C
         for folder, turn in turns.items():
             if len(configs) > 1:
                 print(f"run {folder.path}", flush=True)

@@ -93,7 +93,9 @@ def of(run: RunFolder, last: int) -> Judged:
     judging, found, wins = run.config().judge, known(run), dict[str, dict[tuple[str, int], float]]()
     if judging is None or not found:
         return Judged()
-    for k in sorted({0, last} & {*found}):
+    get, graph = run.manifests.get, run.graph()
+    whole = [k for k in sorted({0, last} & {*found}) if all(map(get, graph.of(k, JUDGE)))]
+    for k in whole:
         rows = [row for row in rows_of.of_stage(run, k, JUDGE) if row["pair"] != COMPARISONS]
         for row, verdict in zip(rows, _verdicts(rows), strict=True):
             wins.setdefault(row["pair"], {})[row["set"], row["row"]] = verdict.outcome

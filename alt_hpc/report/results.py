@@ -28,6 +28,16 @@ def reports(folder: RunFolder) -> Reports:
     return {k: manifest.facts[REPORT] for k, manifest in found.items() if manifest is not None}
 
 
+def whole(folder: RunFolder) -> list[int]:
+    """Iterations of which all that was asked has been evaluated and measured, in order.
+
+    Of others something is being made, or cannot be any more (its policy was removed).
+    """
+    get, graph = folder.manifests.get, folder.graph()
+    pieces = {k: graph.of(k, EVALUATE, MEASURE) for k in sorted(graph.shardings)}
+    return [k for k, its in pieces.items() if its and all(map(get, its))]
+
+
 def evaluated(folder: RunFolder, iteration: int) -> Rows:
     """What was evaluated with an iteration: an answer and its measures a row."""
     two = [rows_of.of_stage(folder, iteration, stage) for stage in (EVALUATE, MEASURE)]
@@ -69,14 +79,15 @@ def table(folder: RunFolder, found: Reports) -> str:
             if split in sets:
                 lines.append((name, _how(folder, name), sets[split], None, None))
         cells: list[tuple[str, ...]] = [COLUMNS]
+        posts = max(one["rows"] for _, _, one, _, _ in lines)
         for policy, how, one, drawn, words in lines:
+            policy += f" ({one['rows']} posts)" if one["rows"] < posts else ""
             numbers = (number(one["reward"], 3), number(one["perplexity"], 2))
             shares = (number(one["length"], 1), f"{100 * one['truncated']:.0f} %")
             sampled = number(drawn["reward"] if drawn else None, 3)
             order = f"{words['share']:.2f} ±{words['share_error']:.2f}" if words else "-"
             cells.append((policy, how, *numbers, *shares, sampled, order))
         text = aligned(cells)
-        posts = max(one["rows"] for _, _, one, _, _ in lines)
         parts.append(f"{title}; {split}, {posts} held-out posts\n\n{text}")
     for report in found.values():
         parts += ["\n".join(report["lines"])] if report["lines"] else []
@@ -162,9 +173,9 @@ def _said(it: Estimate) -> str:
 def last_words(folder: RunFolder) -> str:
     """What is said at a run's end: table, rise, three unseen posts before and after, places."""
     found, layout = reports(folder), folder.layout
-    if len(found) < 2:
+    last = max(found, default=0)
+    if not {0, last} <= {*whole(folder)} or not last:
         return table(folder, found) or f"{folder.path}: no iteration has been evaluated yet"
-    last = max(found)
     split = TEST if TEST in found[last]["evaluation"] else VALID
     start, end = evaluated(folder, 0), evaluated(folder, last)
     before, after = picked(start, "plain", split), picked(end, shown(folder, last), split)

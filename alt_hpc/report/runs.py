@@ -67,7 +67,8 @@ class Run:
 
 def read(folder: RunFolder) -> Run | None:
     """A run's rows, every checksum verified; None where its start has not been evaluated."""
-    config, reports = folder.config(), results.reports(folder)
+    config, whole = folder.config(), results.whole(folder)
+    reports = {k: report for k, report in results.reports(folder).items() if k in whole}
     if 0 not in reports:
         return None
     last = max(reports)

@@ -50,6 +50,8 @@ def copy_once(source: Path, target: Path, *ignored: str) -> None:
     temporary = _beside(target)
     try:
         shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(*ignored))
+        for folder, _, _ in os.walk(temporary):  # the source may be read-only: ours is not
+            os.chmod(folder, os.stat(folder).st_mode | stat.S_IRWXU)
         temporary.rename(target)
     except OSError:
         if not target.exists():

@@ -22,6 +22,8 @@ from alt_hpc.run.layout import DATA, Layout
 from alt_hpc.run.manifests import Manifests
 from alt_hpc.settings import digest
 
+PROBE = ".probe-"
+HALF_WRITTEN = (PROBE, ".models.json.", ".run.json.")  # left by one that was killed then
 FORMAT = 7  # of a run folder: another one is read by no other version
 
 
@@ -47,7 +49,7 @@ class RunFolder:
                 belongs = f"belongs to user {owner}, not to you; choose another"
                 raise InputError(f"{path}: the folder {belongs}", "run")
             problem = "the run folder cannot be written"
-            with tempfile.NamedTemporaryFile(prefix=".probe-", dir=path):
+            with tempfile.NamedTemporaryFile(prefix=PROBE, dir=path):
                 pass
         except OSError as error:
             raise InputError(f"{path}: {problem} ({error.strerror})", "run") from error
@@ -63,6 +65,9 @@ class RunFolder:
     def preview(cls, config: Config) -> "RunFolder":
         """The run folder as it would be with this config; nothing is written."""
         folder = cls(config.run)
+        if os.pathsep in str(folder.path):
+            problem = f"a folder with '{os.pathsep}' in its path cannot be on PYTHONPATH"
+            raise InputError(f"{folder.path}: {problem}; choose another", "run")
         if not folder.exists():
             if any(p.exists() and not p.is_dir() for p in (folder.path, *folder.path.parents)):
                 raise InputError(f"{folder.path}: a file is in the way of the run folder", "run")
@@ -81,8 +86,9 @@ class RunFolder:
     def _strange(self) -> list[str]:
         """What a folder without run.json holds that freezing data has not put there."""
         layout = self.layout
-        ours = {layout.data, layout.tensorboard, layout.code, layout.models}
-        outer = sorted(p for p in self.path.iterdir() if p not in ours)
+        ours = {layout.data, layout.tensorboard, layout.code, layout.models, layout.lock}
+        others = sorted(p for p in self.path.iterdir() if p not in ours)
+        outer = [path for path in others if not path.name.startswith(HALF_WRITTEN)]
         inner = sorted(p for p in layout.data.glob("*") if not p.name.lstrip(".").startswith(DATA))
         return [str(path.relative_to(self.path)) for path in [*outer, *inner]]
 
@@ -92,7 +98,11 @@ class RunFolder:
             return
         for folder in (self.layout.data, self.layout.code):
             shutil.rmtree(folder, ignore_errors=True)
-        self.layout.models.unlink(missing_ok=True)
+        for file in (self.layout.models, self.layout.lock):
+            file.unlink(missing_ok=True)
+        for prefix in HALF_WRITTEN:
+            for file in self.path.glob(f"{prefix}*"):
+                file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
@@ -196,7 +206,14 @@ class RunFolder:
     def ended(self) -> tuple[str, str] | None:
         """How the run ended and the sentence, if it has."""
         ends = self.layout.ends.items()
-        return next(((how, file.read_text().strip()) for how, file in ends if file.exists()), None)
+        return next(
+            (
+                (how, file.read_text(encoding="utf-8").strip())
+                for how, file in ends
+                if file.exists()
+            ),
+            None,
+        )
 
     def reopen(self) -> None:
         """A person submits again: an earlier end no longer holds."""

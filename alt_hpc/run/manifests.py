@@ -24,7 +24,7 @@ VISIBLE_WITHIN_S = 60.0  # how long a file written on another node may stay hidd
 
 
 class PieceDamaged(RuntimeError):
-    """A file of a piece does not have the bytes that its manifest says; it has been withdrawn."""
+    """A file of a piece does not have the bytes that its manifest says, or is not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,8 @@ class Manifests:  # of a run's pieces
         What fails that is withdrawn, so that the next controller has the piece made again.
         """
         manifest = self.wait(piece)
+        if manifest.removed:  # on purpose: it still counts
+            raise PieceDamaged(f"{piece} was removed from the disk (keep)")
         folder = self.layout.piece(piece) / manifest.folder
         for name, entry in manifest.files.items():
             if not (file := folder / name).is_file() or files.sha256(file) != entry["sha256"]:

@@ -13,8 +13,10 @@ from alt_hpc.graph import SAMPLE, TRAIN, VALID, Piece
 from alt_hpc.lm import load
 from alt_hpc.lm.prefix import side_by_side
 from alt_hpc.lm.tokens import common, text_ids
+from alt_hpc.plan import State, is_whole
 from alt_hpc.report import results
 from alt_hpc.run import rows as rows_of
+from alt_hpc.run.folder import RunFolder
 from alt_hpc.stages import optimise
 from alt_hpc.stages.work import Policy, Work
 from alt_hpc.training import deepspeed, loop, losses
@@ -137,6 +139,10 @@ def _remove_old_policies(work: Work) -> None:
     by = {k: variants.get(results.shown(work.run, k)) for k, variants in valid.items()}
     rewards = {k: m["reward"] for k, m in by.items() if m and m["reward"] is not None}
     best = max(rewards, key=rewards.__getitem__, default=None)
+    now = RunFolder(work.run.path)  # more may be asked for since this training began
+    graph, state = now.graph(), State(now.graph(), now.manifests.done())
     for k in range(1, work.piece.iteration - work.config.keep + 1):
-        if k != best and k in found:
-            work.run.manifests.remove_policy(Piece(k, TRAIN))
+        policy = Piece(k, TRAIN)
+        readers = [piece for piece in graph.pieces() if policy in graph.sources(piece)]
+        if k != best and k in found and all(is_whole(state, piece) for piece in readers):
+            now.manifests.remove_policy(policy)

@@ -5,6 +5,7 @@
 # What is set is set in all arms. ALT_HPC_SMOLLM2: a folder with SmolLM2-135M-Instruct (none: the
 # hub's). SEEDS: 1,2,3. PYTHON: an interpreter, as an absolute path (none: .venv's, or python3).
 set -euo pipefail
+unset CDPATH
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../../.." && pwd)
 [ $# -ge 2 ] || { sed -n 2,6p "${BASH_SOURCE[0]}" >&2; exit 2; }

@@ -36,12 +36,10 @@ room() {  # room GB: stop where the disk has less left, as tools then fail in st
 make_venv() {  # make_venv FOLDER LOCK|newest EXTRAS: with the versions of a lock file, or the newest
     local python
     "$1/bin/python" -m pip --version >/dev/null 2>&1 || {  # a killed one may lack pip
-        rm -rf "$1"
         room 8  # the environment alone is 5.8 GB
         python=$(python_311) || die "Python 3.11 or later is not on PATH."
         say "making $1"
         "$python" -m venv "$1" >/dev/null 2>&1 || {
-            rm -rf "$1"
             apt_install python3-venv || die "python3 -m venv does not work here: install python3-venv."
             "$python" -m venv "$1" || die "python3 -m venv does not work here."
         }

@@ -43,6 +43,11 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def half_written(path: Path) -> list[Path]:
+    """What writers of a file that were killed have left beside it."""
+    return sorted(path.parent.glob(f".{path.name}.*"))
+
+
 def copy_once(source: Path, target: Path, *ignored: str) -> None:
     """Copy a folder, whole or not at all; one that is there already, or meanwhile, stays."""
     if target.exists():

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -23,7 +24,6 @@ from alt_hpc.run.manifests import Manifests
 from alt_hpc.settings import digest
 
 PROBE = ".probe-"
-HALF_WRITTEN = (PROBE, ".models.json.", ".run.json.")  # left by one that was killed then
 FORMAT = 7  # of a run folder: another one is read by no other version
 
 
@@ -87,10 +87,14 @@ class RunFolder:
         """What a folder without run.json holds that freezing data has not put there."""
         layout = self.layout
         ours = {layout.data, layout.tensorboard, layout.code, layout.models, layout.lock}
-        others = sorted(p for p in self.path.iterdir() if p not in ours)
-        outer = [path for path in others if not path.name.startswith(HALF_WRITTEN)]
+        outer = sorted({*self.path.iterdir()} - ours - {*self._half_written()})
         inner = sorted(p for p in layout.data.glob("*") if not p.name.lstrip(".").startswith(DATA))
         return [str(path.relative_to(self.path)) for path in [*outer, *inner]]
+
+    def _half_written(self) -> list[Path]:
+        """What a submission that was killed may have left."""
+        of_files = [files.half_written(file) for file in (self.layout.run, self.layout.models)]
+        return [*self.path.glob(f"{PROBE}*"), *itertools.chain(*of_files)]
 
     def abandon(self) -> None:
         """Wrong input was found before the run was frozen: leave nothing half made."""
@@ -98,11 +102,8 @@ class RunFolder:
             return
         for folder in (self.layout.data, self.layout.code):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.layout.models, self.layout.lock):
+        for file in (self.layout.models, self.layout.lock, *self._half_written()):
             file.unlink(missing_ok=True)
-        for prefix in HALF_WRITTEN:
-            for file in self.path.glob(f"{prefix}*"):
-                file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 

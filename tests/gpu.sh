@@ -3,6 +3,7 @@
 #   bash tests/gpu.sh pack          first, where there is an index: the wheels that the other machine lacks
 #   bash tests/gpu.sh --tiny        the same on the CPU at tiny sizes, as the tests do
 #   bash tests/gpu.sh --only checks the checks alone; --only speed: the rest
+#   bash tests/gpu.sh --within S    speed is measured of what can begin before the last minute of S
 #   bash tests/gpu.sh --to FOLDER   where results.md and the run are written (default: runs/gpu)
 # PYTHON names an interpreter with torch and transformers (default: python3).
 set -euo pipefail
@@ -48,6 +49,7 @@ if [[ " $* " != *" --tiny "* ]] && compgen -G "$WHEELS/*.whl" >/dev/null; then
         "$WHEELS"/*.whl
 fi
 export PYTHONPATH=$PWD:$PWD/tests:$site${PYTHONPATH:+:$PYTHONPATH}
+unset PYTHONDONTWRITEBYTECODE  # as in slurm/setup.sh
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 limit=525
 [[ " $* " == *" --tiny "* ]] && limit=850  # a busy machine of the tests

@@ -11,14 +11,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import tiny
+import torch
 
 from alt_hpc.control import memory, preview
 from alt_hpc.control.needs import Needs
 from alt_hpc.graph import EVALUATE, REPORT, SAMPLE, TRAIN
-from alt_hpc.lm import prefix
+from alt_hpc.lm import decode, gpu, load, prefix
 from alt_hpc.run.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +81,43 @@ def test_the_plan_shows_estimate_seen_and_given(made: Path) -> None:
     for stage in ("sample", "train"):
         seen, _ = memory.seen(run, stage)
         assert lines[stage][-2:] == [f"{(seen or 0) / 2**30:.2f}", "-"]
+
+
+@pytest.mark.parametrize("name", sorted(prefix.SIDE_BY_SIDE))
+def test_the_ways_of_a_gpu_compute_what_transformers_does(name: str) -> None:
+    """Forced upon a CPU: logits and gradients are those of transformers but for rounding."""
+    model = load.ready(tiny.model(name), torch.device("cpu")).requires_grad_(True)
+    ids = torch.tensor([[*range(3, 40)], [*range(60, 97)]])
+    with torch.no_grad():  # a weight of 1 everywhere would hide that it is left out
+        for weight in model.parameters():
+            weight.mul_(1 + torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)))
+
+    def computed() -> list[torch.Tensor]:
+        logits = model(ids).logits
+        loss = logits.log_softmax(-1)[..., 5].sum()
+        return [logits, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)]
+
+    expected, called = computed(), list[bool]()
+    with fast.plainly(False), mock.patch.object(gpu._Turned, "apply", wraps=gpu._Turned.apply) as f:
+        found = computed()
+        called.append(f.called)
+    assert called == [name in gpu.KNOWN]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(prefix.SIDE_BY_SIDE))
+def test_prompts_begun_at_once_get_the_same_answers(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.model(name)
+    prompts = [[*range(100, 117)], [7], [*range(50, 80)], [*range(100, 117)], [*range(40)]]
+    how = {"temperature": 0.9, "top_p": 0.9, "max_new_tokens": 12, "eos": [4]}
+    expected = decode.generate(model, prompts, 5, [1, 2, 3, 4, 5], **how)
+    monkeypatch.setattr(prefix, "TOGETHER", 70)  # more than one batch
+    monkeypatch.setattr(prefix, "_at_once", lambda model: True)
+    assert [len(some) for some in prefix._together(prompts)] == [2, 2, 1]
+    assert decode.generate(model, prompts, 5, [1, 2, 3, 4, 5], **how) == expected
 
 
 def test_a_planted_fault_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,16 @@ USES = [
         *("transformers", "transformers", "lm/prefix.py", "_attn_implementation"),
         "PreTrainedConfig._attn_implementation",
     ),
+    *(
+        (
+            *("transformers", f"transformers.models.{kind}.modeling_{kind}", "lm/gpu.py"),
+            "apply_rotary_pos_emb",
+            f"apply_rotary_pos_emb {name}RMSNorm",
+        )
+        for kind, name in (
+            *(("llama", "Llama"), ("mistral", "Mistral"), ("qwen2", "Qwen2"), ("qwen3", "Qwen3")),
+        )
+    ),
     (
         *("submitit", "submitit.slurm.slurm", "clusters/script.py", "SlurmExecutor"),
         "SlurmExecutor._make_submission_file_text SlurmExecutor._submitit_command_str"

@@ -18,10 +18,22 @@ from transformers import Cache, PreTrainedModel
 
 from alt_hpc.errors import InputError
 from alt_hpc.lm.memory import ABREAST
-from alt_hpc.lm.prefix import ALL, NOBODY, Slots, padded, passing, prefill, side_by_side, sight
+from alt_hpc.lm.prefix import (
+    ALL,
+    NOBODY,
+    Slots,
+    padded,
+    passing,
+    prefill,
+    prefills,
+    side_by_side,
+    sight,
+)
 from alt_hpc.lm.tokens import Generation
 
-_TOP = 1024  # tokens that nearly always hold the top-p set; sorting a whole vocabulary is slow
+# Tokens among which the top-p set is looked for first, and how many times as many then: sorting is
+# slow, a whole vocabulary's above all.
+_TOP, _MORE = 128, 16
 
 
 @torch.no_grad()
@@ -103,7 +115,7 @@ def _draw(probabilities: Tensor, uniforms: Tensor, top_p: float, top: int) -> Te
     if top < size:  # a set that reaches the least value looked at may go on beyond it
         short = (values.gather(-1, last) <= values[:, -1:]).nonzero()[:, 0]
         if len(short):
-            tokens[short] = _draw(probabilities[short], uniforms[short], top_p, size)
+            tokens[short] = _draw(probabilities[short], uniforms[short], top_p, _MORE * top)
     return tokens
 
 
@@ -112,10 +124,7 @@ class _SideBySide:
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], n: int, room: int) -> None:
         self.model = model
-        made: list[tuple[Tensor, Cache]] = []
-        for i, ids in enumerate(prompts):
-            made.append(prefill(model, ids, (prompts[i - 1], made[-1][1]) if made else None))
-        logits, caches = zip(*made, strict=True)
+        logits, caches = zip(*prefills(model, prompts), strict=True)
         self.first = torch.cat(logits).repeat_interleave(n, dim=0)  # [live, vocabulary]
         rows = -(-n // ABREAST)  # of a prompt
         abreast = -(-n // rows)

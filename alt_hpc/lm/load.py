@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from alt_hpc.errors import InputError, said
-from alt_hpc.lm import cpu
+from alt_hpc.lm import cpu, gpu
 from alt_hpc.lm.fetch import weight_files
 from alt_hpc.lm.tokens import Tokenizer
 
@@ -75,6 +75,7 @@ def whole(
 
 def ready(model: Any, device: torch.device) -> PreTrainedModel:
     """The model on its device, in evaluation mode, its weights not to be trained."""
+    gpu.quicken(type(model))
     if device.type == "cpu":
         cpu.quicken()
     moved: PreTrainedModel = model.to(device).eval().requires_grad_(False)
@@ -109,6 +110,7 @@ def assembled(
         if (given := tuple(weights[name].shape)) != wanted:
             raise InputError(f"{folder}: the weight {name} has shape {given}, not {wanted}")
     kept = {name: weights[name].detach().to("cpu", exact).contiguous() for name in expected}
+    gpu.quicken(type(model))
     return type(model).from_pretrained(None, config=shape, state_dict=kept, dtype=exact)
 
 

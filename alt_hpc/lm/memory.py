@@ -60,12 +60,13 @@ def answering(
     slots = rows * prompt + answers * new + prompt  # the last: the prompt as it was computed
     live = prompts * answers
     logits = live * sizes.vocabulary * (2 * each + _PICKING)
-    once = max(prompt * _working(sizes, each), live * _working(sizes, each))
+    begun = min(TOGETHER, prompts * prompt) if on_gpu else prompt  # tokens computed at once
+    once = max(begun, live) * _working(sizes, each)
     return Moment(
         Held(
             weights=sizes.weights * each,
             activations=logits + once + _scores(sizes, prompt, prompt, each, on_gpu),
-            cache=prompts * slots * sizes.kept(dtype),
+            cache=(prompts * slots + (begun if on_gpu else 0)) * sizes.kept(dtype),
         )
     )
 

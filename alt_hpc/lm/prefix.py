@@ -6,7 +6,7 @@ which release broke them.
 
 import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from alt_hpc.lm import tokens
+from alt_hpc.lm.memory import TOGETHER
 
 # Architectures known (and tested) to take 4-D masks and free positions. Others have one prompt
 # at a time: GPT-Neo, for one, lays a local mask of its own over whatever it is given.
@@ -126,6 +127,55 @@ def padded(rows: Sequence[list[int]], device: torch.device | None = None) -> Ten
     """Rows of token ids as one tensor, padded on the right with 0."""
     width = max(map(len, rows))
     return torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+
+
+def prefills(model: PreTrainedModel, prompts: Sequence[list[int]]) -> list[tuple[Tensor, Cache]]:
+    """As `prefill`, of several prompts for a model of `side_by_side`.
+
+    One after the other, each going on from the one before; on a GPU many at once, as it would wait
+    for the launching of each one's kernels.
+    """
+    made: list[tuple[Tensor, Cache]] = []
+    if not _at_once(model):
+        for i, ids in enumerate(prompts):
+            made.append(prefill(model, ids, (prompts[i - 1], made[-1][1]) if made else None))
+        return made
+    for some in _together(prompts):
+        made += _prefilled(model, some)
+    return made
+
+
+def _at_once(model: PreTrainedModel) -> bool:
+    return model.device.type == "cuda"
+
+
+def _together(prompts: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Prompts that are computed together, in order."""
+    batch: list[list[int]] = []
+    for ids in prompts:
+        if batch and (len(batch) + 1) * max(map(len, [*batch, ids])) > TOGETHER:
+            yield batch
+            batch = []
+        batch.append(ids)
+    yield batch
+
+
+def _prefilled(
+    model: PreTrainedModel, prompts: Sequence[list[int]]
+) -> Iterator[tuple[Tensor, Cache]]:
+    """Rows of one batch; padding stands on the right, where nothing real can see it."""
+    lengths = torch.tensor([len(ids) for ids in prompts], device=model.device)
+    out = model.base_model(input_ids=padded(prompts, model.device), use_cache=True)
+    kept, rows = cache_of(out), torch.arange(len(prompts), device=model.device)
+    assert kept is not None  # `side_by_side`
+    logits = model.get_output_embeddings()(out[0][rows, lengths - 1])
+    layers: Any = kept.layers
+    for i, ids in enumerate(prompts):
+        past = DynamicCache(config=model.config)
+        for number, layer in enumerate(layers):
+            keys, values = layer.keys[i : i + 1], layer.values[i : i + 1]
+            past.update(keys[:, :, : len(ids)], values[:, :, : len(ids)], number)
+        yield logits[i : i + 1], past
 
 
 def prefill(

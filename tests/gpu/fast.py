@@ -6,6 +6,7 @@ of the two is compared with the plain way in float32, by ||x - float32|| / ||flo
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
-from alt_hpc.lm import decode, reading
+from alt_hpc.lm import decode, gpu, load, prefix, reading
 from alt_hpc.lm.blocks import train_top
 from alt_hpc.stages import optimise
 from alt_hpc.training.examples import Example, Siblings, move
@@ -55,7 +56,7 @@ def _model(name: str, device: torch.device) -> Any:
     """A tiny model of an architecture, or a random one of a real shape."""
     if name in shapes.SHAPES:
         return shapes.model(name, torch.float32, device).requires_grad_(True)
-    made = tiny.model(name).to(device)
+    made = load.ready(tiny.model(name), device).requires_grad_(True)
     optimise.set_dropout(made, 0.0)  # as a config has it; GPT-2 drops out by itself
     return made
 
@@ -63,19 +64,29 @@ def _model(name: str, device: torch.device) -> Any:
 Both = tuple[Tensor, Tensor, Tensor]  # in float32, plainly in the dtype, by us in the dtype
 
 
-def compared(device: torch.device, name: str) -> list[Compared]:
-    """All paths of a model in all dtypes."""
+@contextlib.contextmanager
+def plainly(plain: bool = True) -> Iterator[None]:
+    """Compute as transformers does, or have a CPU too take the ways that a GPU takes."""
+    with (
+        mock.patch.object(gpu, "_fast", return_value=not plain),
+        mock.patch.object(prefix, "_at_once", return_value=not plain),
+    ):
+        yield
+
+
+@plainly(False)
+def compared(device: torch.device, name: str, dtype: torch.dtype) -> list[Compared]:
+    """All paths of a model in a dtype."""
     paths: dict[str, Callable[[Any, Any], Iterator[tuple[str, Both]]]] = {
         "sampling": sampled,
         "scoring": scored,
         "losses": losses,
     }
     exact, found = _model(name, device), list[Compared]()
-    for dtype in DTYPES:
-        model, kind = copy.deepcopy(exact).to(dtype), str(dtype).removeprefix("torch.")
-        for path in paths.values():
-            for what, (true, plain, ours) in path(exact, model):
-                found.append(Compared(what, name, kind, _far(plain, true), _far(ours, true)))
+    model, kind = copy.deepcopy(exact).to(dtype), str(dtype).removeprefix("torch.")
+    for path in paths.values():
+        for what, (true, plain, ours) in path(exact, model):
+            found.append(Compared(what, name, kind, _far(plain, true), _far(ours, true)))
     return found
 
 
@@ -86,8 +97,15 @@ def _far(found: Tensor, true: Tensor) -> float:
 
 def _plainly(model: Any, ids: list[int]) -> Tensor:
     """Logits of a whole sequence [length, vocabulary]."""
-    with torch.no_grad():
+    with torch.no_grad(), plainly():
         return model(torch.tensor([ids], device=model.device)).logits[0].float()
+
+
+def _states(model: Any, prompt: list[int], rest: list[int]) -> Tensor:
+    """Last hidden states of what stands behind a prompt [length, hidden]."""
+    with torch.no_grad(), plainly():
+        ids = torch.tensor([prompt + rest], device=model.device)
+        return model.base_model(ids, use_cache=False)[0][0, len(prompt) :].float().cpu()
 
 
 # ---------------------------------------------------------------------- sampling
@@ -136,15 +154,9 @@ def scored(exact: Any, model: Any) -> Iterator[tuple[str, Both]]:
     with torch.no_grad():
         for i, states in reading.outputs(model.base_model, prompt, rests, budget=64):
             ours[i] = states[-1].float().cpu()
-        true, plain = (
-            torch.stack([
-                of.base_model(torch.tensor([prompt + rest], device=of.device), use_cache=False)[0][
-                    0, -1
-                ].float().cpu()
-                for rest in rests
-            ])
-            for of in (exact, model)
-        )  # fmt: skip
+    true, plain = (
+        torch.stack([_states(of, prompt, rest)[-1] for rest in rests]) for of in (exact, model)
+    )
     yield "scoring", (true, plain, ours)
     found = reading.continuation_logprobs(model, prompt, rests)
     true, plain = (
@@ -164,15 +176,9 @@ def _together(exact: Any, model: Any) -> Iterator[tuple[str, Both]]:
         found = list(reading.logprobs(model, texts[:1] + texts[2:]))
     ours = torch.cat([states.float() for some in read for states in some]).cpu()
     true, plain = (
-        torch.cat([
-            of.base_model(torch.tensor([prompt + rest], device=of.device), use_cache=False)[0][
-                0, len(prompt) :
-            ].float().cpu()
-            for prompt, rests in texts
-            for rest in rests
-        ])
+        torch.cat([_states(of, prompt, rest) for prompt, rests in texts for rest in rests])
         for of in (exact, model)
-    )  # fmt: skip
+    )
     yield "scoring together", (true, plain, ours)
     flat = [(p, rest) for p, rests in texts[:1] + texts[2:] for rest in rests]
     true, plain = (torch.cat([_logprobs(of, prompt, rest) for prompt, rest in flat]) for of in
@@ -207,7 +213,7 @@ def _ours(model: Any, reference: Any, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def _plain(model: Any, reference: Any, sequences: list[Example]) -> tuple[Tensor, Tensor]:
-    with torch.device(model.device):
+    with torch.device(model.device), plainly():
         return _found(model, _loss(test_losses._plain(model, reference, sequences)))
 
 
@@ -273,9 +279,8 @@ def report(device: torch.device, names: list[str], write: Callable[[str], None])
     """A table in Markdown, of each path the worst model; whether all is good."""
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         # On a GPU at once: each waits for the launching of its kernels, on a core of its own.
-        each = (pool.map if device.type == "cuda" else map)(
-            compared, itertools.repeat(device), names
-        )
+        given = zip(*itertools.product([device], names, DTYPES), strict=True)
+        each = (pool.map if device.type == "cuda" else map)(compared, *given)
         found = list(itertools.chain.from_iterable(each))
     worst: dict[tuple[str, str], Compared] = {}
     for one in found:

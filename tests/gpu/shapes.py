@@ -9,6 +9,8 @@ import tiny
 import torch
 import transformers as tf
 
+from alt_hpc.lm import load
+
 SHAPES: dict[str, dict[str, Any]] = {
     "135M": {  # SmolLM2's
         **{"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
@@ -44,7 +46,7 @@ def model(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
     torch.manual_seed(0)
     with torch.device(device):
         made = tf.AutoModelForCausalLM.from_config(config(shape), dtype=dtype)
-    return made.eval().requires_grad_(False)
+    return load.ready(made, device)
 
 
 def folder(place: Path, shape: str, device: torch.device) -> Path:

@@ -254,10 +254,11 @@ def test_all_are_in_the_results(said: str, runs: Path) -> None:
     assert "is not compared" not in said
 
 
-def test_small_is_the_same_experiment_in_less(data: Path, model: Path, tmp_path: Path) -> None:
-    """All arms are there, each a config that can be run, and alike but for what they are for."""
+@pytest.mark.parametrize("way", ["--small", "--gpu"])
+def test_other_ways_make_the_same_arms(way: str, data: Path, model: Path, tmp_path: Path) -> None:
+    """All are there, each a config that can be run, and alike but for what they are for."""
     say = 'line=$(printf \'%q \' "$@"); echo "$line"'  # at once: two commands run at a time
-    told = command(data, tmp_path / "runs", model, say, ("--small",), "1,2,3")
+    told = command(data, tmp_path / "runs", model, say, (way,), "1,2,3")
     given = [shlex.split(line)[2:] for line in told.splitlines()]
     made = dict[str, dict[str, Any]]()
     for words in (words for words in given if words[0] == "run"):
@@ -272,18 +273,26 @@ def test_small_is_the_same_experiment_in_less(data: Path, model: Path, tmp_path:
     }
     for name in ("sample.prompts", "iterations", "train.lr", "data.prompts.longest"):
         assert len({str(made[one].get(name)) for one in made if one[-1] != "0"}) == 1, name
-    assert made["start 0"]["reward_model.head_only"] == "true"
-    assert made["behind 1"]["sample.prompts"] == "48"
+    small = way == "--small"
+    assert made["start 0"]["reward_model.head_only"] == ("true" if small else "false")
+    assert made["behind 1"]["sample.prompts"] == ("48" if small else "128")
+    if not small:  # seeds one after the other
+        order = [words[words.index("--seeds") + 1] for words in given if "--seeds" in words]
+        assert order == [*"1" * 4, *"2" * 4, *"3" * 4, *"1" * 4]
 
 
-def test_small_ends_both_its_commands(data: Path, model: Path, tmp_path: Path) -> None:
-    """The one for the first seed goes on for long; the other one fails."""
+@pytest.mark.parametrize("way", ["--small", "--gpu"])
+def test_what_ends_the_command_ends_all_that_it_runs(
+    way: str, data: Path, model: Path, tmp_path: Path
+) -> None:
+    """One of the runs goes on for long; another one fails."""
     first = f"trap 'touch {tmp_path}/ended; exit' TERM; touch {tmp_path}/begun"
     first += "; exec &> /dev/null; for i in {1..600}; do sleep 0.1; done"
     other = f"while [ ! -e {tmp_path}/begun ]; do sleep 0.1; done; exit 7"
-    program = f'case "$*" in *"--seeds 1 "*) {first};; *"--seeds 2 "*) {other};; esac'
+    long, bad = ("--seeds 1 ", "--seeds 2 ") if way == "--small" else ("/behind.y", "/none.y")
+    program = f'case "$*" in *"{long}"*) {first};; *"{bad}"*) {other};; esac'
     with pytest.raises(AssertionError):
-        command(data, tmp_path / "runs", model, program, ("--small",), "1,2")
+        command(data, tmp_path / "runs", model, program, (way,), "1,2")
     deadline = time.monotonic() + 30
     while not (tmp_path / "ended").exists():
         assert time.monotonic() < deadline

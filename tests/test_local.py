@@ -9,13 +9,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from stub_tasks import Call, Module
 
 from alt_hpc.clusters.cluster import Asked, Request
-from alt_hpc.clusters.local import Local
+from alt_hpc.clusters.local import Element, Local
 from alt_hpc.config import Cluster, StageCluster
+from alt_hpc.control import status as told
 
 TESTS = str(Path(__file__).parent)
 GOOD, BAD = ("0.1", "0"), ("0.1", "1")
@@ -288,3 +290,19 @@ def test_whoever_is_killed_leaves_no_task_behind(stubs: Path, forked: bool) -> N
     starter.kill()
     starter.wait()
     assert dies(int((stubs / "pid").read_text()))
+
+
+def test_a_failed_task_is_told_with_the_last_line_of_its_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = Local(slots=1)
+    job = local.submit(request(tmp_path, "a", [()], entry="no_such_function"), ())
+    (ended,) = local.turn()
+    screen, about = told.Screen(None, local), SimpleNamespace(stage="train", iteration=1)  # type: ignore[arg-type]
+    monkeypatch.setattr(Element, "task", about)
+    monkeypatch.setattr(told, "_stages", lambda elements: set())  # none is whole
+    screen.tell([ended])
+    log = tmp_path / f"{job}_0_log.out"
+    why = "KeyError: 'no_such_function'"
+    assert log.read_text().endswith(f"{why}\n")
+    assert capsys.readouterr().err == f"train 1: task 0 failed ({why}); see {log}\n"

@@ -1,10 +1,13 @@
 """How far a run is: lines while it runs here, and `alt-hpc status` from anywhere."""
 
+import contextlib
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from alt_hpc.clusters.cluster import ENDED, NEVER, QueueUnknown
@@ -42,12 +45,23 @@ class Screen:
     def tell(self, ended: Iterable[Element]) -> None:
         """Tell of elements that failed, and of stages that are whole now."""
         for e in (e for e in ended if e.state == "FAILED"):
-            words = f"{e.task.stage} {e.task.iteration}: task {e.index} failed; see"
-            print(words, task_log(e.request.folder, e.id, 0), file=sys.stderr)
+            log = task_log(e.request.folder, e.id, 0)
+            words = f"{e.task.stage} {e.task.iteration}: task {e.index} failed"
+            print(f"{words}{_last_words(log)}; see {log}", file=sys.stderr)
         going = _stages(e for e in self.local.elements if e.state not in ENDED)
         for iteration, stage in sorted(_stages(ended) - going):
             if all(map(self.folder.manifests.get, self.folder.graph().of(iteration, stage))):
                 print(f"{stage} {iteration}: done", flush=True)
+
+
+def _last_words(log: Path) -> str:
+    """What the last line of a task's log says, in brackets: a traceback ends with its reason."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f" ({textwrap.shorten(last, 120, placeholder=' …')})" if last else ""
+    return ""
 
 
 def _stages(elements: Iterable[Element]) -> set[tuple[int, str]]:

@@ -23,7 +23,7 @@ from alt_hpc.run.files import read_lines
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.layout import METRICS_FILE
 
-WITHIN_S = 200
+WITHIN_S = 300
 POST = "SUBREDDIT: r/x\nTITLE: post {i}\nPOST: {words}\nTL;DR:"
 CONFIG = """
 run: {place}/run

@@ -98,11 +98,9 @@ class Bench:
 
     # ------------------------------------------------------------------ time and memory
 
-    def _timed(
-        self, call: Callable[[], Any], times: int = 1, warm: Callable[[], Any] | None = None
-    ) -> float:
-        """Seconds of a call, the best of some, after one (or something shorter) that warms up."""
-        (warm or call)()
+    def _timed(self, call: Callable[[], Any], times: int = 1) -> float:
+        """Seconds of a call, the best of some, after one that also pays for its memory."""
+        call()
         took = []
         for _ in range(times):
             self._wait()
@@ -153,7 +151,7 @@ class Bench:
 
             try:
                 with mock.patch.object(decode, "ABREAST", abreast):
-                    took = self._timed(lambda: generate(s.new), warm=lambda: generate(2))
+                    took = self._timed(lambda: generate(s.new))
             except torch.cuda.OutOfMemoryError:
                 return 0.0
             return group * s.answers * s.new / took

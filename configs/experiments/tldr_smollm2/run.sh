@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# The whole experiment: bash configs/experiments/tldr_smollm2/run.sh DATA RUNS [--small] [--slurm] [--set KEY=VALUE ...]
+# The whole experiment: bash configs/experiments/tldr_smollm2/run.sh DATA RUNS [--small|--gpu|--slurm] [--set KEY=VALUE ...]
 # DATA: the folder with tldr/, prompts/, comparisons/ and cnn_dailymail/. RUNS: where its runs lie.
-# --small: what two cores do in four hours. Give the same command again to go on.
+# --small: what two cores do in four hours. --gpu: on one GPU, the primary arms of a seed side by side.
+# Give the same command again to go on.
 # What is set is set in all arms. ALT_HPC_SMOLLM2: a folder with SmolLM2-135M-Instruct (none: the
 # hub's). SEEDS: 1,2,3. PYTHON: an interpreter, as an absolute path (none: .venv's, or python3).
 set -euo pipefail
 unset CDPATH
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../../.." && pwd)
-[ $# -ge 2 ] || { sed -n 2,6p "${BASH_SOURCE[0]}" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n 2,7p "${BASH_SOURCE[0]}" >&2; exit 2; }
 data=$(cd "$1" && pwd)
 mkdir -p "$2"
 cd "$2"   # the configs name runs, models and data from here
@@ -31,6 +32,16 @@ if [ "${1:-}" = --small ]; then
         --set 'evaluate.drawn={posts: 24, answers: 4}'
         --set cluster.slots=1 --set cluster.sample={} --set cluster.train={} --set cluster.evaluate={})
 fi
+gpu=
+if [ "${1:-}" = --gpu ]; then
+    gpu=yes
+    shift
+    of_start=(--set sft.micro_batch=16 --set reward_model.micro_batch=16 --set cluster.sft={}
+        --set cluster.reward_model={})
+    of_second=(--set reward_model.micro_batch=16 --set cluster.reward_model={})
+    of_arms=(--set sample.group=32 --set evaluate.group=64 --set cluster.sample={}
+        --set cluster.train={} --set cluster.evaluate={})
+fi
 if [ "${1:-}" = --slurm ]; then
     start=(submit --wait)
     shift
@@ -41,6 +52,20 @@ python=${PYTHON:-$root/.venv/bin/python}
 [ -x "$python" ] || python=python3
 
 alt_hpc() { "$python" -m alt_hpc "$@"; }
+
+running=()
+beside() {   # beside COMMAND ...: while this goes on
+    (   alt_hpc() { exec "$python" -m alt_hpc "$@"; }
+        "$@") &
+    running+=($!)
+}
+
+ended() {   # all that run beside; whatever ends this ends them
+    local one
+    for one in "${running[@]}"; do wait -n; done
+    running=()
+}
+trap 'kill "${running[@]}" 2>/dev/null || true' EXIT
 
 arms() {   # arms SEEDS NAME ...: one run of each with each seed
     local seeds=$1 name configs=()
@@ -54,17 +79,30 @@ seeds=${SEEDS:-1,2,3}
 first=${seeds%%,*}
 others=${seeds#"$first"}
 base=${ALT_HPC_SMOLLM2:-HuggingFaceTB/SmolLM2-135M-Instruct}
-alt_hpc "${start[@]}" "$here/start.yaml" "${of_start[@]}" --set "policy.base=$base" --set "reward.base=$base"
-alt_hpc "${start[@]}" "$here/second.yaml" "${of_second[@]}" --set "policy.model=$base" \
-    --set "reward.base=$base"
+begin=(alt_hpc "${start[@]}" "$here/start.yaml" "${of_start[@]}" --set "policy.base=$base"
+    --set "reward.base=$base")
+second=(alt_hpc "${start[@]}" "$here/second.yaml" "${of_second[@]}" --set "policy.model=$base"
+    --set "reward.base=$base")
+if [ "$gpu" ]; then
+    beside "${begin[@]}"
+    beside "${second[@]}"
+    ended
+else
+    "${begin[@]}"
+    "${second[@]}"
+fi
 if [ "$small" ]; then   # a core for the first seed, one for the others
-    trap 'kill $! 2>/dev/null || true' EXIT   # whatever ends this ends both
-    (   alt_hpc() { exec "$python" -m alt_hpc "$@"; }
-        arms "$first" behind best none shuffled front bos unfiltered quark) &
+    beside arms "$first" behind best none shuffled front bos unfiltered quark
     set+=(--set evaluate.policies={})   # best-of-n stands in the first seed's run alone
     [ -z "$others" ] || arms "${others#,}" behind best none shuffled
-    wait $!
-    trap - EXIT
+    ended
+elif [ "$gpu" ]; then
+    for seed in ${seeds//,/ }; do
+        for name in behind best none shuffled; do beside arms "$seed" "$name"; done
+        ended
+    done
+    for name in front bos unfiltered quark; do beside arms "$first" "$name"; done
+    ended
 else
     arms "$first" behind front bos          # the place is chosen on validation posts of these
     arms "$seeds" behind best none shuffled # the primary comparisons

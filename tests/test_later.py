@@ -18,7 +18,9 @@ from transformers import AutoModelForSequenceClassification
 
 from alt_hpc import config as configs
 from alt_hpc.__main__ import main
+from alt_hpc.clusters.local import Local
 from alt_hpc.control import start
+from alt_hpc.control.chain import Chain
 from alt_hpc.data import draws
 from alt_hpc.errors import InputError
 from alt_hpc.graph import Piece
@@ -174,6 +176,18 @@ def test_a_refused_command_changes_nothing(run: RunFolder, tiny_config: Path, co
     with run.only_one(), pytest.raises(InputError, match="is being run by another process"):
         ways[command]()
     assert files() == before
+
+
+def test_a_controller_that_finds_new_settings_leaves_the_end_to_the_next(
+    run: RunFolder, tiny_config: Path
+) -> None:
+    """A person has asked for more while it was at its last step."""
+    run.reopen()
+    old = RunFolder(run.path)
+    assert old.config().iterations == 2
+    start.prepare(configs.load(tiny_config, [f"run={run.path}", "iterations=3"]))
+    Chain(old, Local(1))._step()  # type: ignore[arg-type]
+    assert RunFolder(run.path).ended() is None
 
 
 # ---------------------------------------------------------------------- models

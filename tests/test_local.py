@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from stub_tasks import Call, Module
 from alt_hpc.clusters.cluster import Asked, Request
 from alt_hpc.clusters.local import Element, Local
 from alt_hpc.config import Cluster, StageCluster
+from alt_hpc.control import start
 from alt_hpc.control import status as told
 
 TESTS = str(Path(__file__).parent)
@@ -306,3 +309,33 @@ def test_a_failed_task_is_told_with_the_last_line_of_its_log(
     why = "KeyError: 'no_such_function'"
     assert log.read_text().endswith(f"{why}\n")
     assert capsys.readouterr().err == f"train 1: task 0 failed ({why}); see {log}\n"
+
+
+# ------------------------------------------------------------------ a person ends a run
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_ends_a_run_leaves_nothing_that_runs(
+    tiny_config: Path, tmp_path: Path, number: int
+) -> None:
+    """Ctrl-C, a terminal that closes; with nohup that changes nothing."""
+    program = [sys.executable, "-m", "alt_hpc", "run", str(tiny_config)]
+    program += ["--set", f"run={tmp_path}/run"]
+    for nohup in [False, True] if number == signal.SIGHUP else [False]:
+        command = ["nohup", *program] if nohup else program
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as run:
+            deadline = time.monotonic() + 120
+            while not list(tmp_path.glob("run/jobs/*/*_log.out")):
+                assert time.monotonic() < deadline
+                assert run.poll() is None
+                time.sleep(0.1)
+            run.send_signal(number)
+            if nohup:
+                time.sleep(1)
+                assert run.poll() is None
+                run.send_signal(signal.SIGTERM)
+            assert run.wait(30) == start.INTERRUPTED
+            assert b"run the same command again to go on" in run.stderr.read()  # type: ignore[union-attr]
+        found = subprocess.run(["pgrep", "-f", f"{tmp_path}/run"], capture_output=True, text=True)
+        assert found.stdout == ""
+        shutil.rmtree(tmp_path / "run")

@@ -46,6 +46,12 @@ class Chain:
         assert main([command, str(self.config), *arguments]) == 0
         return self.capsys.readouterr().out
 
+    def refused(self, command: str, *more: str) -> str:
+        arguments = [a for chosen in [*self.chosen, *more] for a in ("--set", chosen)]
+        self.capsys.readouterr()
+        assert main([command, str(self.config), *arguments]) == 2
+        return self.capsys.readouterr().err
+
     def submit(self, *more: str) -> None:
         self.chosen += more
         self.call("submit")
@@ -253,3 +259,15 @@ def test_where_an_array_does_not_fit_and_jobs_are_forgotten(
         ends = chain.run.journal.outcomes()
         assert ends["1:sample:1", Piece(1, "sample", 1)].state == "UNKNOWN"
         chain.finish()
+
+
+def test_a_refused_command_leaves_a_queued_run_as_it_is(chain: Chain) -> None:
+    """`run` beside its controller, and `submit` with what the cluster has not got."""
+    chain.submit("iterations=1")
+    before, posts = chain.run.config(), "evaluate.prompts=5"
+    ((job, *_),) = queue()
+    assert f"goes on on Slurm (controller {job})" in chain.refused("run", posts)
+    assert "nowhere" in chain.refused("submit", posts, "cluster.sample.partition=nowhere")
+    assert RunFolder(chain.run.path).config() == before
+    assert [entry[0] for entry in queue()] == [job]
+    assert main(["cancel", str(chain.run.path)]) == 0

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -632,6 +635,22 @@ def test_missing_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     for name in ("run", "plan", "submit", "fetch"):
         assert main([name, str(tmp_path / "gone.yaml")]) == 2
         assert "gone.yaml: cannot read the config" in sentence(capsys)
+
+
+def test_a_locale_that_lacks_the_characters(tmp_path: Path) -> None:
+    """They are escaped: the sentence is said all the same."""
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    config = tmp_path / "größe.yaml"
+    config.write_text("run: x\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "alt_hpc", "plan", str(config)],
+        env={k: v for k, v in os.environ.items() if k != "PYTHONIOENCODING"} | plain,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "/gr\\udcc3\\udcb6\\udcc3\\udc9fe.yaml:1: policy: the key" in line
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

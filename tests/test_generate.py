@@ -130,6 +130,19 @@ def test_greedy_gives_one_generation() -> None:
         )
 
 
+@pytest.mark.parametrize("name", SHARED)
+def test_prompts_begun_at_once_get_the_same_answers(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; in more than one batch."""
+    model, prompts = tiny.model(name), _prompts()
+    expected = _sample(model, prompts)
+    monkeypatch.setattr(prefix, "TOGETHER", 34)
+    monkeypatch.setattr(prefix, "_at_once", lambda model: True)
+    assert [len(some) for some in prefix._together(prompts)] == [2, 1, 1, 1]
+    assert _sample(model, prompts) == expected
+
+
 # --- choosing a token -------------------------------------------------------------------------
 
 

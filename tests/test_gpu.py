@@ -20,7 +20,7 @@ import torch
 from alt_hpc.control import memory, preview
 from alt_hpc.control.needs import Needs
 from alt_hpc.graph import EVALUATE, REPORT, SAMPLE, TRAIN
-from alt_hpc.lm import decode, gpu, load, prefix
+from alt_hpc.lm import gpu, load, prefix
 from alt_hpc.run.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -104,20 +104,6 @@ def test_the_ways_of_a_gpu_compute_what_transformers_does(name: str) -> None:
     assert called == [name in gpu.KNOWN]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", sorted(prefix.SIDE_BY_SIDE))
-def test_prompts_begun_at_once_get_the_same_answers(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tiny.model(name)
-    prompts = [[*range(100, 117)], [7], [*range(50, 80)], [*range(100, 117)], [*range(40)]]
-    how = {"temperature": 0.9, "top_p": 0.9, "max_new_tokens": 12, "eos": [4]}
-    expected = decode.generate(model, prompts, 5, [1, 2, 3, 4, 5], **how)
-    monkeypatch.setattr(prefix, "TOGETHER", 70)  # more than one batch
-    monkeypatch.setattr(prefix, "_at_once", lambda model: True)
-    assert [len(some) for some in prefix._together(prompts)] == [2, 2, 1]
-    assert decode.generate(model, prompts, 5, [1, 2, 3, 4, 5], **how) == expected
 
 
 def test_a_planted_fault_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:

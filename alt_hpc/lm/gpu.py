@@ -28,9 +28,10 @@ def quicken(kind: type[PreTrainedModel]) -> None:
     if kind.config_class is None or kind.config_class.model_type not in KNOWN:
         return
     module: Any = sys.modules[kind.__module__]
-    if module.apply_rotary_pos_emb.__name__ == "turn":  # done already
+    plain = getattr(module, "apply_rotary_pos_emb", None)  # gone: a release that is slower here
+    if plain is None or plain.__name__ == "turn":  # done already
         return
-    module.apply_rotary_pos_emb = _turning(module.apply_rotary_pos_emb)
+    module.apply_rotary_pos_emb = _turning(plain)
     for name, norm in vars(module).items():
         if name.endswith("RMSNorm"):
             norm.forward = _normalising(norm.forward)

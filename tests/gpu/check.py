@@ -48,8 +48,8 @@ def main() -> int:
         parser.error("no GPU is seen here (--tiny runs on the CPU)")
     began, small, to = time.time(), options.tiny, options.to.absolute()
     results = to / "results.md"
-    if results.exists():
-        parser.error(f"{results}: is there already")
+    if to.exists() and any(to.iterdir()):
+        parser.error(f"{to}: is not empty")
     to.mkdir(parents=True, exist_ok=True)
     device = torch.device("cpu" if small else "cuda")
     if small:

@@ -323,7 +323,13 @@ def test_what_ends_a_run_leaves_nothing_that_runs(
     program += ["--set", f"run={tmp_path}/run"]
     for nohup in [False, True] if number == signal.SIGHUP else [False]:
         command = ["nohup", *program] if nohup else program
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as run:
+        with subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            # The tests themselves may be run in the background, or with nohup.
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+        ) as run:
             deadline = time.monotonic() + 120
             while not list(tmp_path.glob("run/jobs/*/*_log.out")):
                 assert time.monotonic() < deadline

@@ -73,9 +73,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     return make_run(tmp_path / "run")
 
 
-def commit(run: RunFolder, piece: Piece = SAMPLE, count: int = 4, number: int = 1) -> Path:
+def commit(
+    run: RunFolder, piece: Piece = SAMPLE, count: int = 4, number: int = 1, took: float = 0.0
+) -> Path:
     """Make a piece whole; returns its file."""
     work = attempt.begin(run, piece, number)
+    work.started -= took
     file = work.folder / "rows.jsonl"
     file.write_text("".join(f'{{"row": {i}}}\n' for i in range(count)))
     work.commit([file.name], rows=count)
@@ -566,6 +569,10 @@ def test_a_shard_far_behind_the_others_is_told_with_its_node(
     attempt.show(run, SAMPLE, 3, 8, "samples", started=time.time() - 600)
     (line,) = attempt.laggards(run, 1, "sample")
     assert line.startswith(f"sample 1 shard 1 lags on {process.node()}: 600 s so far, 3/8")
+    for shard in (0, 2):  # the others are far smaller
+        attempt.show(run, Piece(1, "sample", shard), 1, 1, "samples", started=time.time() - 1)
+        commit(run, Piece(1, "sample", shard), number=2, took=100.0)
+    assert attempt.laggards(run, 1, "sample") == []
 
 
 def test_a_folder_is_copied_whole_or_not_at_all(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,19 +76,25 @@ def saved(run: RunFolder, piece: Piece) -> int:
 
 
 def laggards(run: RunFolder, iteration: int, stage: str) -> list[str]:
-    """A line for each shard that lags far behind, once most shards of its stage are whole."""
+    """A line for each shard that lags far behind, once most shards of its stage are whole.
+
+    Shards may differ in size (sets of evaluation do): a larger one may take longer.
+    """
     found = {piece: run.manifests.get(piece) for piece in run.graph().of(iteration, stage)}
     took = sorted(m.facts["seconds"] for m in found.values() if m)
     if STAGES[stage].cut is None or len(found) < 3 or len(took) < MOST * len(found):
         return []
-    usual, lines = took[len(took) // 2], []
+    sizes = sorted(said["total"] for p, m in found.items() if m and (said := shown(run, p)))
+    size, lines = sizes[len(sizes) // 2] if sizes else math.inf, []
     for piece in [piece for piece, manifest in found.items() if not manifest]:
-        now = shown(run, piece) or {"started": 0.0, "at": 0.0}
+        now = shown(run, piece) or {"started": 0.0, "at": 0.0, "total": 0}
         so_far = now["at"] - now["started"]  # by the clock of its own host
+        usual = took[len(took) // 2] * max(1.0, now["total"] / size)
         if so_far > LAGS * max(usual, LAGS):
             lines.append(
                 f"{piece} lags on {now['node']}: {so_far:.0f} s so far,"
-                f" {now['done']}/{now['total']} {now['unit']}; the others took {usual:.0f} s"
+                f" {now['done']}/{now['total']} {now['unit']};"
+                f" the others need {usual:.0f} s for as much"
             )
     return lines
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import chain
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -138,9 +140,10 @@ def test_prompts_begun_at_once_get_the_same_answers(
     model, prompts = tiny.model(name), _prompts()
     expected = _sample(model, prompts)
     monkeypatch.setattr(prefix, "TOGETHER", 34)
-    monkeypatch.setattr(prefix, "_at_once", lambda model: True)
-    assert [len(some) for some in prefix._together(prompts)] == [2, 1, 1, 1]
-    assert _sample(model, prompts) == expected
+    monkeypatch.setattr(prefix, "several", lambda model: True)
+    with mock.patch.object(prefix, "_prefilled", wraps=prefix._prefilled) as begun:
+        assert _sample(model, prompts) == expected
+    assert [len(call.args[1]) for call in begun.call_args_list] == [2, 1, 1, 1]
 
 
 # --- choosing a token -------------------------------------------------------------------------
@@ -260,7 +263,7 @@ def test_prompts_that_are_read_together_are_read_as_alone(
     both = [([[1, 2], [3]], [[4, 5], []]), ([], []), ([[6]], [[7]])]
     sums = list(answers_logprobs(model, both))
     assert [len(one) for one in sums] == [2, 0, 1]
-    monkeypatch.setattr(reading, "_several", lambda model: True)
+    monkeypatch.setattr(reading, "several", lambda model: True)
     monkeypatch.setattr(reading, "WIDE", 22)
     sizes, real = list[int](), reading._together
     monkeypatch.setattr(
@@ -287,7 +290,8 @@ def test_no_more_is_read_together_than_the_memory_holds(
     limit: str, value: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of 4, 4 and 5 tokens: at most 9 or 7 (padding too), or 33 pairs of tokens."""
-    monkeypatch.setattr(reading, "_several", lambda model: True)
+    monkeypatch.setattr(reading, "several", lambda model: True)
     monkeypatch.setattr(reading, limit, value)
     texts = [([1, 2, 3], [[4]]), ([1, 2], [[3], [4]]), ([1, 2, 3, 4], [[5]])]
-    assert [len(some) for some in reading._rows(tiny.model("llama"), texts)] == sizes
+    fits = functools.partial(reading._fits, tiny.model("llama"))
+    assert [len(some) for some in prefix.batches(texts, fits)] == sizes

@@ -110,7 +110,6 @@ def assembled(
         if (given := tuple(weights[name].shape)) != wanted:
             raise InputError(f"{folder}: the weight {name} has shape {given}, not {wanted}")
     kept = {name: weights[name].detach().to("cpu", exact).contiguous() for name in expected}
-    gpu.quicken(type(model))
     return type(model).from_pretrained(None, config=shape, state_dict=kept, dtype=exact)
 
 

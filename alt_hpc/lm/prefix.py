@@ -6,8 +6,8 @@ which release broke them.
 
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from alt_hpc.lm.memory import TOGETHER
 SIDE_BY_SIDE = frozenset({"gpt2", "gpt_neox", "gptj", "llama", "mistral", "qwen2", "qwen3"})
 WORTH = 64  # tokens that two prompts have in common
 NOBODY, ALL = -2, -1  # owners of padding and of the prompt; answers are numbered from 0
+_T = TypeVar("_T")
 _Both = tuple[Tensor, Tensor]  # keys and values [rows, heads, slots, size]
 
 
@@ -136,28 +137,30 @@ def prefills(model: PreTrainedModel, prompts: Sequence[list[int]]) -> list[tuple
     for the launching of each one's kernels.
     """
     made: list[tuple[Tensor, Cache]] = []
-    if not _at_once(model):
+    if not several(model):
         for i, ids in enumerate(prompts):
             made.append(prefill(model, ids, (prompts[i - 1], made[-1][1]) if made else None))
         return made
-    for some in _together(prompts):
+    for some in batches(prompts, lambda some: len(some) * max(map(len, some)) <= TOGETHER):
         made += _prefilled(model, some)
     return made
 
 
-def _at_once(model: PreTrainedModel) -> bool:
-    return model.device.type == "cuda"
+def several(model: PreTrainedModel) -> bool:
+    """Whether several prompts are computed at once."""
+    return model.device.type == "cuda" and side_by_side(model.config)
 
 
-def _together(prompts: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-    """Prompts that are computed together, in order."""
-    batch: list[list[int]] = []
-    for ids in prompts:
-        if batch and (len(batch) + 1) * max(map(len, [*batch, ids])) > TOGETHER:
+def batches(given: Iterable[_T], fits: Callable[[list[_T]], bool]) -> Iterator[list[_T]]:
+    """What is computed together, in order: as many as fit, and one that does not by itself."""
+    batch: list[_T] = []
+    for one in given:
+        if batch and not fits([*batch, one]):
             yield batch
             batch = []
-        batch.append(ids)
-    yield batch
+        batch.append(one)
+    if batch:
+        yield batch
 
 
 def _prefilled(

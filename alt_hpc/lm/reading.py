@@ -6,6 +6,7 @@ model nine times as fast so, see tests/gpu/results.md). What is found differs fr
 prompt alone by rounding.
 """
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -18,12 +19,13 @@ from alt_hpc.lm.memory import READ, SEEN, TOGETHER, WIDE
 from alt_hpc.lm.prefix import (
     WORTH,
     Fork,
+    batches,
     cache_of,
     is_plain,
     laid,
     padded,
     passing,
-    side_by_side,
+    several,
     sight,
 )
 
@@ -65,7 +67,7 @@ def read(trunk: PreTrainedModel, texts: Iterable[Text], budget: int) -> Iterator
 
     `budget`: tokens computed at once behind a prompt, where it is computed by itself.
     """
-    for some in _rows(trunk, texts):
+    for some in batches(texts, functools.partial(_fits, trunk)):
         if _fits(trunk, some):
             yield from _together(trunk, some)
             continue
@@ -76,28 +78,11 @@ def read(trunk: PreTrainedModel, texts: Iterable[Text], budget: int) -> Iterator
         yield found
 
 
-def _several(model: PreTrainedModel) -> bool:
-    """Whether several prompts are read at once."""
-    return model.device.type == "cuda" and side_by_side(model.config)
-
-
-def _rows(model: PreTrainedModel, texts: Iterable[Text]) -> Iterator[list[Text]]:
-    """Texts that are read together, in order: those that fit, else one."""
-    batch: list[Text] = []
-    for text in texts:
-        if batch and not _fits(model, [*batch, text]):
-            yield batch
-            batch = []
-        batch.append(text)
-    if batch:
-        yield batch
-
-
 def _fits(model: PreTrainedModel, texts: Sequence[Text]) -> bool:
     """Whether texts can be rows of one batch."""
     rows, width = len(texts), max(len(p) + sum(map(len, rests)) for p, rests in texts)
     fits = width <= WIDE and rows * width <= TOGETHER and rows * width**2 <= SEEN
-    return fits and _several(model)
+    return fits and several(model)
 
 
 def _together(trunk: PreTrainedModel, texts: Sequence[Text]) -> Iterator[list[Tensor]]:
@@ -141,7 +126,7 @@ def logprobs(model: PreTrainedModel, texts: Iterable[Text]) -> Iterator[list[lis
     """Natural log-probability of each token of each continuation; only these may be empty."""
     trunk: PreTrainedModel = model.base_model  # type: ignore[assignment]
     head = model.get_output_embeddings()
-    for some in _rows(model, texts):
+    for some in batches(texts, functools.partial(_fits, model)):
         if not _fits(model, some):
             yield continuation_logprobs(model, *some[0])
             continue

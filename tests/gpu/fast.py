@@ -69,7 +69,7 @@ def plainly(plain: bool = True) -> Iterator[None]:
     """Compute as transformers does, or have a CPU too take the ways that a GPU takes."""
     with (
         mock.patch.object(gpu, "_fast", return_value=not plain),
-        mock.patch.object(prefix, "_at_once", return_value=not plain),
+        mock.patch.object(prefix, "several", return_value=not plain),
     ):
         yield
 
@@ -171,7 +171,7 @@ def _together(exact: Any, model: Any) -> Iterator[tuple[str, Both]]:
     """The same of several prompts at once."""
     texts = [(PROMPTS[0], [[9, 8, 7], [5]]), ([], [[4, 3]]), (PROMPTS[2], [[*range(60, 90)]])]
     texts += [(PROMPTS[1], [[i, 3] for i in range(20)])]
-    with mock.patch.object(reading, "_several", return_value=True):
+    with mock.patch.object(reading, "several", return_value=True):
         read = list(reading.read(model.base_model, texts, budget=64))
         found = list(reading.logprobs(model, texts[:1] + texts[2:]))
     ours = torch.cat([states.float() for some in read for states in some]).cpu()

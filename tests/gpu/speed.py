@@ -191,7 +191,7 @@ class Bench:
                 for one in states:
                     one[-1].float()
 
-        with mock.patch.object(reading, "_several", return_value=False):
+        with mock.patch.object(reading, "several", return_value=False):
             by = {n: self._timed(functools.partial(score, n)) for n in s.budgets}
         best = min(by, key=by.__getitem__)
         took = self._timed(functools.partial(score, best), 3)
@@ -215,7 +215,7 @@ class Bench:
         texts = [(prompt, rests) for prompt in self._ids(max(2, s.answers // 3), s.prompt)]
         tokens = len(texts) * (s.prompt + len(rests) * len(rests[0]))
         for what, several in (("one after the other", False), ("several at once", True)):
-            with mock.patch.object(reading, "_several", return_value=several):
+            with mock.patch.object(reading, "several", return_value=several):
                 took = self._timed(lambda: list(reading.read(model, texts, max(s.budgets))))
             yield "scoring", f"{len(texts)} prompts, {what}", f"{tokens / took:.0f} tokens/s", ""
 
@@ -297,9 +297,7 @@ class Bench:
 def _sharpen(model: Any) -> None:
     """Logits as peaked as a trained model's, with a standard deviation of about 5."""
     with torch.no_grad():
-        spread = (
-            0.02 * model.config.hidden_size**0.5
-        )  # of random weights as transformers draws them
+        spread = model.config.initializer_range * model.config.hidden_size**0.5
         model.base_model.norm.weight.mul_(5 / spread)
 
 

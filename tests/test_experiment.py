@@ -30,7 +30,7 @@ from alt_hpc.run.folder import flat
 
 FOLDER = Path(__file__).parent.parent / "configs/experiments/tldr_smollm2"
 ARMS = ("behind", "front", "bos", "quark", "best", "none", "shuffled", "unfiltered")
-BEHIND = ("behind", "best", "none", "shuffled", "unfiltered")
+CONTROLS = ("best", "none", "shuffled", "unfiltered")
 SMALL = {
     "iterations": 1,
     "sample.prompts": 6,
@@ -130,12 +130,14 @@ def command(
     python: str,
     options: tuple[str, ...] = (),
     seeds: str = "1",
+    place: str = "",
 ) -> str:
-    """What `run.sh` says where a line of bash is its interpreter."""
+    """What `run.sh` says where a line of bash is its interpreter; `place`: the place it finds."""
     settings = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
     settings = [*options] or settings
     program = runs.parent / "python"
-    program.write_text(f"#!/bin/bash\n{python}\n")
+    chosen = f'case "$1" in */place.py) echo {place}; exit;; esac\n' if place else ""
+    program.write_text(f"#!/bin/bash\n{chosen}{python}\n")
     program.chmod(0o755)
     own = {"ALT_HPC_SMOLLM2": str(model), "SEEDS": seeds, "PYTHON": str(program)}
     done = subprocess.run(
@@ -161,9 +163,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(data: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the command's own commands make, each carried out in this process."""
+    """What the command's own commands make, each carried out in this process.
+
+    The words are told to be best after a BOS.
+    """
     place = tmp_path_factory.mktemp("experiment") / "runs"
-    commands = command(data, place, model, "printf '%q ' \"$@\"; echo").splitlines()
+    say = "printf '%q ' \"$@\"; echo"
+    told = command(data, place, model, say, place="bos").splitlines()
+    assert "the better place: bos" in told
+    commands = [line for line in told if line.startswith("-m ")]
     with pytest.MonkeyPatch.context() as here_is, (place / "said").open("w") as said:
         here_is.setenv("DS_ACCELERATOR", "cpu")
         importlib.import_module("deepspeed")  # once, for all children
@@ -221,7 +229,7 @@ def rows(run: Path, stage: str, name: str) -> Iterator[Any]:
 
 
 def test_arms_train_as_much_on_the_same_samples(said: str, runs: Path) -> None:
-    """Made once where the words stand in one place, and again, alike, where they do not."""
+    """The controls take them from the arm of the better place; the others make them alike."""
     samples, scores, learned = (dict[str, Any]() for _ in range(3))
     for arm in ARMS:
         run = runs / f"{arm}-seed1"
@@ -233,8 +241,8 @@ def test_arms_train_as_much_on_the_same_samples(said: str, runs: Path) -> None:
         assert samples[arm] == samples["behind"], arm
         assert scores[arm] == scores["behind"], arm
         assert learned[arm] == learned["behind"], arm
-    taken = {arm for arm in ARMS if f"{runs}/behind-seed1: " in said and _took(runs, arm)}
-    assert taken == {*BEHIND} - {"behind"}
+    assert f"from {runs}/bos-seed1: " in said
+    assert {arm for arm in ARMS if _took(runs, arm)} == {*CONTROLS}
 
 
 def _took(runs: Path, arm: str) -> bool:
@@ -248,48 +256,76 @@ def test_all_are_in_the_results(said: str, runs: Path) -> None:
         found = {line["row"].split(",")[0]: line for line in lines if line["set"] == name}
         titles = {"ALT-RM", "ALT-RM (behind)", "ALT-RM (after BOS)", "Quark", "start", "references"}
         titles |= {f"Control: {kind}" for kind in ("best", "none")}
-        titles |= {f"Control: {kind} (behind)" for kind in ("shuffled", "unfiltered")}
+        titles |= {f"Control: {kind} (after BOS)" for kind in ("shuffled", "unfiltered")}
         assert {*found} == titles | {"best_of_16 (best of 16 by the reward)"}
         assert all(line["second"] for line in found.values())
     assert "is not compared" not in said
 
 
-@pytest.mark.parametrize("way", ["--small", "--gpu"])
-def test_other_ways_make_the_same_arms(way: str, data: Path, model: Path, tmp_path: Path) -> None:
+def test_the_place_is_where_the_best_word_gains_most(runs: Path, tmp_path: Path) -> None:
+    def found(report: Path) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, str(FOLDER / "place.py"), str(report)]
+        return subprocess.run(words, capture_output=True, text=True)
+
+    assert sorted(found(runs / "place").stderr.split()[::2]) == ["behind:", "bos:", "front:"]
+    table = """set,method,effect,what,reward of,reward
+        valid,ALT-RM (behind),gain,x,reward,-0.2
+        valid,ALT-RM (behind),gain,x,second,0.9
+        test,ALT-RM,gain,x,reward,0.9
+        valid,ALT-RM,control,x,reward,0.9
+        valid,ALT-RM (after BOS),gain,x,reward,-0.3
+        valid,ALT-RM,gain,x,reward,-0.1"""
+    file = tmp_path / "effects.csv"
+    file.write_text(table.replace("\n        ", "\n"))
+    assert found(tmp_path).stdout == "front\n"
+    file.write_text("\n".join(file.read_text().split("\n")[:-1]))
+    assert found(tmp_path).returncode == 1
+    assert "missing (behind, bos)" in found(tmp_path).stderr
+
+
+@pytest.mark.parametrize("place", ["behind", "front"])
+@pytest.mark.parametrize("way", ["--slurm", "--small", "--gpu"])
+def test_other_ways_make_the_same_arms(
+    way: str, place: str, data: Path, model: Path, tmp_path: Path
+) -> None:
     """All are there, each a config that can be run, and alike but for what they are for."""
     say = 'line=$(printf \'%q \' "$@"); echo "$line"'  # at once: two commands run at a time
-    told = command(data, tmp_path / "runs", model, say, (way,), "1,2,3")
-    given = [shlex.split(line)[2:] for line in told.splitlines()]
+    told = command(data, tmp_path / "runs", model, say, (way,), "1,2,3", place)
+    given = [shlex.split(line)[2:] for line in told.splitlines() if line.startswith("-m ")]
     made = dict[str, dict[str, Any]]()
-    for words in (words for words in given if words[0] == "run"):
+    for words in (words for words in given if words[0] in ("run", "submit")):
         sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
         seeds = words[words.index("--seeds") + 1] if "--seeds" in words else "0"
         for name in (word for word in words if word.endswith(".yaml")):
             config = configs.load(name, sets)
             made |= {f"{config.run} {seed}": flat(config.frozen()) for seed in seeds.split(",")}
-    primary = ("behind", "best", "none", "shuffled")
+    primary = (place, "best", "none", "shuffled")
     assert {*made} == {"start 0", "second 0", *(f"{arm} 1" for arm in ARMS)} | {
         f"{arm} {seed}" for arm in primary for seed in (2, 3)
     }
     for name in ("sample.prompts", "iterations", "train.lr", "data.prompts.longest"):
         assert len({str(made[one].get(name)) for one in made if one[-1] != "0"}) == 1, name
+    template = made[f"{place} 1"]["domain.template"]
+    assert {made[f"{name} 1"]["domain.template"] for name in CONTROLS} == {template}
+    own = flat(configs.load(FOLDER / "quark.yaml").frozen())["domain.template"]
+    assert made["quark 1"]["domain.template"] == own
     small = way == "--small"
     assert made["start 0"]["reward_model.head_only"] == ("true" if small else "false")
     assert made["behind 1"]["sample.prompts"] == ("48" if small else "128")
-    if not small:  # seeds one after the other
+    if way == "--gpu":  # four at once, seeds one after the other
         order = [words[words.index("--seeds") + 1] for words in given if "--seeds" in words]
-        assert order == [*"1" * 4, *"2" * 4, *"3" * 4, *"1" * 4]
+        assert order == [*"1" * 8, *"2" * 4, *"3" * 4]
 
 
 @pytest.mark.parametrize("way", ["--small", "--gpu"])
 def test_what_ends_the_command_ends_all_that_it_runs(
     way: str, data: Path, model: Path, tmp_path: Path
 ) -> None:
-    """One of the runs goes on for long; another one fails."""
+    """One of the runs goes on for long; another one beside it fails."""
     first = f"trap 'touch {tmp_path}/ended; exit' TERM; touch {tmp_path}/begun"
     first += "; exec &> /dev/null; for i in {1..600}; do sleep 0.1; done"
     other = f"while [ ! -e {tmp_path}/begun ]; do sleep 0.1; done; exit 7"
-    long, bad = ("--seeds 1 ", "--seeds 2 ") if way == "--small" else ("/behind.y", "/none.y")
+    long, bad = ("/behind.y", "/quark.y") if way == "--small" else ("/behind.y", "/front.y")
     program = f'case "$*" in *"{long}"*) {first};; *"{bad}"*) {other};; esac'
     with pytest.raises(AssertionError):
         command(data, tmp_path / "runs", model, program, (way,), "1,2")

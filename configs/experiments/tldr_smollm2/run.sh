@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole experiment: bash configs/experiments/tldr_smollm2/run.sh DATA RUNS [--small|--gpu|--slurm] [--set KEY=VALUE ...]
 # DATA: the folder with tldr/, prompts/, comparisons/ and cnn_dailymail/. RUNS: where its runs lie.
-# --small: what two cores do in four hours. --gpu: on one GPU, the primary arms of a seed side by side.
+# --small: what two cores do in a night. --gpu: on one GPU, four arms side by side.
 # Give the same command again to go on.
 # What is set is set in all arms. ALT_HPC_SMOLLM2: a folder with SmolLM2-135M-Instruct (none: the
 # hub's). SEEDS: 1,2,3. PYTHON: an interpreter, as an absolute path (none: .venv's, or python3).
@@ -28,7 +28,7 @@ if [ "${1:-}" = --small ]; then
         --set sft.trained_blocks=0.4)
     of_second=("${both[@]}" --set data.comparisons.limit=700 --set threads=2)
     of_arms=(--set data.prompts.longest=1000 --set iterations=1 --set sample.prompts=48 --set train.lr=4e-4
-        --set evaluate.prompts=32 --set evaluate.test_prompts=80 --set evaluate.sets.news.prompts=12
+        --set evaluate.sets.news.prompts=12
         --set 'evaluate.drawn={posts: 24, answers: 4}'
         --set cluster.slots=1 --set cluster.sample={} --set cluster.train={} --set cluster.evaluate={})
 fi
@@ -91,23 +91,44 @@ else
     "${begin[@]}"
     "${second[@]}"
 fi
-if [ "$small" ]; then   # a core for the first seed, one for the others
-    beside arms "$first" behind best none shuffled front bos unfiltered quark
-    set+=(--set evaluate.policies={})   # best-of-n stands in the first seed's run alone
-    [ -z "$others" ] || arms "${others#,}" behind best none shuffled
+places=(behind front bos)
+choose() {   # the arms from here on have their words at the better place
+    alt_hpc report "${places[@]/%/-seed$first}" --to place
+    place=$("$python" "$here/place.py" place)
+    echo "the better place: $place"
+    own=("${set[@]}")
+    set+=(--set "domain.template=$(sed -n 's/^  template: //p' "$here/$place.yaml")")
+}
+
+if [ "$small" ]; then   # two cores: a command on each
+    beside arms "$first" "${places[@]}"
+    beside arms "$first" quark
     ended
-elif [ "$gpu" ]; then
+    choose
+    beside arms "$first" "$place" best none shuffled unfiltered
+    set+=(--set evaluate.policies={})   # best-of-n stands in the first seed's run alone
+    [ -z "$others" ] || arms "${others#,}" "$place" best none shuffled
+    ended
+elif [ "$gpu" ]; then   # four at once have room
+    for name in "${places[@]}" quark; do beside arms "$first" "$name"; done
+    ended
+    choose
     for seed in ${seeds//,/ }; do
-        for name in behind best none shuffled; do beside arms "$seed" "$name"; done
+        names=("$place" best none shuffled)
+        [ "$seed" != "$first" ] || names=(best none shuffled unfiltered)
+        for name in "${names[@]}"; do beside arms "$seed" "$name"; done
         ended
     done
-    for name in front bos unfiltered quark; do beside arms "$first" "$name"; done
-    ended
 else
-    arms "$first" behind front bos          # the place is chosen on validation posts of these
-    arms "$seeds" behind best none shuffled # the primary comparisons
-    arms "$first" behind unfiltered quark
+    arms "$first" "${places[@]}"
+    choose
+    arms "$seeds" "$place" best none shuffled
+    arms "$first" "$place" unfiltered
+    set=("${own[@]}")
+    arms "$first" quark
 fi
-runs=()
-for name in behind front bos quark best none shuffled unfiltered; do runs+=("$name"-seed*); done
+runs=("$place"-seed*)   # the first one is what the others are compared with
+for name in "${places[@]}" quark best none shuffled unfiltered; do
+    [ "$name" = "$place" ] || runs+=("$name"-seed*)
+done
 alt_hpc report "${runs[@]}" --to results

@@ -159,6 +159,20 @@ def test_a_report_of_what_is_there_where_a_policy_is_gone(
     assert "1 (4 posts)" in shown
 
 
+def test_a_report_before_added_posts_are_made_says_so(
+    of_four: Path, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(shutil.copytree(of_four, tmp_path / "run", symlinks=True))
+    here.run(tiny_config, [f"run={run.path}", "keep=1", "evaluate.prompts=6"])
+    (run.path / "iterations/000/measure/00001/manifest.json").unlink()  # as before it was made
+    capsys.readouterr()
+    assert main(["report", str(run.path)]) == 2
+    why = "what was added to the evaluation of its start is not made yet"
+    assert f"{run.path}: {why}\n" in capsys.readouterr().err
+    assert main(["report", str(of_four), str(run.path), "--to", str(tmp_path / "to")]) == 0
+    assert f"{run.path}: left out: {why}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["run", "submit"])
 def test_a_refused_command_changes_nothing(run: RunFolder, tiny_config: Path, command: str) -> None:
     """The run is at work in another process: neither its settings nor its data change."""

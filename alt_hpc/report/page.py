@@ -55,9 +55,9 @@ def write(folders: Sequence[RunFolder], to: Path | None = None) -> str:
     found = {folder: read(folder) for folder in folders}
     runs = [run for run in found.values() if run]
     if not runs:
-        raise InputError(f"{folders[0].path}: its start has not been evaluated yet")
-    absent = [folder.path for folder, run in found.items() if not run]
-    missing = [f"{path}: left out: its start has not been evaluated yet" for path in absent]
+        raise InputError(f"{folders[0].path}: {_absent(folders[0])}")
+    absent = [folder for folder, run in found.items() if not run]
+    missing = [f"{folder.path}: left out: {_absent(folder)}" for folder in absent]
     groups, left_out = comparison.grouped(runs)
     about = [_set(groups, name) for name in comparison.sets(groups)]
     said = [*missing, *left_out, *comparison.notes(groups)]
@@ -70,6 +70,13 @@ def write(folders: Sequence[RunFolder], to: Path | None = None) -> str:
     gains = ["\n".join(_gains(group)) for group in groups] if len(runs) > 1 else []
     shown = [_section(one) for one in about]
     return "\n\n".join([*gains, *shown, *(["\n".join(said)] if said else []), f"report  {place}"])
+
+
+def _absent(folder: RunFolder) -> str:
+    """Why a run cannot be reported."""
+    if results.reports(folder).get(0):
+        return "what was added to the evaluation of its start is not made yet"
+    return "its start has not been evaluated yet"
 
 
 def _set(groups: Sequence[Group], name: str) -> Set:

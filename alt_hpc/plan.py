@@ -81,6 +81,12 @@ class Outcome:
     nodes: tuple[str, ...] = ()
     saved: int = 0  # units of the piece's work that were safe by then
     sentence: str = ""  # why no further try would end otherwise
+    error: str = ""  # of Python, as the task has told it; it may not come again
+
+    def __str__(self) -> str:
+        """`FAILED on n1: RuntimeError: ...`."""
+        where = f" on {','.join(self.nodes)}" if self.nodes else ""
+        return f"{self.state}{where}{f': {self.error}' if self.error else ''}"
 
 
 UNBEGUN = "UNBEGUN"  # its task died over a piece that came before
@@ -270,8 +276,7 @@ def _why_hopeless(state: State, piece: Piece) -> str:
     sentence = f"{piece} failed {tried.counted} times (cluster.max_attempts)"
     for end in tried.ends:
         if end.state != "UNKNOWN":
-            where = f" on {','.join(end.nodes)}" if end.nodes else ""
-            return f"{sentence}, last {end.state}{where}"
+            return f"{sentence}, last {end}"
     return sentence
 
 

@@ -140,9 +140,14 @@ def command(
     program.write_text(f"#!/bin/bash\n{chosen}{python}\n")
     program.chmod(0o755)
     own = {"ALT_HPC_SMOLLM2": str(model), "SEEDS": seeds, "PYTHON": str(program)}
+    root = FOLDER.parents[2]
+    script = (FOLDER / "run.sh").relative_to(root)
+    elsewhere = runs.parent / "elsewhere"  # where a person's `cd` looks first
+    (elsewhere / script.parent).mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
-        ["bash", str(FOLDER / "run.sh"), str(data), str(runs), *settings],
-        env=os.environ | own,
+        ["bash", str(script), str(data), str(runs), *settings],
+        cwd=root,
+        env=os.environ | own | {"CDPATH": str(elsewhere)},
         capture_output=True,
         text=True,
         timeout=1800,

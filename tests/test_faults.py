@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import stat
@@ -262,17 +263,21 @@ def test_a_shard_goes_on_after_its_last_whole_group(site: Site) -> None:
     assert "sample 1 shard 0: 1 of 6 prompt groups kept" in log
 
 
-@FULL
 def test_a_task_always_fails(site: Site) -> None:
+    """Its error stands in the sentence, and in the status until the piece is made."""
     site.fault("score-1-1", "always start raise")
     began = time.monotonic()
     assert site.submit() == 0
     how, sentence = site.ended()
     assert (how, "score 1 shard 1 failed 3 times" in sentence) == ("STOPPED", True)
+    assert re.search(r"last FAILED on n\d: ValueError: a fault on purpose;", sentence)
+    failed = re.compile(r"^score 1 shard 1: FAILED on n\d: ValueError: a fault on purpose$", re.M)
+    assert failed.search(status.status(RunFolder(site.run.path)))
     site.tell("a task: an exception always", f"stopped: “{sentence[9:60]}…”", began)
     (site.faults / "score-1-1").unlink()
     assert site.submit() == 0
     site.whole()
+    assert not failed.search(status.status(RunFolder(site.run.path)))
 
 
 @FULL

@@ -512,6 +512,8 @@ def test_the_stop_sentence_names_piece_end_and_node() -> None:
     assert stop is not None
     assert "sample 1 shard 0 failed 3 times" in stop
     assert stop.endswith("last OUT_OF_MEMORY on n2")
+    state = tried((0,), *[Outcome("FAILED", ("n2",), error="ValueError: no such head")] * 3)
+    assert str(plan(state).stop).endswith("last FAILED on n2: ValueError: no such head")
 
 
 def test_where_there_is_room_for_few_the_first_are_submitted_and_no_other() -> None:

@@ -115,8 +115,9 @@ def status(folder: RunFolder) -> str:
     submissions, counted_from = folder.journal.submissions()
     keys = {submission.key for submission in submissions[counted_from:]}
     ends = folder.journal.outcomes().items()
-    final = {p: end.sentence for (key, p), end in ends if key in keys and end.sentence}
-    lines += [f"{piece}: {why}" for piece, why in final.items()]
+    whys = {p: end.sentence or str(end) for (key, p), end in ends if key in keys}
+    left = [piece for piece in whys if not folder.manifests.get(piece)]
+    lines += [f"{piece}: {whys[piece]}" for piece in left]
     ended = folder.ended()
     return "\n".join([*lines, ": ".join(ended) if ended else _going(folder)])
 

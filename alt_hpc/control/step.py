@@ -175,4 +175,5 @@ def _outcome(folder: RunFolder, tried: Submission, piece: Piece, now: Seen) -> O
     mates = tried.elements[tried.element[piece]]
     begun = [mate for mate in mates if folder.layout.attempt(mate, tried.attempt).exists()]
     state = plans.UNBEGUN if begun and piece not in begun else now.state
-    return Outcome(state, now.nodes, saved, sentence if how == attempt.FINAL else "")
+    told = {attempt.FINAL: {"sentence": sentence}, attempt.FAILED: {"error": sentence}}
+    return Outcome(state, now.nodes, saved, **told.get(how, {}))

@@ -20,6 +20,7 @@ from alt_hpc.settings import digest
 MOST, LAGS = 0.6, 3.0  # a shard lags: this share is whole, and it takes so many times as long
 LOOK_EVERY_S = 60.0  # how often a task looks whether it lags
 STOPPED = "STOPPED"  # it was asked to stop, and what it had done is safe
+FAILED = "FAILED"  # by an error that may not come again
 FINAL = "FINAL"  # no further try would end otherwise
 
 

@@ -56,6 +56,7 @@ class Ended(Entry, event="outcome"):  # how a submission of a piece ended that d
     nodes: tuple[str, ...]
     saved: int
     sentence: str = ""
+    error: str = ""
 
 
 class Queued(Entry, event="controller"):  # a controller was queued
@@ -115,5 +116,7 @@ class Journal:
 
     def outcomes(self) -> dict[tuple[str, Piece], Outcome]:
         """How submissions (by job key) of pieces ended that are not whole, as controllers found."""
-        ends = [(e, Outcome(e.state, e.nodes, e.saved, e.sentence)) for e in self.of(Ended)]
+        ends = [
+            (e, Outcome(e.state, e.nodes, e.saved, e.sentence, e.error)) for e in self.of(Ended)
+        ]
         return {(entry.key, Piece(*entry.piece)): outcome for entry, outcome in ends}

@@ -280,6 +280,18 @@ def test_a_task_always_fails(site: Site) -> None:
     assert not failed.search(status.status(RunFolder(site.run.path)))
 
 
+def test_more_is_asked_for_while_the_last_controller_leaves_the_queue(site: Site) -> None:
+    """Slurm shows it for a while after the run has ended: a sleeping script of its folder."""
+    assert site.submit("iterations=1") == 0
+    site.whole(1)
+    leaving = script(steps.scripts(site.run) / "leaving.sh", "sleep 300\n")
+    client("sbatch", "--job-name=leaving", "--output=/dev/null", str(leaving))
+    site.wait("it runs", lambda: bool(running("leaving")))
+    assert site.submit() == 0
+    client("scancel", "--name=leaving")
+    site.whole()
+
+
 @FULL
 def test_death_before_python_starts(site: Site) -> None:
     interpreter(

@@ -27,6 +27,7 @@ from alt_hpc.graph import Piece
 from alt_hpc.report import results
 from alt_hpc.run import models
 from alt_hpc.run.folder import RunFolder
+from alt_hpc.task import StageTask
 
 Again = Callable[..., set[str]]
 
@@ -128,21 +129,26 @@ def test_more_posts_are_added_to_those_there_and_policies_that_are_gone_are_left
 def of_four(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two iterations that was evaluated on 4 of 6 posts."""
     place = tmp_path_factory.mktemp("four") / "run"
-    here.run(tiny_config, [f"run={place}", "keep=1", "evaluate.prompts=4"])
+    here.run(tiny_config, [f"run={place}", "keep=2", "evaluate.prompts=4"])
     return place
 
 
 def test_more_posts_with_more_iterations_train_nothing_again(
     of_four: Path, tiny_config: Path, tmp_path: Path
 ) -> None:
-    """The old policy stays until the added posts are answered with it."""
+    """An old policy stays until the added posts are answered with it, though training is first."""
     run = RunFolder(shutil.copytree(of_four, tmp_path / "run", symlinks=True))
-    more = ["keep=1", "iterations=3", "evaluate.prompts=6", "cluster.slots=1"]
-    made = set(here.run(tiny_config, [f"run={run.path}", *more]))
-    assert {key for key in made if ":train:" in key} == {"3:train:1"}
+    more = [f"run={run.path}", "keep=1", "iterations=3", "evaluate.prompts=6", "cluster.train={}"]
+    draws.begin(start.prepare(configs.load(tiny_config, more)), 3)
+    for stage in ("sample", "score", "train"):
+        shards = tuple(piece.shard for piece in RunFolder(run.path).graph().of(3, stage))
+        here.make_apart(StageTask(str(run.path), stage, 3, shards, 1))
+    made = set(here.run(tiny_config, more))
+    assert not {key for key in made if ":train:" in key}
     assert not list(run.path.glob("iterations/*/train/*/withdrawn-*"))
     found = results.reports(RunFolder(run.path))
-    assert {found[k]["evaluation"]["valid"]["plain"]["rows"] for k in (0, 2, 3)} == {6}
+    counts = {k: one["evaluation"]["valid"]["plain"]["rows"] for k, one in found.items()}
+    assert counts == dict.fromkeys(range(4), 6)
 
 
 def test_a_report_of_what_is_there_where_a_policy_is_gone(

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from alt_hpc.config import Config
-from alt_hpc.graph import SAMPLE, TRAIN, VALID, Piece
+from alt_hpc.data import draws
+from alt_hpc.graph import SAMPLE, TRAIN, VALID, Graph, Piece
 from alt_hpc.lm import load
 from alt_hpc.lm.prefix import side_by_side
 from alt_hpc.lm.tokens import common, text_ids
@@ -140,7 +141,8 @@ def _remove_old_policies(work: Work) -> None:
     rewards = {k: m["reward"] for k, m in by.items() if m and m["reward"] is not None}
     best = max(rewards, key=rewards.__getitem__, default=None)
     now = RunFolder(work.run.path)  # more may be asked for since this training began
-    graph, state = now.graph(), State(now.graph(), now.manifests.done())
+    graph = Graph(now.config(), {k: draws.sharding(now, k) for k in now.graph().shardings})
+    state = State(graph, now.manifests.done())
     for k in range(1, work.piece.iteration - work.config.keep + 1):
         policy = Piece(k, TRAIN)
         readers = [piece for piece in graph.pieces() if policy in graph.sources(piece)]

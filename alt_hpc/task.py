@@ -1,6 +1,5 @@
 """What a cluster starts: one task of one stage, which makes one or several pieces of a run."""
 
-import contextlib
 import importlib
 import os
 import shutil
@@ -10,7 +9,7 @@ import time
 from dataclasses import dataclass
 
 from alt_hpc import interrupt, process
-from alt_hpc.errors import Final, one_line, said
+from alt_hpc.errors import Final, one_line
 from alt_hpc.graph import STAGES, Piece
 from alt_hpc.plan import State, is_whole
 from alt_hpc.run import attempt, code
@@ -79,9 +78,7 @@ class StageTask:
                     _requeue(process.element())
                 sys.exit(os.EX_TEMPFAIL)
             except Exception as error:
-                words = one_line(f"{type(error).__name__}: {said(error)}")
-                with contextlib.suppress(OSError):  # a full disk, say
-                    attempt.tell(run, piece, self.attempt, attempt.FAILED, words)
+                attempt.tell_error(run, piece, self.attempt, error)
                 raise
 
 

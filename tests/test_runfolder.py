@@ -99,6 +99,17 @@ def test_a_committed_piece_is_whole_and_says_what_it_is(run: RunFolder) -> None:
     assert run.manifests.done()[SAMPLE].checksum == manifest.checksum
 
 
+def test_the_error_of_the_first_rank_is_kept_and_no_end_is_taken_for_it(run: RunFolder) -> None:
+    """Where one rank fails the others lose their connection."""
+    one, other = (Piece(1, "train", 0), 1), (Piece(1, "train", 0), 2)
+    attempt.tell_error(run, *one, ValueError("no such\nhead"))
+    attempt.tell_error(run, *one, ConnectionError("closed by peer"))
+    assert attempt.told(run, *one) == ("FAILED", "ValueError: no such head")
+    attempt.tell(run, *other, attempt.FINAL, "diverged")
+    attempt.tell_error(run, *other, ConnectionError("closed by peer"))
+    assert attempt.told(run, *other) == ("FINAL", "diverged")
+
+
 def test_an_attempt_without_manifest_does_not_count(run: RunFolder) -> None:
     work = attempt.begin(run, SAMPLE, 1)
     (work.folder / "rows.jsonl").write_text('{"row": 0}\n')

@@ -17,12 +17,14 @@ from alt_hpc.control import chain, share
 from alt_hpc.control.step import looked, scripts
 from alt_hpc.errors import InputError
 from alt_hpc.graph import TRAIN
+from alt_hpc.plan import NO_NODES_FAULT, UNBEGUN
 from alt_hpc.report import results
 from alt_hpc.run import attempt
 from alt_hpc.run.folder import RunFolder
 from alt_hpc.run.layout import task_log
 
 EVERY_S = 5.0
+NOT_BY_ITSELF = (UNBEGUN, *NO_NODES_FAULT)  # ends that say nothing of the piece
 DEAD_LOOKS = 3  # in a row without a controller in the queue: the run goes on no more
 LOCAL_DEAD = "nothing runs it here: run the same command again to go on"
 SLURM_DEAD = "no controller is in the queue: submit again to go on"
@@ -115,9 +117,12 @@ def status(folder: RunFolder) -> str:
     submissions, counted_from = folder.journal.submissions()
     keys = {submission.key for submission in submissions[counted_from:]}
     ends = folder.journal.outcomes().items()
-    whys = {p: end.sentence or str(end) for (key, p), end in ends if key in keys}
-    left = [piece for piece in whys if not folder.manifests.get(piece)]
-    lines += [f"{piece}: {whys[piece]}" for piece in left]
+    whys = {
+        piece: end.sentence or str(end)
+        for (key, piece), end in ends
+        if key in keys and (end.sentence or end.state not in NOT_BY_ITSELF)
+    }
+    lines += [f"{piece}: {why}" for piece, why in whys.items() if not folder.manifests.get(piece)]
     ended = folder.ended()
     return "\n".join([*lines, ": ".join(ended) if ended else _going(folder)])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alt_hpc import interrupt, process
+from alt_hpc.errors import one_line, said
 from alt_hpc.graph import STAGES, Piece
 from alt_hpc.run import code, files
 from alt_hpc.run.folder import RunFolder
@@ -39,6 +40,16 @@ def tell(run: RunFolder, piece: Piece, number: int, how: str, sentence: str) -> 
     run.layout.piece(piece).mkdir(parents=True, exist_ok=True)
     text = json.dumps({"how": how, "sentence": sentence})
     files.write_atomically(run.layout.verdict(piece, number), text)
+
+
+def tell_error(run: RunFolder, piece: Piece, number: int, error: Exception) -> None:
+    """Write down what a try fails by, unless its end is told: of several ranks that of the first,
+    as the others fail for want of it.
+    """
+    if not told(run, piece, number)[0]:
+        with contextlib.suppress(OSError):  # a full disk, say
+            words = one_line(f"{type(error).__name__}: {said(error)}")
+            tell(run, piece, number, FAILED, words)
 
 
 def told(run: RunFolder, piece: Piece, number: int) -> tuple[str, str]:

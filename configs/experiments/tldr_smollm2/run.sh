@@ -96,7 +96,6 @@ choose() {   # the arms from here on have their words at the better place
     alt_hpc report "${places[@]/%/-seed$first}" --to place
     place=$("$python" "$here/place.py" place)
     echo "the better place: $place"
-    own=("${set[@]}")
     set+=(--set "domain.template=$(sed -n 's/^  template: //p' "$here/$place.yaml")")
 }
 
@@ -120,12 +119,10 @@ elif [ "$gpu" ]; then   # four at once have room
         ended
     done
 else
-    arms "$first" "${places[@]}"
+    arms "$first" "${places[@]}" quark
     choose
     arms "$seeds" "$place" best none shuffled
     arms "$first" "$place" unfiltered
-    set=("${own[@]}")
-    arms "$first" quark
 fi
 runs=("$place"-seed*)   # the first one is what the others are compared with
 for name in "${places[@]}" quark best none shuffled unfiltered; do
